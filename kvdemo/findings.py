@@ -1,0 +1,120 @@
+"""What is wrong in a text file, shown as a compiler shows it: place, message, the line, a caret.
+
+Findings are collected, never raised one by one: ``failure`` makes one error of all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from kvdemo.errors import ProfileError
+
+Keys = tuple[str | int, ...]
+"""The way from the top of the file to a value: ``("engines", "vllm-a", "gpus", 0)``."""
+
+LARGEST = 128 << 10
+"""A file of more bytes is not read."""
+
+LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""What ends a line in YAML."""
+
+_WIDTH = 110
+
+
+def dotted(keys: Keys) -> str:
+    """``engines.vllm-a.gpus[0]``."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One mistake, at a line and column (from 1) of a file; equal ones are one mistake seen twice."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    excerpt: str = field(compare=False)
+    keys: Keys = field(compare=False, default=())
+
+    def __str__(self) -> str:
+        """Place and message, the line itself, a caret under the column."""
+        where = f"{dotted(self.keys)}: " if self.keys else ""
+        return f"{self.file}:{self.line}:{self.column}: {where}{self.message}\n{self.excerpt}".rstrip("\n")
+
+
+def failure(findings: Iterable[Finding], hint: str = "") -> ProfileError:
+    """All findings as one error, sorted by place, each mistake once (an anchor used twice repeats its mistakes)."""
+    return ProfileError("\n".join(str(finding) for finding in sorted(set(findings))), hint)
+
+
+def _clean(text: str) -> str:
+    """The text without what a terminal would not show as one cell, or would obey."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text and the name its findings carry."""
+
+    file: str
+    text: str
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each line begins."""
+        return [0, *(match.end() for match in LINE_BREAK.finditer(self.text))]
+
+    def finding(self, index: int, message: str, keys: Keys = ()) -> Finding:
+        """A finding at this character of the text."""
+        index = min(index, len(self.text))
+        row = bisect_right(self.starts, index) - 1
+        start = self.starts[row]
+        end = LINE_BREAK.search(self.text, start)
+        line = self.text[start : end.start() if end else None]
+        column = index - start
+        # A window of a long line.
+        first = max(0, column - 80)
+        shown = _clean(line)[first:]
+        shown = ("…" if first else "") + shown[bool(first) :]
+        shown = shown if len(shown) <= _WIDTH else shown[: _WIDTH - 1] + "…"
+        indent = "".join("\t" if c == "\t" else " " for c in shown[: column - first])
+        excerpt = f"{row + 1:>5} | {shown}\n{'':>5} | {indent}^" if line.strip() else ""
+        return Finding(self.file, row + 1, column + 1, _clean(message), excerpt, keys)
+
+
+def _siblings(path: Path) -> list[Path]:
+    try:
+        return [file for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")]
+    except OSError:
+        return []
+
+
+def read(path: Path) -> Source:
+    """The text of this file. Raises ProfileError if it is not there, not readable, not UTF-8 text, or huge."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [file.name for file in _siblings(path)], 1, 0.5)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else ""
+        raise ProfileError(f"{path}: no such file", hint) from None
+    except IsADirectoryError:
+        raise ProfileError(f"{path}: is a directory, not a file") from None
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > LARGEST:
+        raise ProfileError(f"{path}: is larger than {LARGEST >> 10} KiB; this is no profile")
+    if b"\0" in data:
+        raise ProfileError(f"{path}: is a binary file, not UTF-8 text")
+    try:
+        return Source(str(path), data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        good = Source(str(path), data[: error.start].decode("utf-8-sig", "replace"))
+        raise failure([good.finding(error.start, f"byte 0x{data[error.start]:02x} is not UTF-8 text")]) from None

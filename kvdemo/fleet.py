@@ -1,0 +1,231 @@
+"""The stories ``up``, ``restart`` and ``ps``: streams of events about services; nothing here prints.
+
+``up`` starts what is missing and replaces what changed. Caches start first, plain engines beside them, cached engines
+when their cache answers; engines that measure the memory of one GPU start one after another, all others at once.
+What a failing or interrupted ``up`` started, it stops again; consume it under ``contextlib.closing``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+
+from kvdemo import environment, gpus, process, stores, survey, teardown, watch
+from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
+from kvdemo.plan import Plan, ServiceSpec
+from kvdemo.process import segments
+from kvdemo.procfs import alive
+from kvdemo.state import Project
+from kvdemo.watch import Event, State
+
+
+def up(  # noqa: PLR0913
+    plan: Plan,
+    project: Project,
+    environ: Mapping[str, str],
+    lock_fd: int,
+    *,
+    names: Sequence[str] = (),
+    wait: bool = True,
+    keep: bool = False,
+    timeout: float | None = None,
+) -> Iterator[Event]:
+    """Bring the plan (or only ``names`` and the caches they need) up; ends when every service can generate.
+
+    Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
+    """
+    wanted = _closure(plan, names)
+    previous = survey.saved_plan(project)
+    same = _unchanged(wanted, previous, project)
+    running = {name for name, record in project.records().items() if process.members(record) or alive(record.guardian)}
+    fresh = [spec for spec in wanted if spec.name not in same]
+    stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
+    document = project.load(strict=False) or {}
+    found = set(document.get("segments", []))
+    yield from teardown.stop(project, stale, previous, found)
+    if not running - stale or "gpu_used" not in document:
+        document["gpu_used"] = gpus.used()
+    # Saved before anything starts: whatever happens next, `down` knows what to look for.
+    project.save({**document, "plan": plan.to_json(), "segments": sorted(found)})
+    started: list[str] = []
+    try:
+        yield from _Starter(plan, project, environ, lock_fd, started).run(wanted, same, wait=wait, timeout=timeout)
+    except (KvdemoError, KeyboardInterrupt):
+        if not keep:
+            yield from teardown.stop(project, started, plan, found)
+            teardown.remove_segments(found)
+        raise
+    except GeneratorExit:
+        for _ in () if keep else teardown.stop(project, started, plan, found):
+            pass
+        teardown.remove_segments(found)
+        raise
+    _remember_segments(project)
+
+
+def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
+    known = {spec.name for spec in plan.services}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(known))}")
+    chosen = set(names) or known
+    chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
+    return [spec for spec in plan.services if spec.name in chosen]
+
+
+def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, project: Project) -> set[str]:
+    """Services that run exactly as planned. The engines of a cache that will be replaced are not: they must follow it."""
+    before = {spec.name: spec.digest for spec in previous.services} if previous else {}
+    records = project.records()
+    same: set[str] = set()
+    for spec in wanted:  # caches come first
+        record = records.get(spec.name)
+        if record and alive(record.leader) and alive(record.guardian) and before.get(spec.name) == spec.digest:
+            follows = not spec.cache or spec.cache in same
+            if follows:
+                same.add(spec.name)
+    return same
+
+
+class _Starter:
+    """Spawns services as soon as what they need is ready, and watches all of them at once."""
+
+    def __init__(
+        self, plan: Plan, project: Project, environ: Mapping[str, str], lock_fd: int, started: list[str]
+    ) -> None:
+        self.plan, self.project, self.environ, self.lock_fd, self.started = plan, project, environ, lock_fd, started
+        self.run_id = secrets.token_hex(8)
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.stopping = threading.Event()
+        self.watching: set[str] = set()
+
+    def run(
+        self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
+    ) -> Iterator[Event]:
+        """Events until all are ready; raises on the first failure."""
+        deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
+        pending = {spec.name: _needs(spec, wanted) for spec in wanted}
+        ready: set[str] = set()
+        try:
+            yield from (Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec)) for spec in wanted)
+            while pending or (self.watching and wait):
+                for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
+                    del pending[spec.name]
+                    if spec.name not in same:
+                        self._spawn(spec)
+                    self.watching.add(spec.name)
+                    # A daemon: one that hangs in a question to a stuck engine must not hold up Ctrl-C.
+                    threading.Thread(target=self._watch, args=(spec, deadline), daemon=True).start()
+                if not (pending or wait):
+                    break
+                event = self.events.get()
+                if event.state is State.READY:
+                    ready.add(event.service)
+                    self.watching.discard(event.service)
+                    if event.service in same:
+                        event = replace(event, state=State.UNCHANGED)
+                yield event
+                if event.state is State.FAILED:
+                    raise self._failure(event)
+        finally:
+            self.stopping.set()
+
+    def _spawn(self, spec: ServiceSpec) -> None:
+        log = self.project.rotate_log(spec.name)
+        if spec.store:
+            stores.make(Path(spec.store), dict(self.plan.models))
+        Path(survey.sockets(self.project)).mkdir(mode=0o700, exist_ok=True)
+        self.started.append(spec.name)
+        self.project.forget(spec.name)
+        environ = environment.of_service(self.environ, spec.env, spec.secrets)
+        home = self.project.dir
+        process.spawn(home, spec.name, self.run_id, spec.argv, environ, home, log, self.lock_fd)
+
+    def _watch(self, spec: ServiceSpec, deadline: float) -> None:
+        cache = self.plan.service(spec.cache).url if spec.cache else ""
+        try:
+            record = self.project.record(spec.name)
+            if record is None:
+                raise ServiceError("its record is gone")
+            watch.until_ready(
+                spec,
+                record,
+                self.project,
+                deadline=deadline,
+                stopped=self.stopping.is_set,
+                emit=self.events.put,
+                cache_url=cache,
+                key=key_of(spec, self.environ),
+            )
+        except Exception as error:  # noqa: BLE001 (a watcher that dies in silence would leave `up` waiting for ever)
+            self.events.put(Event(spec.name, State.FAILED, spec.kind, detail=f"cannot be watched: {error!r}"))
+
+    def _failure(self, event: Event) -> KvdemoError:
+        kind = StartTimeoutError if event.phase == "timeout" else ServiceError
+        hint = f"log: {self.project.log(event.service)} (kvdemo logs {event.service} -p {self.project.name})"
+        return kind(f"{event.service}: {event.detail}", f"{event.fix}\n{hint}" if event.fix else hint)
+
+
+def _needs(spec: ServiceSpec, wanted: Sequence[ServiceSpec]) -> set[str]:
+    """What must be ready before this service may start."""
+    needs = {other.name for other in wanted if other.name == spec.cache}
+    for other in wanted:
+        if other.name == spec.name:
+            break
+        if _measures(other) and set(other.gpus) & set(spec.gpus) and other.kind == spec.kind == "engine":
+            needs.add(other.name)
+    return needs
+
+
+def _measures(spec: ServiceSpec) -> bool:
+    """vLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
+    return bool(spec.gpus) and "--kv-cache-memory-bytes" not in spec.argv
+
+
+def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
+    """The API key for requests to this engine, if the profile gives it one."""
+    return environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
+
+
+def _remember_segments(project: Project) -> None:
+    """Note the shared memory in use, so that `down` can tell ours from others' even after a SIGKILL."""
+    pids = {member.pid for record in project.records().values() for member in process.members(record)}
+    if document := project.load(strict=False):
+        project.save({**document, "segments": sorted(set(document.get("segments", [])) | segments(pids))})
+
+
+def restart(
+    project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
+) -> Iterator[Event]:
+    """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
+    plan = loaded(project)
+    _closure(plan, names)
+    chosen = set(names)
+    chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
+    found: set[str] = set()
+    yield from teardown.stop(project, chosen, plan, found)
+    teardown.remove_segments(found)
+    yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
+
+
+def loaded(project: Project) -> Plan:
+    """The plan of a project that is up. Raises NotReadyError if it is not."""
+    project.load()
+    plan = survey.saved_plan(project)
+    if plan is None:
+        raise NotReadyError(f"project {project.name} is not up", "start it: kvdemo up PROFILE")
+    return plan
+
+
+def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
+    """What every service is doing at this moment, in start order."""
+    plan = loaded(project)
+    chosen = [spec for spec in plan.services if not names or spec.name in names]
+    records = project.records()
+    with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
+        return list(pool.map(lambda s: watch.observe(s, records.get(s.name), key_of(s, environ)), chosen))

@@ -1,0 +1,80 @@
+"""Is a service ready, and is it what we think it is? Short HTTP questions over the standard library.
+
+(httpx would cost ``ps`` a third of its processor time to import.)
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+COUNTER = re.compile(r"^(vllm|lmcache_mp)[:_](\w+?)(?:_total)?(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def request(
+    url: str, path: str, *, timeout: float = 3, key: str = "", body: dict[str, Any] | None = None
+) -> tuple[int, bytes]:
+    """GET, or POST if there is a body; status and answer, or (0, reason) if there was none within ``timeout`` seconds."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        connection.request("POST" if body is not None else "GET", path, json.dumps(body) if body else None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, (str(error) or type(error).__name__).encode()
+    finally:
+        connection.close()
+
+
+def healthy(url: str, kind: str, timeout: float = 3) -> bool:
+    """Does it say of itself that it works? (A hung engine may, which is why ``up`` also makes it generate.)"""
+    return request(url, "/healthcheck" if kind == "cache" else "/health", timeout=timeout)[0] == 200  # noqa: PLR2004
+
+
+def served_models(url: str, key: str = "") -> list[str]:
+    """The model ids that an OpenAI server offers; empty if it does not answer."""
+    status, body = request(url, "/v1/models", key=key)
+    try:
+        return [str(entry["id"]) for entry in json.loads(body)["data"]] if status == 200 else []  # noqa: PLR2004
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def generates(url: str, model: str, timeout: float, key: str = "") -> str:
+    """Make the engine produce one token; empty when it did, else why not."""
+    body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    status, answer = request(url, "/v1/completions", timeout=timeout, key=key, body=body)
+    return "" if status == 200 else f"{status or 'no answer'}: {answer[:300].decode(errors='replace')}"  # noqa: PLR2004
+
+
+def status(url: str) -> dict[str, Any]:
+    """An LMCache server's own report (``/status``); empty if it does not answer."""
+    code, body = request(url, "/status")
+    try:
+        found = json.loads(body) if code == 200 else {}  # noqa: PLR2004
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def counters(url: str) -> dict[str, float]:
+    """Prometheus samples of ``/metrics`` summed over labels, and one more by source where a series has one.
+
+    Keys are names without prefix and ``_total``: ``prompt_tokens_by_source{local_compute}``, ``num_requests_running``.
+    """
+    code, body = request(url, "/metrics", timeout=10)
+    found: dict[str, float] = {}
+    if code != 200:  # noqa: PLR2004
+        return found
+    for match in COUNTER.finditer(body.decode(errors="replace")):
+        labels = dict(LABEL.findall(match[3] or ""))
+        keys = [match[2]] + ([f"{match[2]}{{{labels['source']}}}"] if "source" in labels else [])
+        for name in keys:
+            found[name] = found.get(name, 0.0) + float(match[4])
+    return found

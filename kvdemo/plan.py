@@ -1,0 +1,276 @@
+"""Profile + facts -> Plan: what will run, in order, exactly. Pure, and the only place that refuses a combination.
+
+``up``, ``plan`` and every export read the same Plan, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from kvdemo import budget, caches, engines
+from kvdemo.errors import ProfileError
+from kvdemo.facts import Facts, Interpreter, Model
+from kvdemo.profile import Engine, Profile
+
+# Flags that change the numbers in a KV block without changing LMCache's key for it.
+NUMERIC_FLAGS = (
+    "calculate-kv-scales",
+    "dtype",
+    "enable-lora",
+    "hf-overrides",
+    "kv-cache-dtype",
+    "load-format",
+    "lora-modules",
+    "model-loader-extra-config",
+    "quantization",
+    "revision",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One process to start. ``env`` comes on top of the user's environment; ``secrets`` are names, never values.
+
+    ``port`` is where its HTTP API listens, ``ports`` everything it binds. ``context`` is the longest sequence in
+    tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2.
+    """
+
+    name: str
+    kind: Literal["cache", "engine"]
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    host: str
+    port: int
+    ports: tuple[int, ...]
+    start_timeout: float
+    stop_timeout: float
+    secrets: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = ()
+    cache: str = ""
+    model: str = ""
+    context: int | None = None
+    chunk_size: int | None = None
+    kv_bytes_per_token: int | None = None
+    store: str = ""
+    budget: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Changes exactly when the service would have to be started anew."""
+        return hashlib.sha256(json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def url(self) -> str:
+        """Base URL of its HTTP API; a wildcard address is reached through loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All services of a profile in start order (caches first), and what stands in the way on this machine.
+
+    ``missing`` must be mended before ``up``; ``fetch`` are Hugging Face models that ``up`` downloads first.
+    """
+
+    project: str
+    profile: str
+    services: tuple[ServiceSpec, ...]
+    missing: tuple[str, ...] = ()
+    fetch: tuple[str, ...] = ()
+    bench: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def service(self, name: str) -> ServiceSpec:
+        """The service of that name; KeyError if there is none."""
+        return {spec.name: spec for spec in self.services}[name]
+
+    @property
+    def engines(self) -> tuple[ServiceSpec, ...]:
+        """The engines among the services."""
+        return tuple(spec for spec in self.services if spec.kind == "engine")
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document; ``from_json`` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Plan:
+        """Read a document of ``to_json``; KeyError or TypeError if it is none."""
+        services = tuple(ServiceSpec(**_tuples(ServiceSpec, entry)) for entry in document["services"])
+        return cls(**_tuples(cls, {**document, "services": services}))
+
+
+def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in known}
+
+
+def wanted_ports(profile: Profile) -> dict[str, int | None]:
+    """Every port the services bind: ``NAME`` (an engine's API, a cache's ZMQ), ``NAME.http``; None = choose one."""
+    ports: dict[str, int | None] = {}
+    for name, cache in profile.caches.items():
+        ports |= {name: cache.port, f"{name}.http": cache.http_port}
+    return ports | {name: engine.port for name, engine in profile.engines.items()}
+
+
+def make(profile: Profile, facts: Facts) -> Plan:
+    """Plan the fleet. Raises ProfileError for combinations that could never run right anywhere."""
+    assigned = budget.assign(profile, facts)
+    stores = {name: _store(profile, name, facts) for name in profile.caches}
+    specs = [_cache(profile, name, facts, assigned, stores[name]) for name in profile.caches]
+    specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
+    interpreters = {_python(profile, spec.name, facts) for spec in specs}
+    fetch = sorted({e.model for e in profile.engines.values() if not (_model(e, facts).path or _model(e, facts).problem)})
+    return Plan(
+        project=profile.name,
+        profile=str(profile.path),
+        services=tuple(specs),
+        missing=tuple(dict.fromkeys(_missing(profile, facts, assigned, bool(fetch)))),
+        fetch=tuple(fetch),
+        bench=profile.bench.model_dump(mode="json"),
+        versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
+        models={name: model.digest for name, model in facts.models.items()},
+    )
+
+
+def _missing(
+    profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
+) -> Iterator[str]:
+    for name in (*profile.caches, *profile.engines):
+        interpreter = facts.interpreters.get(_python(profile, name, facts))
+        if interpreter and interpreter.problem:
+            yield f"{name}: {interpreter.problem}"
+    for name, engine in profile.engines.items():
+        model = _model(engine, facts)
+        if model.problem:
+            yield f"model {engine.model}: {model.problem}"
+        if engine.max_model_len and model.context and engine.max_model_len > model.context:
+            yield f"{name}: max_model_len {engine.max_model_len} is more than the {model.context} of {engine.model}"
+    for secret in profile.secrets:
+        # The Hugging Face token serves the download only: a model that is here does not need it.
+        if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
+            yield f"secret {secret} is not set in the environment"
+    for key, port in facts.ports.items():
+        if port in facts.busy:
+            yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
+    yield from budget.shortages(profile, facts, assigned)
+
+
+def _python(profile: Profile, name: str, facts: Facts) -> str:
+    service = profile.caches.get(name) or profile.engines[name]
+    return service.runtime.python or facts.default_python
+
+
+def _model(engine: Engine, facts: Facts) -> Model:
+    return facts.models.get(engine.model, Model(engine.model))
+
+
+def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
+    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
+    given = engines.normalized(engine.args)
+    facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
+    facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
+    return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
+
+
+def _store(profile: Profile, cache: str, facts: Facts) -> str:
+    """L2's directory for exactly these weights, flags and versions: LMCache's own key knows none of them."""
+    prints: dict[str, tuple[str, dict[str, str]]] = {}
+    for name, engine in profile.engines.items():
+        if engine.cache != cache:
+            continue
+        mine = fingerprint(engine, _model(engine, facts), facts.interpreters[_python(profile, name, facts)])
+        other, theirs = prints.setdefault(engine.model, (name, mine))
+        if mine != theirs:
+            differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            raise ProfileError(
+                f"engines {other} and {name} share cache '{cache}' but differ in "
+                + ", ".join(f"{key} ({theirs.get(key, 'default')} / {mine.get(key, 'default')})" for key in differ)
+                + ": KV of one would silently be wrong in the other",
+                "make them equal, or give each its own cache",
+            )
+    root = profile.caches[cache].l2
+    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()))
+    return str(root / hashlib.sha256(text.encode()).hexdigest()[:16]) if root else ""
+
+
+def _cache(
+    profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], store: str
+) -> ServiceSpec:
+    cache = profile.caches[name]
+    users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
+    gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
+    port, http = facts.ports[name], facts.ports[f"{name}.http"]
+    return ServiceSpec(
+        name=name,
+        kind="cache",
+        argv=caches.argv(
+            cache,
+            python=_python(profile, name, facts),
+            port=port,
+            http_port=http,
+            engines=len(users),
+            on_gpu=bool(gpus),
+            store=store,
+        ),
+        env=caches.env(cache, devices=[gpus[gpu] for gpu in sorted(gpus)]),
+        host=cache.host,
+        port=http,
+        ports=(port, http),
+        gpus=tuple(sorted(gpus)),
+        chunk_size=cache.chunk_size,
+        store=store,
+        start_timeout=profile.start_timeout,
+        stop_timeout=profile.stop_timeout,
+        budget=f"L1 {cache.l1 / engines.GIB:g} GiB" + (", L2 files" if store else ""),
+    )
+
+
+def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
+    engine, model = profile.engines[name], _model(profile.engines[name], facts)
+    served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
+    cache = profile.caches[engine.cache] if engine.cache else None
+    address = engines.CacheAddress(cache.host, facts.ports[engine.cache]) if cache and engine.cache else None
+    kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
+    share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
+    return ServiceSpec(
+        name=name,
+        kind="engine",
+        argv=engines.argv(
+            engine,
+            python=_python(profile, name, facts),
+            served=served,
+            port=facts.ports[name],
+            devices=len(assignment.gpus),
+            memory=assignment.memory,
+            cache=address,
+            stop_timeout=profile.stop_timeout,
+        ),
+        env=engines.env(
+            engine,
+            devices=assignment.devices,
+            local_model=bool(model.path),
+            sockets=facts.sockets,
+            start_timeout=profile.start_timeout,
+        ),
+        secrets=profile.secrets,
+        host=engine.host,
+        port=facts.ports[name],
+        ports=(facts.ports[name],),
+        gpus=assignment.gpus,
+        cache=engine.cache or "",
+        model=served,
+        context=engine.max_model_len or model.context,
+        chunk_size=cache.chunk_size if cache else None,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        start_timeout=profile.start_timeout,
+        stop_timeout=profile.stop_timeout,
+        budget=kv or share,
+    )

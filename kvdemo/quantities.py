@@ -1,0 +1,107 @@
+"""Numbers, sizes and durations of a profile, and how a check refuses a value: in plain words.
+
+A number may also be written as text, since ``"${PORT:-8000}"`` in quotes is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from pydantic_core import PydanticCustomError
+
+SMALLEST_SIZE = 1 << 20
+
+_UNITS = {"b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("i", 1024), ("ib", 1024))
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", re.I)
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)\s*")
+
+
+def refuse(message: str, *at: str | int, key: bool = False) -> NoReturn:
+    """Refuse a value (or the part of it at ``at``; there its key) with this sentence."""
+    raise PydanticCustomError("kvdemo", "{message}", {"message": message, "at": at, "key": key})
+
+
+def shown(value: Any) -> str:
+    """A value as a user would call it: ``'abc'``, ``80``, ``true``, ``a list``, ``nothing``."""
+    if value is None or value == "":
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "...")
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else str(value)
+
+
+def number(value: Any) -> Any:
+    """A number for the text of one; everything else as it is."""
+    if isinstance(value, str):
+        if re.fullmatch(r"[0-9]{1,18}", value):
+            return int(value)
+        if re.fullmatch(r"[0-9]{0,18}\.[0-9]{1,18}", value):
+            return float(value)
+    return value
+
+
+def between(low: int, high: int, what: str = "a whole number") -> Callable[[Any], int]:
+    """A check for whole numbers between these limits."""
+
+    def checked(value: Any) -> int:
+        given = number(value)
+        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
+            limits = f" from {low} to {high}" if high < 2**31 else f" of at least {low}"
+            refuse(f"expected {what}{limits}, got {shown(value)}")
+        return given
+
+    return checked
+
+
+def size(value: Any) -> int:
+    """Bytes, from a number or text with a unit."""
+    given = number(value)
+    if isinstance(given, str) and (match := _SIZE.fullmatch(given.strip())):
+        amount, unit = float(match[1]), match[2].lower()
+        if unit in _UNITS and amount * _UNITS[unit] < 2**63:
+            given = int(amount * _UNITS[unit])
+        elif unit and unit in "kmgt":
+            refuse(f"'{given}' can mean two sizes: write {match[1]}{unit.upper()}iB or {match[1]}{unit.upper()}B")
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
+        refuse(f"expected a size such as 8GiB, 512MiB or 1.5GB, got {shown(value)}")
+    if given < SMALLEST_SIZE:
+        meant = f"; is {given}GiB meant?" if 0 < given <= 4096 else ", which is too small"
+        refuse(f"{shown(value)} means {given} bytes{meant}")
+    return given
+
+
+def memory(value: Any) -> float | int:
+    """A fraction of a GPU (float, up to 1.0) or bytes (int)."""
+    given = number(value)
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        if 0 < given <= 1:
+            return float(given)
+        if given < SMALLEST_SIZE:
+            meant = f" (is {given}GiB meant?)" if 1 < given <= 4096 else ""
+            refuse(f"expected a fraction of the GPU up to 1.0, or a size such as 20GiB, got {given}{meant}")
+    elif not isinstance(given, str) or not _SIZE.fullmatch(given.strip()):
+        refuse(f"expected a fraction of the GPU such as 0.6, or a size such as 20GiB, got {shown(value)}")
+    return size(value)
+
+
+def seconds(value: Any) -> float:
+    """Seconds, from a number or text with units."""
+    given = number(value)
+    if isinstance(given, str) and re.fullmatch(rf"(?:{_DURATION.pattern})+", given.strip()):
+        given = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION.findall(given))
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        refuse(f"expected a duration such as 90s, 15m or 2h, got {shown(value)}")
+    if not 0 < given < 1e9:
+        refuse(f"expected a duration above zero, got {shown(value)}")
+    return float(given)

@@ -1,0 +1,371 @@
+"""The guardian of one service: a small process that starts it, waits for its end and leaves nothing of it behind.
+
+    python -I -S shim.py RUN_DIR SERVICE RUN_ID CWD LOG LOCK_FD|- -- ARGV...
+
+It imports nothing of kvdemo, so that it stays small and keeps working when kvdemo itself is upgraded under it; what
+it knows about /proc (``stat``, ``below``, ``sweep``) is shared upwards. Limits: Linux 5.4 or newer, and what it tidies
+is what it can prove to be its own: its descendants (it is their subreaper) and the session of the leader.
+"""
+
+# pathlib would be a tenth of the memory that the guardian needs.
+# ruff: noqa: PTH105, PTH108, PTH116, PTH123, PTH208
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+SHM = "/dev/shm"  # noqa: S108 (where the kernel has it, not a place of our choice)
+SWEEP_PATIENCE = 10.0  # seconds until processes that do not even die of SIGKILL are left to `down` to report
+TRACKER_GRACE = 2.0  # seconds the resource tracker gets to unlink the shared memory of its dead peers
+BATCH = 200  # processes killed at a time, well below the usual limit of 1024 descriptors
+EXEC_FAILED = 127
+
+
+class Stat:
+    """What the kernel says about one process, from /proc/PID/stat; ``starttime`` in clock ticks since boot."""
+
+    __slots__ = ("dead", "pid", "ppid", "sid", "starttime")
+
+    def __init__(self, pid: int, text: bytes) -> None:
+        fields = text.rpartition(b")")[2].split()  # the name before it may hold blanks and parentheses
+        self.pid = pid
+        self.ppid = int(fields[1])
+        self.sid = int(fields[3])
+        # A process whose main thread has ended shows Z while its other threads run on.
+        self.dead = fields[0] in (b"Z", b"X", b"x") and int(fields[17]) <= 1
+        self.starttime = int(fields[19])
+
+
+def stat(pid: int) -> Stat | None:
+    """The process with this pid, zombies included, or None."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return Stat(pid, file.read())
+    except (OSError, IndexError):
+        return None
+
+
+def table() -> dict[int, Stat]:
+    """Every process that is visible here, by pid."""
+    found = (stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {entry.pid: entry for entry in found if entry}
+
+
+def below(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
+    """The pids of all descendants of these roots, without the roots."""
+    children: dict[int, list[int]] = {}
+    for entry in processes.values():
+        children.setdefault(entry.ppid, []).append(entry.pid)
+    found: set[int] = set()
+    todo = list(roots)
+    while todo:
+        fresh = [pid for pid in children.get(todo.pop(), ()) if pid not in found]
+        found.update(fresh)
+        todo.extend(fresh)
+    return found
+
+
+def pidfd(pid: int, starttime: int) -> int | None:
+    """A file descriptor that means exactly this process, or None if it is gone or its pid was given to another."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    now = stat(pid)  # read after the open: the descriptor cannot change its meaning any more
+    if now and now.starttime == starttime and not now.dead:
+        return fd
+    os.close(fd)
+    return None
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether this is multiprocessing's resource tracker, which unlinks shared memory when its peers are dead."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"multiprocessing.resource_tracker" in file.read()
+    except OSError:
+        return False
+
+
+def await_end(fds: Iterable[int], timeout: float) -> None:
+    """Wait until the processes behind these pidfds have ended, at most ``timeout`` seconds."""
+    poll, left = select.poll(), set(fds)
+    for fd in left:
+        poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + timeout
+    while left and (remaining := deadline - time.monotonic()) > 0:
+        for fd, _ in poll.poll(remaining * 1000):
+            poll.unregister(fd)
+            left.discard(fd)
+
+
+def sweep(find: Callable[[], list[Stat]], patience: float = SWEEP_PATIENCE) -> set[int]:
+    """SIGKILL what ``find`` returns until it returns nothing, resource trackers last; which pids had to be killed."""
+    killed: set[int] = set()
+    deadline = time.monotonic() + patience
+    graced = False
+    while (found := find()) and time.monotonic() < deadline:
+        trackers = [entry for entry in found if is_tracker(entry.pid)]
+        victims = [entry for entry in found if entry not in trackers] or trackers
+        batch = victims[:BATCH]
+        fds = {fd: entry.pid for entry in batch if (fd := pidfd(entry.pid, entry.starttime)) is not None}
+        if victims is trackers and not graced:
+            graced = True
+            await_end(fds, TRACKER_GRACE)
+        else:
+            for fd, pid in fds.items():
+                try:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    killed.add(pid)
+                except OSError:
+                    pass  # ended by itself, or not ours to signal
+            await_end(fds, 1.0)
+        for fd in fds:
+            os.close(fd)
+    return killed
+
+
+def unlink_kv(pids: Iterable[int]) -> None:
+    """Unlink the shared memory that LMCache named after those of these pids that are dead (``lmcache_kv_PID_N``)."""
+    dead = [pid for pid in pids if (entry := stat(pid)) is None or entry.dead]
+    prefixes = tuple(f"lmcache_kv_{pid}_" for pid in dead)
+    try:
+        names = [name for name in os.listdir(SHM) if name.startswith(prefixes)]
+    except OSError:
+        return
+    for name in names:
+        path = f"{SHM}/{name}"
+        try:
+            if os.lstat(path).st_uid == os.getuid():
+                os.unlink(path)
+        except OSError:
+            pass
+
+
+def identity(pid: int) -> dict[str, object]:
+    """What tells this process from every other one, also after a reboot or in another pid namespace."""
+    entry = stat(pid)
+    return {
+        "pid": pid,
+        "starttime": entry.starttime if entry else 0,
+        "boot_id": boot_id(),
+        "pidns": os.stat("/proc/self/ns/pid").st_ino,
+        "uid": os.getuid(),
+    }
+
+
+def boot_id() -> str:
+    """The random name of this boot of the kernel."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def prctl(option: int, value: int) -> None:
+    """Set a property of this process; raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+class Guardian:
+    """One service from its start to the last of its processes."""
+
+    def __init__(self, run_dir: str, service: str, run_id: str, cwd: str, log: str) -> None:
+        self.path = f"{run_dir}/services/{service}.json"
+        self.cwd, self.log = cwd, log
+        self.leader = 0
+        self.told = False
+        self.record: dict[str, object] = {
+            "schema": 1,
+            "service": service,
+            "run_id": run_id,
+            "started_at": time.time(),
+            "guardian": identity(os.getpid()),
+            "leader": None,
+            "exit": None,
+        }
+
+    def save(self) -> None:
+        """Write the record so that a reader sees the old one or the new one; raises OSError."""
+        temporary = f"{self.path}.{os.getpid()}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(fd, "w") as file:
+            json.dump(self.record, file)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, self.path)
+
+    def detach(self) -> None:
+        """Take over the log, adopt every descendant, and hear signals only where we wait for them."""
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o600)
+        null = os.open("/dev/null", os.O_RDONLY)
+        for fd, source in ((0, null), (1, log), (2, log)):
+            os.dup2(source, fd)
+        for fd in (null, log):
+            if fd > 2:
+                os.close(fd)
+        os.chdir("/")
+        os.close(os.pidfd_open(os.getpid()))  # start nothing where we could not end it
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+
+    def start(self, argv: list[str], lock: int | None) -> str:
+        """Start the leader; it runs nothing before its identity is on disk. Why it could not, or ""."""
+        go, release = os.pipe()
+        failed, failure = os.pipe()
+        me = os.getpid()
+        self.leader = os.fork()
+        if not self.leader:
+            for fd in (release, failed, *([lock] if lock is not None else [])):
+                os.close(fd)
+            self.become(argv, me, go, failure)
+        os.close(go)
+        os.close(failure)
+        try:
+            self.record["leader"] = identity(self.leader)
+            self.save()
+            os.write(release, b"!")
+        finally:
+            os.close(release)  # without the word before it, the child leaves
+        with open(failed, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def become(self, argv: list[str], guardian: int, go: int, failure: int) -> None:
+        """In the child: turn into the service. Never returns."""
+        try:
+            os.setsid()
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != guardian or os.read(go, 1) != b"!":
+                os._exit(EXEC_FAILED)
+            os.chdir(self.cwd)
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execvp(argv[0], argv)  # noqa: S606 (a shell would stand between us and the leader)
+        except BaseException as error:
+            os.write(failure, str(error).encode("utf-8", "replace"))
+        finally:
+            os._exit(EXEC_FAILED)
+
+    def watch(self) -> os.waitid_result:
+        """Sleep until the leader ends; bury other children meanwhile, pass the first SIGTERM on. Leaves it a zombie."""
+        while True:
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                if ended.si_pid == self.leader:
+                    return ended
+                self.bury(ended.si_pid)
+            # A second SIGTERM in the middle of its shutdown makes vLLM kill its engine core.
+            if signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGTERM and not self.told:
+                self.told = True
+                os.kill(self.leader, signal.SIGTERM)  # safe: while we have not reaped it, the pid stays its own
+
+    def bury(self, pid: int) -> None:
+        """Tidy up after a dead child, then reap it: in this order its pid cannot mean another process yet."""
+        unlink_kv([pid])
+        os.waitpid(pid, 0)
+
+    def rest(self) -> list[Stat]:
+        """What still lives of the service; buries what does not. The leader's zombie holds its pid and session."""
+        processes = table()
+        me = os.getpid()
+        for entry in processes.values():
+            if entry.dead and entry.ppid == me and entry.pid != self.leader:
+                self.bury(entry.pid)
+        ours = below(processes, [me])
+        return [e for e in processes.values() if not e.dead and (e.pid in ours or e.sid == self.leader)]
+
+    def finish(self, ended: os.waitid_result, error: str) -> None:
+        """Sweep what the leader left, record how it ended, and stay until nothing is below us any more."""
+        at = time.time()
+        killed = sweep(self.rest)
+        unlink_kv(killed)
+        self.bury(self.leader)
+        by_signal = ended.si_code != os.CLD_EXITED
+        self.record["exit"] = {
+            "code": None if by_signal else ended.si_status,
+            "signal": ended.si_status if by_signal else None,
+            "at": at,
+            "swept": len(killed),
+            "error": error,
+        }
+        try:
+            with open(self.path) as file:
+                if json.load(file)["run_id"] == self.record["run_id"]:
+                    self.save()
+        except (OSError, ValueError):
+            pass  # `down` has cleared the directory: nobody wants the record any more
+
+    def run(self, argv: list[str], lock: int | None, report: int) -> None:
+        """The whole life of the guardian; says "ok", or what failed, to ``report`` once the leader runs."""
+        self.detach()
+        self.save()
+        error = self.start(argv, lock)
+        if lock is not None:
+            os.close(lock)
+        if error:
+            self.finish(self.watch(), error)
+        say(report, error or "ok")
+        os.dup2(2, report, inheritable=False)
+        if not error:
+            self.finish(self.watch(), error)
+        while True:  # what did not even die of SIGKILL keeps us as its reaper
+            try:
+                os.wait()
+            except ChildProcessError:
+                return
+
+
+def say(fd: int, text: str) -> None:
+    """Write to whoever listens, if anybody still does: a service runs on when its starter was killed."""
+    try:  # noqa: SIM105 (contextlib is not worth its memory here)
+        os.write(fd, text.encode("utf-8", "replace"))
+    except OSError:
+        pass  # the starter is gone
+
+
+def main(arguments: list[str]) -> int:
+    """Fork the guardian away from its starter, then wait for its word; 0 once the service runs, else 1 and why."""
+    run_dir, service, run_id, cwd, log, lock_name, _, *argv = arguments
+    # An ignored SIGCHLD, inherited from a shell, would make the kernel throw exit statuses away.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    lock = None if lock_name == "-" else int(lock_name)
+    if lock is not None:
+        os.set_inheritable(lock, False)
+    answer, report = os.pipe()
+    if not os.fork():
+        os.setsid()
+        if os.fork():  # whoever kills the children of its children does not find the guardian, and it gets no terminal
+            os._exit(0)
+        os.close(answer)
+        try:
+            Guardian(run_dir, service, run_id, cwd, log).run(argv, lock, report)
+        except BaseException as error:
+            say(report, f"the guardian failed: {error}\n")
+            os._exit(1)
+        os._exit(0)
+    os.close(report)
+    os.wait()
+    with open(answer, encoding="utf-8", errors="replace") as file:
+        said = file.read()
+    if said == "ok":
+        return 0
+    sys.stderr.write(said or "the guardian was killed before the service ran")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

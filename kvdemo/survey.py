@@ -1,0 +1,141 @@
+"""Gather the facts that ``plan`` needs: GPUs, interpreters, models, ports, memory. Reads only, starts nothing.
+
+Ports without a number come from 18000 to 27999: below the range the kernel hands out by itself, so that no outgoing
+connection takes one between now and the engine's bind. What live projects of this user claim is left alone, and a
+running fleet of this project keeps its ports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from kvdemo import gpus, process, runtime
+from kvdemo.facts import Facts
+from kvdemo.plan import Plan, wanted_ports
+from kvdemo.procfs import alive
+from kvdemo.profile import Profile
+from kvdemo.state import Project, projects
+
+FIRST_PORT, PORTS = 18000, 10000
+
+
+def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Facts:
+    """Everything the plan may depend on, as seen now."""
+    services = {**profile.caches, **profile.engines}
+    pythons = {service.runtime.python or sys.executable for service in services.values()}
+    running = _running(project)
+    ports, busy = _ports(profile, project, running)
+    records = project.records()
+    own = sum(process.memory(records[name]) for name in running if name in records)
+    return Facts(
+        default_python=sys.executable,
+        gpus=gpus.detect(environ),
+        interpreters={python: runtime.interpreter(python) for python in pythons},
+        models={
+            engine.model: runtime.model(engine.model, {**environ, **engine.env}) for engine in profile.engines.values()
+        },
+        ports=ports,
+        busy=busy,
+        secrets=frozenset(name for name in profile.secrets if environ.get(name)),
+        memory=psutil.virtual_memory().available + own,
+        shm=shutil.disk_usage("/dev/shm").free + own,  # noqa: S108
+        sockets=str(sockets(project)),
+    )
+
+
+def sockets(project: Project) -> Path:
+    """The private directory for a project's ZMQ sockets; short, whatever TMPDIR and the project's name are."""
+    mark = hashlib.sha256(str(project.dir).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"kvdemo-{os.getuid()}-{mark}"  # noqa: S108, PLR2004
+
+
+def saved_plan(project: Project) -> Plan | None:
+    """The plan that the project's fleet was started from, if there is a readable one."""
+    document = project.load(strict=False)
+    try:
+        return Plan.from_json(document["plan"]) if document else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _running(project: Project) -> dict[str, tuple[int, ...]]:
+    """Ports of each service of this project that is alive."""
+    plan, records = saved_plan(project), project.records()
+    if plan is None:
+        return {}
+    return {
+        spec.name: spec.ports
+        for spec in plan.services
+        if spec.name in records and alive(records[spec.name].leader)
+    }
+
+
+def _claims(project: Project) -> dict[int, str]:
+    """Ports that live services of other projects use or are about to use."""
+    claims: dict[int, str] = {}
+    for other in projects(project.dir.parent):
+        if other.name == project.name:
+            continue
+        for name, ports in _running(other).items():
+            claims |= dict.fromkeys(ports, f"service {name} of project {other.name}; kvdemo down -p {other.name}")
+    return claims
+
+
+def _ports(
+    profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, int], dict[int, str]]:
+    wanted = wanted_ports(profile)
+    hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
+    own = {port for ports in running.values() for port in ports}
+    previous = _previous(project)
+    claims = _claims(project)
+    fixed = {port for port in wanted.values() if port}
+    assigned: dict[str, int] = {}
+    busy: dict[int, str] = {}
+    start = int(hashlib.sha256(f"{os.getuid()} {project.name}".encode()).hexdigest(), 16)
+    candidates = (FIRST_PORT + (start + step) % PORTS for step in range(PORTS))
+    for key, port in wanted.items():
+        host = hosts[key.removesuffix(".http")]
+        if port:
+            assigned[key] = port
+            if port not in own and (holder := claims.get(port) or _holder(host, port)):
+                busy[port] = holder
+            continue
+        mine = previous.get(key)
+        if mine and mine not in fixed and (mine in own or (mine not in claims and process.port_free(host, mine))):
+            assigned[key] = mine
+            continue
+        taken = fixed | own | claims.keys() | set(assigned.values())
+        assigned[key] = next(free for free in candidates if free not in taken and process.port_free(host, free))
+    return assigned, busy
+
+
+def _previous(project: Project) -> dict[str, int]:
+    """The ports of the last start, so that a second ``up`` plans the same."""
+    plan = saved_plan(project)
+    found: dict[str, int] = {}
+    for spec in plan.services if plan else ():
+        found[spec.name] = spec.ports[0]
+        if spec.kind == "cache":
+            found[f"{spec.name}.http"] = spec.port
+    return found
+
+
+def _holder(host: str, port: int) -> str:
+    if process.port_free(host, port):
+        return ""
+    names = []
+    for pid in process.listeners(port):
+        try:
+            names.append(f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:80]})")
+        except psutil.Error:
+            names.append(f"pid {pid}")
+    return ", ".join(names) or "a process that cannot be seen from here"

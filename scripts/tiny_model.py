@@ -1,0 +1,242 @@
+"""Make the tiny model of the embedded default: a random Llama and a tokenizer trained on one document.
+
+It knows nothing, and it need not: the time to the first token, the size of the KV cache and the way KV moves between
+engines do not depend on what the weights say. What they must do is *react*: another KV cache must give another answer.
+So the attention is sharp and counts for as much as the token itself. Only whole words can win, so that an answer
+neither ends early nor hides its first token in half a character.
+
+The same seed, document and library versions give the same bytes on every machine: the numbers are uniform (integers
+scaled once, no logarithm of anybody's libm), and they are rounded to bfloat16 here. Limit: it says nothing about
+the quality of an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+ROOT = Path(__file__).resolve().parent.parent
+END = "</s>"
+SPECIAL = ("<s>", END, "<|system|>", "<|user|>", "<|assistant|>")
+VOCABULARY = 3000
+HEAD = 64  # dimensions of one attention head
+WORD = re.compile(" [a-z]{3,}")
+
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+    {{- raise_exception('unknown role: ' + message['role']) -}}
+  {%- endif -%}
+  {{- '<|' + message['role'] + '|>' + message['content'] -}}
+  {%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of the Llama, and how strongly its parts speak."""
+
+    layers: int = 8
+    hidden: int = 512
+    intermediate: int = 1376
+    kv_heads: int = 4
+    positions: int = 65536
+    sharpness: float = 2.0  # standard deviation of an attention score
+    attention: float = 1.0  # size of what one layer's attention adds to the stream, in units of a token's embedding
+    mlp: float = 0.6  # the same for one layer's MLP
+    spread: float = 4.0  # standard deviation of a logit
+
+
+Tensors = Iterator[tuple[str, tuple[int, ...], float]]
+
+
+def tensors(shape: Shape, vocabulary: int) -> Tensors:
+    """Name, dimensions and standard deviation (0: all ones) of every tensor, in the order they are drawn and stored."""
+    hidden, inner, keys = shape.hidden, shape.intermediate, shape.kv_heads * HEAD
+    fan = hidden**-0.5
+    score = (shape.sharpness * fan * fan) ** 0.5
+    yield "model.embed_tokens.weight", (vocabulary, hidden), 1.0
+    for layer in range(shape.layers):
+        name = f"model.layers.{layer}."
+        yield name + "input_layernorm.weight", (hidden,), 0.0
+        yield name + "self_attn.q_proj.weight", (hidden, hidden), score
+        yield name + "self_attn.k_proj.weight", (keys, hidden), score
+        yield name + "self_attn.v_proj.weight", (keys, hidden), fan
+        yield name + "self_attn.o_proj.weight", (hidden, hidden), fan * shape.attention
+        yield name + "post_attention_layernorm.weight", (hidden,), 0.0
+        yield name + "mlp.gate_proj.weight", (inner, hidden), fan
+        yield name + "mlp.up_proj.weight", (inner, hidden), fan
+        yield name + "mlp.down_proj.weight", (hidden, inner), inner**-0.5 * shape.mlp
+    yield "model.norm.weight", (hidden,), 0.0
+    yield "lm_head.weight", (vocabulary, hidden), fan * shape.spread
+
+
+def bfloat16(values: Any) -> Any:
+    """Finite float32 numbers as the 16 bits of bfloat16, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+
+
+def draw(random: Any, dimensions: tuple[int, ...], deviation: float) -> Any:
+    """The bfloat16 bits of one tensor: uniform with this standard deviation, or all ones for 0."""
+    if deviation == 0.0:
+        return bfloat16(np.ones(dimensions, dtype=np.float32))
+    unit = random.random(dimensions, dtype=np.float32) * np.float32(2) - np.float32(1)
+    return bfloat16(unit * np.float32(deviation * 3**0.5))
+
+
+def silent(tokenizer: Any) -> list[int]:
+    """The tokens that must never win: all but the whole words, or only the special ones if there are no words."""
+    ids = range(tokenizer.get_vocab_size())
+    words = {i for i in ids if WORD.fullmatch(tokenizer.decode([i]))}
+    return [i for i in ids if i < len(SPECIAL) or (words and i not in words)]
+
+
+def write_weights(path: Path, shape: Shape, tokenizer: Any, seed: int) -> int:
+    """Write the safetensors file (8 bytes of length, a JSON header, the tensors); return the number of parameters."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    plan = list(tensors(shape, tokenizer.get_vocab_size()))
+    end = 0
+    for name, dimensions, _ in plan:
+        start, end = end, end + 2 * int(np.prod(dimensions))
+        header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name, dimensions, deviation in plan:
+            bits = draw(random, dimensions, deviation)
+            if name == "lm_head.weight":
+                bits[silent(tokenizer)] = 0
+            file.write(bits.tobytes())
+    return end // 2
+
+
+def train(text: str) -> Any:
+    """A byte-level BPE tokenizer of about ``VOCABULARY`` tokens: it can write any text, and this one shortest."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def configurations(shape: Shape, vocabulary: int) -> dict[str, dict[str, Any]]:
+    """The JSON files beside the weights."""
+    begin, end = SPECIAL.index("<s>"), SPECIAL.index(END)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": begin,
+        "dtype": "bfloat16",
+        "eos_token_id": end,
+        "head_dim": HEAD,
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": shape.positions,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": shape.hidden // HEAD,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": vocabulary,
+    }
+    generation = {"bos_token_id": begin, "do_sample": False, "eos_token_id": end}
+    tokenizer = {
+        "add_bos_token": False,
+        "bos_token": "<s>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END,
+        "model_max_length": shape.positions,
+        "pad_token": END,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    return {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
+
+
+def replace_directory(new: Path, out: Path) -> None:
+    """Put the finished directory ``new`` in the place of ``out``; no moment shows a half-written ``out``."""
+    if not out.exists():
+        new.rename(out)
+        return
+    old = new.with_name(new.name + ".old")
+    out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old)
+
+
+def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None) -> tuple[int, int]:
+    """Make the model directory ``out``; return how many tokens ``document`` has and how many parameters the model.
+
+    Raises:
+        OSError: the document cannot be read or the directory cannot be written.
+        UnicodeDecodeError: the document is not UTF-8.
+    """
+    text = document.read_text(encoding="utf-8")
+    shape = shape or Shape()
+    tokenizer = train(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        scratch.chmod(0o755)
+        for name, content in configurations(shape, tokenizer.get_vocab_size()).items():
+            (scratch / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(str(scratch / "tokenizer.json"))
+        parameters = write_weights(scratch / "model.safetensors", shape, tokenizer, seed)
+        replace_directory(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return len(tokenizer.encode(text).ids), parameters
+
+
+def main() -> int:
+    """Parse the arguments, make the model, say in one line what it is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to make (replaced when it exists)")
+    parser.add_argument("--document", type=Path, default=ROOT / "profiles" / "handbook.txt", help="UTF-8 text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=Shape.layers)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        shape = Shape(layers=arguments.layers)
+        count, parameters = make(arguments.out, arguments.document, arguments.seed, shape)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"tiny_model: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {parameters / 1e6:.1f} M parameters; {arguments.document.name} has {count} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
