@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class _Verbs(typer.core.TyperGroup):
     """The commands, with one translation of every failure into a message and an exit code around all of them."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             with _interruptible():
                 return super().invoke(ctx)
@@ -54,9 +54,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")]
+ProfileArgument = Annotated[
+    Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")
+]
 ProjectOption = Annotated[
-    str, typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up.")
+    str,
+    typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
 ]
 Services = Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...", help="Only these.", show_default=False)]
 TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
@@ -71,9 +74,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Exit codes: 0 ok, 1 a service or request failed, 2 usage, 3 gate missed, 4 profile invalid, 5 preflight failed,
+    """Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys.
+
+    Exit codes: 0 ok, 1 a service or request failed, 2 usage, 3 gate missed, 4 profile invalid, 5 preflight failed,
     6 timed out, 7 not ready, 8 down incomplete, 9 project in use, 130 interrupted.
     """
 
@@ -83,7 +90,9 @@ def up(
     profile: ProfileArgument,
     services: Services = None,
     timeout: TimeoutOption = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")
+    ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was started when something fails.")] = False,
     project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
 ) -> None:
@@ -95,12 +104,12 @@ def up(
         plan = _plan(profile, project, fetch=True)
         if plan.missing:
             raise PreflightError("this machine cannot run the plan:\n  " + "\n  ".join(plan.missing), _PLAN_HINT)
-        events = fleet.up(
-            plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout
-        )
+        events = fleet.up(plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout)
         _show(events)
     if wait:
-        report.out.print(f"Ready. Next: kvdemo bench -p {project.name} --context FILE, then kvdemo down -p {project.name}")
+        report.out.print(
+            f"Ready. Next: kvdemo bench -p {project.name} --context FILE, then kvdemo down -p {project.name}"
+        )
 
 
 _PLAN_HINT = "`kvdemo plan PROFILE` shows the whole plan"
@@ -109,7 +118,9 @@ _PLAN_HINT = "`kvdemo plan PROFILE` shows the whole plan"
 @app.command()
 def plan(
     profile: ProfileArgument,
-    format: Annotated[Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")] = "text",  # noqa: A002
+    format: Annotated[
+        Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")
+    ] = "text",
     project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
 ) -> None:
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
@@ -163,7 +174,9 @@ def logs(
     services: Services = None,
     project_name: ProjectOption = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")] = None,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")
+    ] = None,
     previous: Annotated[bool, typer.Option("--previous", help="Of the start before this one.")] = False,
     no_log_prefix: Annotated[bool, typer.Option("--no-log-prefix", help="Without the service's name.")] = False,
 ) -> None:
@@ -191,16 +204,42 @@ def restart(
 
 
 @app.command()
+def bench(
+    project_name: ProjectOption = "",
+    context: Annotated[Path | None, typer.Option(help="The document to ask about; else the profile's.")] = None,
+    question: Annotated[str, typer.Option(help="What to ask about it; else the profile's first question.")] = "",
+    trials: Annotated[int | None, typer.Option(min=1, help="How often, each time under a fresh salt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of each answer in tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the arms.")] = 0,
+    result_dir: Annotated[Path, typer.Option(help="Where to save samples and result.")] = Path("results"),
+    json: JsonOption = False,
+) -> None:
+    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
+    from kvdemo import benchmark
+
+    arguments = benchmark.Arguments(context, question, trials, max_tokens, seed, result_dir)
+    benchmark.run(_project(project_name), arguments, os.environ, as_json=json)
+
+
+@app.command()
 def down(
     project_name: ProjectOption = "",
-    volumes: Annotated[bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")] = False,
-    timeout: Annotated[float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)] = None,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)
+    ] = None,
     all_projects: Annotated[bool, typer.Option("--all", help="Every project of this user.")] = False,
 ) -> None:
     """Stop everything, engines before caches, and prove that nothing is left."""
-    chosen = _projects() if all_projects else [found] if (found := _project(project_name, optional=True)) else []
     from kvdemo import report
 
+    try:
+        chosen = _projects() if all_projects else [_project(project_name)]
+    except NotReadyError:
+        chosen = []
+    chosen = [project for project in chosen if project.dir.exists()]
     if not chosen:
         report.out.print("Nothing was running.")
     for project in chosen:
@@ -219,14 +258,16 @@ def _down(project: Project, volumes: bool, timeout: float | None) -> None:
                 else:
                     show(event)
     if remains:
-        raise DownIncompleteError(f"still there: {remains}", f"try again, or end it by hand: kvdemo down -p {project.name}")
+        raise DownIncompleteError(
+            f"still there: {remains}", f"try again, or end it by hand: kvdemo down -p {project.name}"
+        )
     report.out.print(report.down_summary(remains))
 
 
-def _show(events: Iterator[Event]) -> None:
+def _show(events: Generator[Event]) -> None:
     from kvdemo import report
 
-    with closing(events) as stream, report.Fleet() as show:  # type: ignore[type-var]
+    with closing(events) as stream, report.Fleet() as show:
         for event in stream:
             show(event)
 
@@ -264,21 +305,22 @@ def _projects() -> list[Project]:
     return [project for project in projects(root(os.environ)) if project.load(strict=False) or project.records()]
 
 
-def _project(name: str, *, optional: bool = False, logs: bool = False) -> Project:
-    """The named project, or the only one that is up."""
-    from kvdemo.state import Project, projects, root
+def _project(name: str, *, logs: bool = False) -> Project:
+    """The named project, or the only one that is up (or, with ``logs``, that ever was)."""
+    from kvdemo.state import Project, root
 
+    base = root(os.environ)
     if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
-        return Project(root(os.environ), name)
+        return Project(base, name)
     found = _projects()
     if not found and logs:
-        found = projects(root(os.environ))
+        found = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
     if len(found) > 1:
         names = ", ".join(project.name for project in found)
-        raise UsageError(f"several projects are up: {names}", "say which: -p NAME")
-    if not found and not optional:
+        raise UsageError(f"several projects are there: {names}", "say which: -p NAME")
+    if not found:
         raise NotReadyError("nothing is up", "start it: kvdemo up PROFILE")
-    return found[0] if found else Project(root(os.environ), "none")
+    return found[0]
 
 
 @contextmanager

@@ -33,7 +33,10 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
         r"No available memory for the cache blocks|To serve at least one request with",
         "weights and context do not fit in this engine's share: raise `memory` or kv_cache, or lower max_model_len",
     ),
-    (r"CUDA out of memory|OutOfMemoryError", "lower `memory`, kv_cache or max-num-seqs, or give the engine another GPU"),
+    (
+        r"CUDA out of memory|OutOfMemoryError",
+        "lower `memory`, kv_cache or max-num-seqs, or give the engine another GPU",
+    ),
     (
         r"max_model_len .* is greater than the derived|larger than the maximum model length",
         "lower max_model_len to what the model supports",
@@ -67,9 +70,18 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
         r"undefined symbol|cannot open shared object file",
         "vllm, lmcache and torch in this interpreter do not fit together: install the pinned versions",
     ),
-    (r"ModuleNotFoundError|No module named", "the engine's interpreter lacks a package: run scripts/setup, or set runtime.python"),
-    (r"operator torchvision::nms does not exist", "a CUDA build of torchvision beside a CPU torch: pip uninstall torchvision"),
-    (r"No supported cpu connector|CLI-only", "this LMCache installation is incomplete (numba missing?): run scripts/setup"),
+    (
+        r"ModuleNotFoundError|No module named",
+        "the engine's interpreter lacks a package: run scripts/setup, or set runtime.python",
+    ),
+    (
+        r"operator torchvision::nms does not exist",
+        "a CUDA build of torchvision beside a CPU torch: pip uninstall torchvision",
+    ),
+    (
+        r"No supported cpu connector|CLI-only",
+        "this LMCache installation is incomplete (numba missing?): run scripts/setup",
+    ),
     (r"longer than 107 characters", "a socket path is too long: set TMPDIR to a short directory"),
     (r"Bus error", "/dev/shm is too small: in a container start it with a larger --shm-size"),
     (r"MemoryError|Cannot allocate memory|can't allocate memory", "the machine is out of memory: lower l1 or kv_cache"),
@@ -113,16 +125,15 @@ def _clean(line: str) -> str:
     return line.strip()[:400]
 
 
-# In the order in which vLLM (and LMCache) pass through them; the last one seen in the log is the phase.
+# A line that ends one phase names the next; the last one seen in the log is the phase. vLLM mentions torch.compile also
+# where it compiles nothing (its configuration, warnings): only the lines of a running compiler count.
 PHASES: tuple[tuple[str, str], ...] = (
-    (r"vLLM API server version|Initializing an? V1 LLM engine|LMCache", "import"),
     (r"Starting to load model", "load weights"),
-    (r"Model loading took|Loading weights took", "load weights"),
-    (r"torch\.compile|Dynamo bytecode|Compiling a graph", "compile"),
-    (r"Graph capturing|Capturing CUDA graphs", "capture graphs"),
-    (r"GPU KV cache size|CPU KV cache|kv cache size", "profile"),
-    (r"init engine \(profile", "warm up"),
-    (r"Starting vLLM API server|Started server process|Application startup complete", "answer"),
+    (r"Loading weights took|Model loading took|torch\.compile (?:took|takes)", "profile"),
+    (r"for vLLM's torch\.compile|Dynamo bytecode transform|Compiling a graph for", "compile"),
+    (r"[CG]PU KV cache size:|Graph capturing finished", "warm up"),
+    (r"Capturing CUDA graphs \(", "capture graphs"),
+    (r"init engine \(profile|Starting vLLM (?:API )?server", "answer"),
 )
 
 
@@ -130,7 +141,7 @@ def phase(log: str, current: str = "import") -> str:
     """Which phase of starting this piece of log shows; ``current`` if it shows none."""
     found = current
     for line in log.splitlines():
-        for pattern, name in PHASES[1:]:
+        for pattern, name in PHASES:
             if re.search(pattern, line):
                 found = name
     return found
@@ -139,6 +150,6 @@ def phase(log: str, current: str = "import") -> str:
 def redact(text: str, secrets: dict[str, str]) -> str:
     """Replace secret values, and whatever looks like a token of Hugging Face or OpenAI, by their names."""
     for name, value in secrets.items():
-        if len(value) >= 4:  # noqa: PLR2004 (shorter ones would blank ordinary words)
+        if len(value) >= 4:
             text = text.replace(value, f"${{{name}}}")
     return re.sub(r"\b(hf_|sk-)[A-Za-z0-9_-]{16,}", r"\1***", text)

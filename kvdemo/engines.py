@@ -122,7 +122,9 @@ def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:
     }
 
 
-def env(engine: Engine, *, devices: Sequence[str], local_model: bool, sockets: str, start_timeout: float) -> dict[str, str]:
+def env(
+    engine: Engine, *, devices: Sequence[str], local_model: bool, sockets: str, start_timeout: float
+) -> dict[str, str]:
     """The variables this engine gets on top of the user's own."""
     variables = dict(QUIET)
     variables["VLLM_RPC_BASE_PATH"] = sockets

@@ -9,10 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 NAMES = frozenset(
-    "HOME LANG LANGUAGE LD_LIBRARY_PATH LD_PRELOAD LOGNAME PATH PYTHONPATH SHELL SSL_CERT_DIR SSL_CERT_FILE "
-    "REQUESTS_CA_BUNDLE TERM TMPDIR TZ USER VIRTUAL_ENV".split()
+    [
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "LOGNAME",
+        "PATH",
+        "PYTHONPATH",
+        "REQUESTS_CA_BUNDLE",
+        "SHELL",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TERM",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "VIRTUAL_ENV",
+    ]
 )
-PREFIXES = ("CUDA_", "GLOO_", "HF_", "LC_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "TORCH", "TRANSFORMERS_", "VLLM_", "XDG_")
+PREFIXES = (
+    "CUDA_",
+    "GLOO_",
+    "HF_",
+    "LC_",
+    "MKL_",
+    "NCCL_",
+    "NVIDIA_",
+    "OMP_",
+    "TORCH",
+    "TRANSFORMERS_",
+    "VLLM_",
+    "XDG_",
+)
 SENSITIVE = ("KEY", "PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL")
 
 
@@ -26,8 +56,6 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def of_service(
-    environ: Mapping[str, str], env: Mapping[str, str], secrets: Iterable[str]
-) -> dict[str, str]:
+def of_service(environ: Mapping[str, str], env: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
     """The whole environment of a service: inherited, then its own, then the values of its secrets."""
     return inherited(environ) | dict(env) | {name: environ[name] for name in secrets if environ.get(name)}

@@ -15,9 +15,9 @@ set -euo pipefail
 engines=(); caches=()
 stop() {{
   trap - EXIT INT TERM
-  for group in "${{engines[@]}}" none "${{caches[@]}}"; do
-    if [ "$group" = none ]; then wait "${{engines[@]}}" 2>/dev/null || true; else kill -TERM "$group" 2>/dev/null || true; fi
-  done
+  for one in "${{engines[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
+  for one in "${{engines[@]}}"; do wait "$one" 2>/dev/null || true; done
+  for one in "${{caches[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
   wait || true
 }}
 trap stop EXIT

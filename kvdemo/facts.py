@@ -64,5 +64,5 @@ class Facts:
     """Names of the profile's secrets that are set in the environment."""
     memory: int | None = None
     shm: int | None = None
-    sockets: str = "/tmp"  # noqa: S108 (a default for tests; the edge passes a private directory)
+    sockets: str = "/tmp"
     """Short private directory for the engines' ZMQ sockets (their paths may not exceed 107 characters)."""

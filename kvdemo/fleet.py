@@ -10,13 +10,13 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from kvdemo import environment, gpus, process, stores, survey, teardown, watch
+from kvdemo import diagnose, environment, gpus, process, stores, survey, teardown, watch
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.process import segments
@@ -25,7 +25,7 @@ from kvdemo.state import Project
 from kvdemo.watch import Event, State
 
 
-def up(  # noqa: PLR0913
+def up(
     plan: Plan,
     project: Project,
     environ: Mapping[str, str],
@@ -35,7 +35,7 @@ def up(  # noqa: PLR0913
     wait: bool = True,
     keep: bool = False,
     timeout: float | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Bring the plan (or only ``names`` and the caches they need) up; ends when every service can generate.
 
     Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
@@ -52,34 +52,46 @@ def up(  # noqa: PLR0913
     if not running - stale or "gpu_used" not in document:
         document["gpu_used"] = gpus.used()
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
-    project.save({**document, "plan": plan.to_json(), "segments": sorted(found)})
+    project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json(), "segments": sorted(found)})
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, lock_fd, started).run(wanted, same, wait=wait, timeout=timeout)
-    except (KvdemoError, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt):
         if not keep:
             yield from teardown.stop(project, started, plan, found)
-            teardown.remove_segments(found)
+            process.remove_segments(found)
         raise
     except GeneratorExit:
         for _ in () if keep else teardown.stop(project, started, plan, found):
             pass
-        teardown.remove_segments(found)
+        process.remove_segments(found)
         raise
     _remember_segments(project)
 
 
+def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
+    """What will run: the plan, except for services that nobody asked to replace and that run from an earlier one."""
+    asked = {spec.name for spec in wanted}
+    old = {spec.name: spec for spec in previous.services if spec.name in running - asked} if previous else {}
+    return replace(plan, services=tuple(old.get(spec.name, spec) for spec in plan.services))
+
+
 def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
-    known = {spec.name for spec in plan.services}
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(known))}")
-    chosen = set(names) or known
+    chosen = _known(plan, names)
     chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
     return [spec for spec in plan.services if spec.name in chosen]
 
 
+def _known(plan: Plan, names: Collection[str]) -> set[str]:
+    """These services, all if none is named. Raises UsageError for one that is not in the plan."""
+    known = {spec.name for spec in plan.services}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(known))}")
+    return set(names) or known
+
+
 def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, project: Project) -> set[str]:
-    """Services that run exactly as planned. The engines of a cache that will be replaced are not: they must follow it."""
+    """Services that run exactly as planned. (Engines of a cache that will be replaced do not: they must follow it.)"""
     before = {spec.name: spec.digest for spec in previous.services} if previous else {}
     records = project.records()
     same: set[str] = set()
@@ -106,7 +118,7 @@ class _Starter:
 
     def run(
         self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """Events until all are ready; raises on the first failure."""
         deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
         pending = {spec.name: _needs(spec, wanted) for spec in wanted}
@@ -148,6 +160,7 @@ class _Starter:
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
         cache = self.plan.service(spec.cache).url if spec.cache else ""
+        known = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
         try:
             record = self.project.record(spec.name)
             if record is None:
@@ -158,11 +171,11 @@ class _Starter:
                 self.project,
                 deadline=deadline,
                 stopped=self.stopping.is_set,
-                emit=self.events.put,
+                emit=lambda event: self.events.put(replace(event, detail=diagnose.redact(event.detail, known))),
                 cache_url=cache,
                 key=key_of(spec, self.environ),
             )
-        except Exception as error:  # noqa: BLE001 (a watcher that dies in silence would leave `up` waiting for ever)
+        except Exception as error:
             self.events.put(Event(spec.name, State.FAILED, spec.kind, detail=f"cannot be watched: {error!r}"))
 
     def _failure(self, event: Event) -> KvdemoError:
@@ -183,7 +196,7 @@ def _needs(spec: ServiceSpec, wanted: Sequence[ServiceSpec]) -> set[str]:
 
 
 def _measures(spec: ServiceSpec) -> bool:
-    """vLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
+    """VLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
     return bool(spec.gpus) and "--kv-cache-memory-bytes" not in spec.argv
 
 
@@ -201,7 +214,7 @@ def _remember_segments(project: Project) -> None:
 
 def restart(
     project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
     plan = loaded(project)
     _closure(plan, names)
@@ -209,7 +222,7 @@ def restart(
     chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
     found: set[str] = set()
     yield from teardown.stop(project, chosen, plan, found)
-    teardown.remove_segments(found)
+    process.remove_segments(found)
     yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
 
 
@@ -225,7 +238,8 @@ def loaded(project: Project) -> Plan:
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
     """What every service is doing at this moment, in start order."""
     plan = loaded(project)
-    chosen = [spec for spec in plan.services if not names or spec.name in names]
+    known = _known(plan, names)
+    chosen = [spec for spec in plan.services if spec.name in known]
     records = project.records()
     with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
         return list(pool.map(lambda s: watch.observe(s, records.get(s.name), key_of(s, environ)), chosen))

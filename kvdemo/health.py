@@ -18,7 +18,7 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 def request(
     url: str, path: str, *, timeout: float = 3, key: str = "", body: dict[str, Any] | None = None
 ) -> tuple[int, bytes]:
-    """GET, or POST if there is a body; status and answer, or (0, reason) if there was none within ``timeout`` seconds."""
+    """GET, or POST if there is a body; status and answer, or (0, reason) if none came within ``timeout`` seconds."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -33,15 +33,15 @@ def request(
 
 
 def healthy(url: str, kind: str, timeout: float = 3) -> bool:
-    """Does it say of itself that it works? (A hung engine may, which is why ``up`` also makes it generate.)"""
-    return request(url, "/healthcheck" if kind == "cache" else "/health", timeout=timeout)[0] == 200  # noqa: PLR2004
+    """Whether it says of itself that it works. A hung engine may: so ``up`` also makes it generate."""
+    return request(url, "/healthcheck" if kind == "cache" else "/health", timeout=timeout)[0] == 200
 
 
 def served_models(url: str, key: str = "") -> list[str]:
     """The model ids that an OpenAI server offers; empty if it does not answer."""
     status, body = request(url, "/v1/models", key=key)
     try:
-        return [str(entry["id"]) for entry in json.loads(body)["data"]] if status == 200 else []  # noqa: PLR2004
+        return [str(entry["id"]) for entry in json.loads(body)["data"]] if status == 200 else []
     except (ValueError, KeyError, TypeError):
         return []
 
@@ -50,14 +50,14 @@ def generates(url: str, model: str, timeout: float, key: str = "") -> str:
     """Make the engine produce one token; empty when it did, else why not."""
     body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
     status, answer = request(url, "/v1/completions", timeout=timeout, key=key, body=body)
-    return "" if status == 200 else f"{status or 'no answer'}: {answer[:300].decode(errors='replace')}"  # noqa: PLR2004
+    return "" if status == 200 else f"{status or 'no answer'}: {answer[:300].decode(errors='replace')}"
 
 
 def status(url: str) -> dict[str, Any]:
     """An LMCache server's own report (``/status``); empty if it does not answer."""
     code, body = request(url, "/status")
     try:
-        found = json.loads(body) if code == 200 else {}  # noqa: PLR2004
+        found = json.loads(body) if code == 200 else {}
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -70,7 +70,7 @@ def counters(url: str) -> dict[str, float]:
     """
     code, body = request(url, "/metrics", timeout=10)
     found: dict[str, float] = {}
-    if code != 200:  # noqa: PLR2004
+    if code != 200:
         return found
     for match in COUNTER.finditer(body.decode(errors="replace")):
         labels = dict(LABEL.findall(match[3] or ""))

@@ -23,11 +23,14 @@ def select(project: Project, names: Collection[str], *, previous: bool = False) 
     for name in names:
         if name not in there:
             what = "previous log" if previous else "log"
-            raise UsageError(f"service {name} has no {what} in project {project.name}", f"there are: {', '.join(sorted(there)) or 'none'}")
+            raise UsageError(
+                f"service {name} has no {what} in project {project.name}",
+                f"there are: {', '.join(sorted(there)) or 'none'}",
+            )
     return {name: path for name, path in sorted(there.items()) if not names or name in names}
 
 
-def lines(  # noqa: PLR0913
+def lines(
     project: Project,
     files: Mapping[str, Path],
     environ: Mapping[str, str],
@@ -38,7 +41,9 @@ def lines(  # noqa: PLR0913
 ) -> Iterator[tuple[str, str]]:
     """(service, line) of each file in turn, then, with ``follow``, whatever is added, a new start's file included."""
     plan = saved_plan(project)
-    secrets = {name: environ[name] for spec in (plan.services if plan else ()) for name in spec.secrets if name in environ}
+    secrets = {
+        name: environ[name] for spec in (plan.services if plan else ()) for name in spec.secrets if name in environ
+    }
     offsets: dict[str, tuple[int, int]] = {}
     for service, path in files.items():
         text, offsets[service] = _read(path, 0)
@@ -49,7 +54,7 @@ def lines(  # noqa: PLR0913
         for service, path in files.items():
             inode, offset = offsets[service]
             try:
-                if os.stat(path).st_ino != inode:
+                if path.stat().st_ino != inode:
                     offset = 0
             except FileNotFoundError:
                 continue

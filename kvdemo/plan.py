@@ -62,13 +62,20 @@ class ServiceSpec:
     @property
     def digest(self) -> str:
         """Changes exactly when the service would have to be started anew."""
-        return hashlib.sha256(json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()
+        ).hexdigest()
 
     @property
     def url(self) -> str:
-        """Base URL of its HTTP API; a wildcard address is reached through loopback."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{host}:{self.port}"
+        """Base URL of its HTTP API."""
+        return f"http://{_reachable(self.host)}:{self.port}"
+
+
+def _reachable(host: str) -> str:
+    """An address to listen on as one to connect to: a wildcard is reached through loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,9 @@ def make(profile: Profile, facts: Facts) -> Plan:
     specs = [_cache(profile, name, facts, assigned, stores[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {_python(profile, spec.name, facts) for spec in specs}
-    fetch = sorted({e.model for e in profile.engines.values() if not (_model(e, facts).path or _model(e, facts).problem)})
+    fetch = sorted(
+        {e.model for e in profile.engines.values() if not (_model(e, facts).path or _model(e, facts).problem)}
+    )
     return Plan(
         project=profile.name,
         profile=str(profile.path),
@@ -237,7 +246,9 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     engine, model = profile.engines[name], _model(profile.engines[name], facts)
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
     cache = profile.caches[engine.cache] if engine.cache else None
-    address = engines.CacheAddress(cache.host, facts.ports[engine.cache]) if cache and engine.cache else None
+    address = (
+        engines.CacheAddress(_reachable(cache.host), facts.ports[engine.cache]) if cache and engine.cache else None
+    )
     kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
     share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
     return ServiceSpec(

@@ -45,7 +45,10 @@ def interpreter(python: str) -> Interpreter:
         try:
             answer = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
             found = json.loads(answer.stdout)
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+            return Interpreter(python, problem=f"the interpreter {python} cannot be run ({said[0]})")
+        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({error})")
     versions = {"python": found["python"]}
     absent = []
@@ -74,19 +77,25 @@ def model(name: str, environ: Mapping[str, str]) -> Model:
         path, identity = snapshot, snapshot.name
     try:
         config = json.loads((path / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         return Model(name, str(path), problem=f"its config.json cannot be read ({error})")
-    text = config.get("text_config", config)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    try:
+        digest, size = _digest(config, identity, weights), sum(file.stat().st_size for file in weights)
+    except OSError as error:
+        return Model(name, str(path), problem=f"its weights cannot be read ({error})")
     return Model(
         name=name,
         path=str(path),
-        digest=_digest(config, identity, weights),
+        digest=digest,
         dtype=dtype,
         context=text.get("max_position_embeddings"),
         kv_bytes_per_token=_kv_bytes_per_token(text, DTYPE_BYTES.get(dtype, 2)),
-        weight_bytes=sum(file.stat().st_size for file in weights) or None,
+        weight_bytes=size or None,
     )
 
 
@@ -96,7 +105,7 @@ def _kv_bytes_per_token(config: Mapping[str, Any], width: int) -> int | None:
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         return int(2 * config["num_hidden_layers"] * heads * size * width)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
 
 

@@ -139,7 +139,7 @@ class Settings(Part):
     engines: Annotated[dict[fields.Label, Engine], BeforeValidator(values.mapping)] = {}
     """vLLM engines by name, at least one."""
     bench: Bench = Bench()
-    """What `kvdemo bench` sends."""
+    """What `kvdemo bench` asks, and how often."""
 
 
 class Profile(Settings):
@@ -152,9 +152,13 @@ class Profile(Settings):
 def schema() -> dict[str, Any]:
     """JSON Schema of the file as a user writes it; a number may also be text with a variable in it."""
     document = _with_variables(Settings.model_json_schema())
+    for part in document["$defs"].values():
+        part["type"] = ["object", "null"]
+    for name in ("caches", "engines"):
+        document["properties"][name] |= {"type": ["object", "null"], "propertyNames": {"pattern": values.LABEL}}
+    document["properties"]["engines"] |= {"type": "object", "minProperties": 1}
     document["patternProperties"] = {"^x-": {"description": "Ignored; a place for YAML anchors."}}
     document["required"] = ["engines"]
-    document["properties"]["engines"]["minProperties"] = 1
     return {"$schema": GenerateJsonSchema.schema_dialect, **document, "title": "kvdemo profile"}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-SHM = "/dev/shm"  # noqa: S108 (where the kernel has it, not a place of our choice)
+SHM = "/dev/shm"
 SWEEP_PATIENCE = 10.0  # seconds until processes that do not even die of SIGKILL are left to `down` to report
 TRACKER_GRACE = 2.0  # seconds the resource tracker gets to unlink the shared memory of its dead peers
 BATCH = 200  # processes killed at a time, well below the usual limit of 1024 descriptors

@@ -24,7 +24,9 @@ def make(store: Path, about: dict[str, str]) -> None:
             (store.parent / MARK).write_text("made by kvdemo; `kvdemo down -v` deletes it\n")
         (store / MARK).write_text(json.dumps(about, indent=1, sort_keys=True))
     except OSError as error:
-        raise PreflightError(f"KV store {store}: {error.strerror}", "set caches.*.l2 to a directory you can write") from None
+        raise PreflightError(
+            f"KV store {store}: {error.strerror}", "set caches.*.l2 to a directory you can write"
+        ) from None
 
 
 def delete(root: Path) -> int:

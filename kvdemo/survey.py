@@ -46,7 +46,7 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
         memory=psutil.virtual_memory().available + own,
-        shm=shutil.disk_usage("/dev/shm").free + own,  # noqa: S108
+        shm=shutil.disk_usage("/dev/shm").free + own,
         sockets=str(sockets(project)),
     )
 
@@ -54,7 +54,7 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
 def sockets(project: Project) -> Path:
     """The private directory for a project's ZMQ sockets; short, whatever TMPDIR and the project's name are."""
     mark = hashlib.sha256(str(project.dir).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"kvdemo-{os.getuid()}-{mark}"  # noqa: S108, PLR2004
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"kvdemo-{os.getuid()}-{mark}"
 
 
 def saved_plan(project: Project) -> Plan | None:
@@ -72,9 +72,7 @@ def _running(project: Project) -> dict[str, tuple[int, ...]]:
     if plan is None:
         return {}
     return {
-        spec.name: spec.ports
-        for spec in plan.services
-        if spec.name in records and alive(records[spec.name].leader)
+        spec.name: spec.ports for spec in plan.services if spec.name in records and alive(records[spec.name].leader)
     }
 
 

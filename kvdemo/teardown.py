@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvdemo import gpus, process
+from kvdemo import gpus, process, procfs
 from kvdemo.plan import Plan
 from kvdemo.process import remove_segments, segments
 from kvdemo.procfs import Record
@@ -45,14 +45,19 @@ class Remains:
     def __str__(self) -> str:
         parts = [f"process {name}" for name in self.processes]
         parts += [f"port {port}" for port in self.ports]
-        parts += [f"/dev/shm/{name}" for name in self.segments]  # noqa: S108
+        parts += [f"/dev/shm/{name}" for name in self.segments]
         return ", ".join(parts + self.gpus)
 
 
 def stop(
-    project: Project, names: Collection[str], plan: Plan | None, found: set[str], timeout: float = 30.0
-) -> Iterator[Event]:
-    """Stop these services, engines first; the names of their shared-memory segments are added to ``found``."""
+    project: Project, names: Collection[str], plan: Plan | None, found: set[str], timeout: float | None = None
+) -> Generator[Event]:
+    """Stop these services, engines first; the names of their shared-memory segments are added to ``found``.
+
+    What has not ended after ``timeout`` seconds (default: what the plan says) is killed.
+    """
+    if timeout is None:
+        timeout = max([spec.stop_timeout for spec in plan.services] if plan else [30.0])
     records = {name: record for name, record in project.records().items() if name in names}
     kinds = {spec.name: spec.kind for spec in plan.services} if plan else {}
     engines = {name: record for name, record in records.items() if kinds.get(name) != "cache"}
@@ -63,7 +68,7 @@ def stop(
 
 def _stop_together(
     project: Project, records: Mapping[str, Record], found: set[str], timeout: float
-) -> Iterator[Event]:
+) -> Generator[Event]:
     began = time.monotonic()
     for name, record in records.items():
         pids = {member.pid for member in process.members(record)}
@@ -103,18 +108,19 @@ def _ended(project: Project, name: str, began: float) -> Event:
     return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
 
-def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Iterator[Event | Remains]:
+def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Generator[Event | Remains]:
     """Stop everything of a project; the last thing yielded are its Remains. Safe to repeat, and after any crash."""
     plan = saved_plan(project)
     document = project.load(strict=False) or {}
-    patience = timeout or max([spec.stop_timeout for spec in plan.services] if plan else [30.0])
     found = set(document.get("segments", []))
-    names = list(project.records())
-    yield from stop(project, names, plan, found, patience)
+    records = project.records()
+    names = list(records)
+    yield from stop(project, names, plan, found, timeout)
     for spec in plan.services if plan and remove_store else ():
         if spec.store and (freed := delete_store(Path(spec.store).parent)):
             yield Event(spec.name, State.EXITED, detail=f"deleted its KV store ({freed / 1024**2:.0f} MiB)")
-    remains = verify(project, plan, found, document.get("gpu_used", {}))
+    runs = {record.run_id for record in records.values()}
+    remains = verify(project, plan, found, document.get("gpu_used", {}), runs)
     shutil.rmtree(sockets(project), ignore_errors=True)
     if not remains:
         project.clear()
@@ -122,18 +128,30 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     yield remains
 
 
-def verify(project: Project, plan: Plan | None, found: set[str], gpu_used: Mapping[str, int]) -> Remains:
-    """Look for whatever is left: processes, ports, shared memory, GPU memory (``gpu_used``: bytes before the start)."""
+def verify(
+    project: Project, plan: Plan | None, found: set[str], gpu_used: Mapping[str, int], runs: Collection[str]
+) -> Remains:
+    """Look for whatever is left: processes, ports, shared memory, GPU memory (``gpu_used``: bytes before the start).
+
+    ``runs`` are the marks of what was stopped: a port that a stranger took in the meantime is not ours to free.
+    """
     remains = Remains()
     for name, record in project.records().items():
         remains.processes += [f"{member.pid} ({name})" for member in process.members(record)]
     ports = [(spec.host, port) for spec in (plan.services if plan else ()) for port in spec.ports]
-    remains.ports = [port for host, port in ports if not process.port_free(host, port)]
+    remains.ports = [port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)]
     remains.segments = remove_segments(found)
     involved = {uuid for uuid in gpu_used if plan and any(spec.gpus for spec in plan.services)}
     remains.gpus = _gpu_memory_back({uuid: gpu_used[uuid] for uuid in involved})
     remains.checked |= {"ports": len(ports), "segments": len(found), "gpus": len(involved)}
     return remains
+
+
+def _strangers(port: int, runs: Collection[str]) -> bool:
+    """Whether those who listen here are visibly not of these runs. Who hides, or overwrote its environment, may be."""
+    ours = tuple(f"{process.MARK}={run}/".encode() for run in runs)
+    given = [procfs.environ(pid) for pid in process.listeners(port)]
+    return bool(given) and all(pairs and not any(pair.startswith(ours) for pair in pairs) for pairs in given)
 
 
 def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:

@@ -73,7 +73,9 @@ def observe(spec: ServiceSpec, record: Record | None, key: str = "") -> Event:
     event = replace(event, memory=process.memory(record))
     guarded = "" if alive(record.guardian) else "its guardian was killed"
     if not health.healthy(spec.url, spec.kind):
-        return replace(event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)")
+        return replace(
+            event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
+        )
     if spec.kind == "engine" and spec.model not in health.served_models(spec.url, key):
         return replace(event, state=State.UNHEALTHY, detail=f"does not offer model {spec.model}")
     return replace(event, state=State.READY, detail=guarded)
@@ -98,7 +100,7 @@ class Follower:
         return self.phase
 
 
-def until_ready(  # noqa: PLR0913
+def until_ready(
     spec: ServiceSpec,
     record: Record,
     project: Project,
@@ -109,29 +111,47 @@ def until_ready(  # noqa: PLR0913
     cache_url: str = "",
     key: str = "",
 ) -> None:
-    """Emit STARTING events until one last event: READY, or FAILED with the root cause (``detail``, ``fix``).
+    """Emit STARTING events until READY, or FAILED with the root cause (``detail``, ``fix``).
 
-    ``deadline`` is on the monotonic clock. Returns without a last event when ``stopped`` says so.
+    A ready service is watched on, because the others still need it: FAILED may follow. ``deadline`` is on the monotonic
+    clock. Returns when ``stopped`` says so.
     """
     follower = Follower(project.log(spec.name))
     event = Event(spec.name, State.STARTING, spec.kind, at=place(spec))
     doubt = "health check not answered"
+    began = time.monotonic()
     while not stopped():
         elapsed = time.time() - record.started_at
-        if process.wait_exit([record], TICK):
-            emit(replace(event, state=State.FAILED, elapsed=elapsed, **_obituary(spec, project)))
+        # Ask at once, then ever more seldom: what runs already is found so without a wait.
+        if process.wait_exit([record], min(TICK, (time.monotonic() - began) / 2)):
+            cause = _cause(spec, project)
+            emit(replace(event, state=State.FAILED, phase="", elapsed=elapsed, detail=cause.line, fix=cause.fix))
             return
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=process.memory(record))
         if health.healthy(spec.url, spec.kind):
             doubt = _doubt(spec, record, cache_url, key, deadline)
             if not doubt:
                 emit(replace(event, state=State.READY, phase="", elapsed=time.time() - record.started_at))
+                _until_stopped(spec, record, project, stopped, emit)
                 return
         if time.monotonic() > deadline:
             late = f"not ready in time: {doubt}; last phase: {event.phase}"
-            emit(replace(event, state=State.FAILED, phase="timeout", detail=late, fix="raise --timeout, or see its log"))
+            emit(
+                replace(event, state=State.FAILED, phase="timeout", detail=late, fix="raise --timeout, or see its log")
+            )
             return
         emit(event)
+
+
+def _until_stopped(
+    spec: ServiceSpec, record: Record, project: Project, stopped: Callable[[], bool], emit: Callable[[Event], None]
+) -> None:
+    while not stopped():
+        if process.wait_exit([record], TICK):
+            cause = _cause(spec, project)
+            detail = f"ended after it was ready: {cause.line}"
+            emit(Event(spec.name, State.FAILED, spec.kind, detail=detail, fix=cause.fix, at=place(spec)))
+            return
 
 
 def _doubt(spec: ServiceSpec, record: Record, cache_url: str, key: str, deadline: float) -> str:
@@ -157,7 +177,7 @@ def registered(cache_url: str) -> int:
     return len(health.status(cache_url).get("registered_gpu_ids", []))
 
 
-def _obituary(spec: ServiceSpec, project: Project) -> dict[str, str]:
+def _cause(spec: ServiceSpec, project: Project) -> diagnose.Cause:
     """What the log and the guardian's record of a dead service say."""
     try:
         text = project.log(spec.name).read_text(errors="replace")
@@ -165,5 +185,4 @@ def _obituary(spec: ServiceSpec, project: Project) -> dict[str, str]:
         text = ""
     record = project.record(spec.name)
     ended = record.exit if record else None
-    cause = diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)
-    return {"phase": "", "detail": cause.line, "fix": cause.fix}
+    return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)

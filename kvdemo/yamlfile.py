@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
             return _PLAIN
-        return super().resolve(kind, value, implicit)
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call] # PyYAML's stubs have none
 
 
 _SYNTAX = {
@@ -56,14 +56,14 @@ _SYNTAX = {
     "expected <block end>": "the indentation does not fit the lines above",
     "expected the node content": "a value is missing here",
     "found unexpected end of stream": "this quote is never closed",
-    "expected ',' or ']'": "this '[' is never closed",
-    "expected ',' or '}'": "this '{' is never closed",
+    "expected ',' or ']'": "a ',' or the closing ']' is missing, or a text needs quotes",
+    "expected ',' or '}'": "a ',' or the closing '}' is missing, or a text needs quotes",
     "found undefined alias": "no anchor of this name stands above (a text that begins with '*' needs quotes)",
     "found unknown escape": "no such escape; in single quotes a backslash is just a backslash",
     "expected a single document": "a second document ('---') starts here; a profile is one document",
 }
 _AT_START = ("found unexpected end of stream", "expected ',' or ']'", "expected ',' or '}'")
-"""Problems that are told where the construct begins, not where the parser gave up."""
+"""Problems that are told where the construct begins, unless the parser gave up on the same line."""
 
 
 def _compose(source: Source) -> yaml.Node | None:
@@ -80,8 +80,9 @@ def _compose(source: Source) -> yaml.Node | None:
         if "'\\t'" in problem:
             words = "a tab; YAML is indented with spaces"
         mark = error.problem_mark or error.context_mark
-        if error.context_mark and known and known[0][0] in _AT_START:
-            mark = error.context_mark
+        start = error.context_mark
+        if known and known[0][0] in _AT_START and start and mark and start.line != mark.line:
+            mark = start
         raise failure([source.finding(mark.index if mark else 0, f"not YAML: {words}")]) from None
     except yaml.reader.ReaderError as error:
         message = f"not YAML: the character U+{error.character:04X} is not allowed"
@@ -129,20 +130,21 @@ def parse(source: Source, variables: Mapping[str, str], as_text: Callable[[Keys]
         message = "expected 'key: value' lines (a mapping); a profile needs at least 'engines'"
         raise failure([source.finding(root.start_mark.index, message)])
     document = Document(source)
-    value = _Builder(document, Variables(variables, frozenset(_secrets(root))), as_text).build(root, ())
+    value = _Builder(document, Variables(variables, frozenset(_secrets(root, set()))), as_text).build(root, ())
     document.value = {} if value is _BROKEN else value
     return document
 
 
-def _secrets(top: yaml.Node, depth: int = 0) -> Iterator[str]:
+def _secrets(top: yaml.Node, seen: set[int]) -> Iterator[str]:
     """The scalars under ``secrets``, as written, of the top and of what is merged into it."""
-    for key, value in top.value if isinstance(top, yaml.MappingNode) and depth < _DEEPEST else ():
+    for key, value in top.value if isinstance(top, yaml.MappingNode) and len(seen) < _DEEPEST else ():
         items = value.value if isinstance(value, yaml.SequenceNode) else [value]
         if key.value == "secrets":
             yield from (item.value for item in items if isinstance(item, yaml.ScalarNode))
         elif key.value == "<<":
-            for item in items:
-                yield from _secrets(item, depth + 1)
+            for item in [item for item in items if id(item) not in seen]:
+                seen.add(id(item))
+                yield from _secrets(item, seen)
 
 
 class _Builder:
@@ -184,7 +186,7 @@ class _Builder:
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> Any:
         result: dict[str, Any] = {}
-        for key, child in self._pairs(node, keys, 0):
+        for key, child in self._pairs(node, keys, {id(node)}):
             if key.value in result or (not keys and key.value.startswith("x-")):
                 continue
             here = (*keys, key.value)
@@ -192,7 +194,7 @@ class _Builder:
             result[key.value] = self.build(child, here)
         return {key: value for key, value in result.items() if value is not _BROKEN}
 
-    def _pairs(self, node: yaml.MappingNode, keys: Keys, depth: int) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+    def _pairs(self, node: yaml.MappingNode, keys: Keys, used: set[int]) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
         """Keys and values, own ones first, then merged ones."""
         merged: list[yaml.Node] = []
         seen: dict[str, yaml.ScalarNode] = {}
@@ -208,10 +210,12 @@ class _Builder:
                 seen[key.value] = key
                 yield key, child
         for base in merged:
-            if isinstance(base, yaml.MappingNode) and depth < _DEEPEST:
-                yield from self._pairs(base, keys, depth + 1)
-            else:
+            if not isinstance(base, yaml.MappingNode) or len(used) > _DEEPEST:
                 self._find(base, keys, "'<<' merges mappings: expected an alias such as *base")
+            elif id(base) not in used:
+                # Once is enough, and keeps merges of merges from growing without end.
+                used.add(id(base))
+                yield from self._pairs(base, keys, used)
 
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
         try:

@@ -237,6 +237,18 @@ def test_a_session_number_used_again_is_never_touched(box: Box) -> None:
         os.kill(orphan, signal.SIGKILL)
 
 
+def test_orphans_of_a_reaped_leader_are_found(box: Box) -> None:
+    """When nothing is left of leader and guardian, an overwritten environment in that session is still ours."""
+    leader = box.stranger(BLANK + "    child(lambda: (blank(), tell(os.getpid()), signal.pause()))\n    signal.pause()")
+    orphan = box.hear()
+    record = pretend(leader.pid)
+    leader.kill()
+    leader.wait()
+    assert pids(record) == {orphan}
+    assert process.kill(record) == 1
+    assert gone(orphan)
+
+
 def test_a_zombie_is_dead() -> None:
     """A process that nobody has reaped yet has a pid and an identity, but does not live."""
     if not (pid := os.fork()):

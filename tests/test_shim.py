@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -163,6 +164,7 @@ def test_the_kv_segments_of_the_dead_are_unlinked(box: Box) -> None:
         sigkill(record.leader)
         box.end(record)
         assert not own & {path.name for path in SHM.iterdir()}
+        shim.unlink_kv([os.getpid()])  # we live
         assert mine.exists()
     finally:
         mine.unlink()
@@ -258,7 +260,14 @@ def test_a_start_keeps_the_lock_when_its_starter_is_killed(box: Box) -> None:
 def _guardians(box: Box) -> list[int]:
     """Processes with our directory in their command line that are neither session leader nor the starter."""
     mine = [e for e in shim.table().values() if e.sid != e.pid and e.ppid != os.getpid() and not e.dead]
-    return [e.pid for e in mine if str(box.dir).encode() in Path(f"/proc/{e.pid}/cmdline").read_bytes()]
+    return [e.pid for e in mine if str(box.dir).encode() in _command(e.pid)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_the_guardian_is_small_and_sleeps(box: Box) -> None:
@@ -309,7 +318,8 @@ def test_a_killed_start_never_runs_the_service_unrecorded(box: Box) -> None:
         with subprocess.Popen(argv, env=box.env, stderr=subprocess.DEVNULL) as first:
             time.sleep(0.012 + delay * 0.002)
             for pid in _guardians(box):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         file = box.dir / "services" / "svc.json"
         if marker.exists():
             assert str(json.loads(file.read_text())["leader"]["pid"]) == marker.read_text().strip()

@@ -99,6 +99,16 @@ def test_the_lock_dies_with_its_holder_but_not_with_its_heirs(project: state.Pro
         pass
 
 
+def test_a_started_service_does_not_keep_the_lock(box: Box) -> None:
+    """The guardian lets go of the inherited lock once its record is complete."""
+    project = state.Project(box.dir.parent, "demo")
+    with project.lock("up") as fd:
+        record = process.spawn(project.dir, "svc", "run", ["sleep", "1000"], box.env, box.dir, box.log, fd)
+        box.started.append(record)
+    with project.lock("down"):
+        assert process.alive(record.leader)
+
+
 def test_the_document_comes_back(project: state.Project) -> None:
     """Saved, replaced and loaded, with no other file left; None before that."""
     assert project.load() is None

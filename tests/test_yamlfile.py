@@ -15,10 +15,12 @@ from kvdemo.yamlfile import Document, parse
 
 
 def document(text: str, **variables: str) -> Document:
+    """This text as a document; everything under ``env`` stays text."""
     return parse(Source("p.yaml", text), variables, lambda keys: keys[0] == "env")
 
 
 def messages(found: Document) -> list[str]:
+    """The first line of each finding, each once, in order."""
     return [str(finding).splitlines()[0] for finding in sorted(set(found.findings))]
 
 
@@ -107,7 +109,7 @@ def test_an_anchor_tells_its_mistake_once() -> None:
         ("a: !!int x\n", "1:4: a: this is no int"),
         ('a: "x\\0"\n', "1:4: a: a NUL character cannot be part of a value"),
         ('a: "\\ud800"\n', "1:4: a: half of a surrogate pair cannot be part of a value"),
-        ("a: &a [*a]\n", "1:7: nested too deeply (an alias inside itself?)"),
+        ("a: &a [*a]\n", "1:4: nested too deeply (an alias inside itself?)"),
         ("a: [1, $NO]\n", "1:8: a[1]: variable NO is not set; set it, or give it a default: ${NO:-...}"),
         ("a: |\n  one\n  ${NO}\n", "3:3: a: variable NO is not set; set it, or give it a default: ${NO:-...}"),
         ("a: ${NO:?say where}\n", "1:4: a: variable NO is not set: say where"),
@@ -132,8 +134,9 @@ def test_findings(text: str, expected: str) -> None:
         ("a: b: c", "1:5: not YAML: a ':' cannot be here: is the indentation right, or does a text need quotes?"),
         ("a:\n\tb: 1", "2:1: not YAML: a tab; YAML is indented with spaces"),
         ("x: 1\na: 'x\n", "2:4: not YAML: this quote is never closed"),
-        ("a: [1,\nb: 3", "1:4: not YAML: this '[' is never closed"),
-        ("a: {b: 1\nc: 2\n", "1:4: not YAML: this '{' is never closed"),
+        ("a: [1,\nb: 3", "1:4: not YAML: a ',' or the closing ']' is missing, or a text needs quotes"),
+        ("a: {b: 1\nc: 2\n", "1:4: not YAML: a ',' or the closing '}' is missing, or a text needs quotes"),
+        ("a: [Who?, Why?]", "1:8: not YAML: a ',' or the closing ']' is missing, or a text needs quotes"),
         ("a: *x", "1:4: not YAML: no anchor of this name stands above (a text that begins with '*' needs quotes)"),
         ("a:\n    b: 1\n  c: 2", "3:3: not YAML: the indentation does not fit the lines above"),
         ("a: `x", "1:4: not YAML: this character cannot start a value: put the text in quotes"),
@@ -158,6 +161,13 @@ def test_aliases_cannot_explode() -> None:
     """A small file that expands to billions of values is refused, quickly."""
     lines = ["x-0: &x0 [1]"] + [f"x-{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12)]
     assert messages(document("\n".join([*lines, "a: *x11"])))[0].endswith("too many values")
+
+
+def test_merges_cannot_explode() -> None:
+    """A base that is merged again and again is merged once; one inside itself ends."""
+    lines = ["x-0: &x0 {a: 1}"] + [f"x-{n}: &x{n} {{<<: [*x{n - 1}, *x{n - 1}]}}" for n in range(1, 30)]
+    assert document("\n".join([*lines, "b: *x29"])).value == {"b": {"a": 1}}
+    assert document("b: &b\n  <<: *b\n  c: 1\n").value == {"b": {"c": 1}}
 
 
 def test_excerpt() -> None:

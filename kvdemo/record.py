@@ -1,0 +1,82 @@
+"""A run on disk: ``NAME.jsonl`` with conditions and every sample as it came, ``NAME.json`` with what they mean.
+
+The samples are written as they arrive: an interrupted run keeps what it has. Any run can be judged again from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvdemo.errors import ServiceError, UsageError
+from kvdemo.sample import Sample
+
+
+class Recorder:
+    """Appends to a run's JSONL file. Raises UsageError if the directory cannot be written to."""
+
+    def __init__(self, directory: Path, name: str, conditions: Mapping[str, Any]) -> None:
+        self.path = directory / f"{name}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.stream = self.path.open("x", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path}: {error.strerror}", "choose another with --result-dir"
+            ) from None
+        self._line({"kind": "run", **conditions})
+
+    def add(self, sample: Sample) -> None:
+        """Save one sample now."""
+        self._line({"kind": "sample", **json.loads(sample.to_json())})
+
+    def close(self, document: Mapping[str, Any] | None = None) -> Path:
+        """Finish; with the judged ``document`` also write the JSON beside it. The path of what was written last."""
+        self.stream.close()
+        if document is None:
+            return self.path
+        target = self.path.with_suffix(".json")
+        temporary = target.with_suffix(".json.tmp")
+        try:
+            temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(target)
+        except OSError as error:
+            raise ServiceError(f"cannot write {target}: {error.strerror}", f"the samples are in {self.path}") from None
+        return target
+
+    def _line(self, document: Mapping[str, Any]) -> None:
+        try:
+            self.stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        except OSError as error:
+            raise ServiceError(
+                f"cannot write {self.path}: {error.strerror}", "what was measured until now is in that file"
+            ) from None
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
+    """Conditions and samples of a JSONL file. Raises UsageError, with the line, for anything else."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    conditions: dict[str, Any] = {}
+    samples: list[Sample] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            document = json.loads(line)
+            if document.pop("kind") == "run":
+                conditions = document
+            else:
+                samples.append(Sample.from_json(document))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path}:{number}: not a line of a kvdemo run ({error})") from None
+    if not conditions:
+        raise UsageError(
+            f"{path}: not a kvdemo run: it has no conditions", "give the .jsonl file that `kvdemo bench` saved"
+        )
+    return conditions, samples

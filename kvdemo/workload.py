@@ -1,0 +1,141 @@
+"""What is asked, of whom, in which order: the requests of a trial. Pure.
+
+A trial puts one document, under a salt of its own, to these arms:
+
+    cold     a plain engine that has not seen it           (each plain engine; the last one is the baseline)
+    store    a cached engine that has not seen it: the writer computes and stores
+    reuse    the other cached engine, which has not seen it either: the reader loads what the writer stored
+    again    the reader once more: now its own prefix cache has it
+
+Arms run in random, balanced order (reuse after store, again after reuse). The salt makes cold cold: vLLM and LMCache
+mix it into every key, so that nothing of another trial or program can match.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvdemo.errors import UsageError
+from kvdemo.plan import Plan, ServiceSpec
+
+Arm = Literal["cold", "store", "reuse", "again", "control"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which engine plays what. ``plain`` may be empty: then the writer's cold is the baseline."""
+
+    plain: tuple[ServiceSpec, ...]
+    writer: ServiceSpec
+    reader: ServiceSpec
+
+    @property
+    def baseline(self) -> ServiceSpec:
+        """The engine whose cold request a reuse is compared with."""
+        return self.plain[-1] if self.plain else self.writer
+
+    @property
+    def engines(self) -> tuple[ServiceSpec, ...]:
+        """Everybody who takes part."""
+        return (*self.plain, self.writer, self.reader)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request of a trial."""
+
+    trial: int
+    arm: Arm
+    engine: ServiceSpec
+    salt: str
+    expected: int
+
+
+def roles(plan: Plan, writer: str = "", reader: str = "") -> Roles:
+    """Give out the roles: the first two engines of one cache write and read. Raises UsageError if there are no two."""
+    by_cache: dict[str, list[ServiceSpec]] = {}
+    for spec in plan.engines:
+        if spec.cache:
+            by_cache.setdefault(spec.cache, []).append(spec)
+    pairs = [group for group in by_cache.values() if len(group) > 1]
+    if not pairs:
+        raise UsageError(
+            "no two engines of this fleet share a cache", "give two engines the same `cache:` in the profile"
+        )
+    group = {spec.name: spec for spec in pairs[0]}
+    first, second = pairs[0][0], pairs[0][1]
+    for name in (writer, reader):
+        if name and name not in group:
+            raise UsageError(f"{name} is not one of the engines that share a cache", f"they are {', '.join(group)}")
+    plain = tuple(spec for spec in plan.engines if not spec.cache and spec.model == first.model)
+    return Roles(plain, group.get(writer, first), group.get(reader, second))
+
+
+def messages(system: str, document: str, question: str) -> list[dict[str, str]]:
+    """The chat: instruction and document, an acknowledgement, the question.
+
+    The instruction stands in the first user message since some chat templates (Mistral-7B-Instruct-v0.2's among them)
+    accept no system role.
+    """
+    return [
+        {"role": "user", "content": f"{system}\n\n{document}"},
+        {"role": "assistant", "content": "I have read the document."},
+        {"role": "user", "content": question},
+    ]
+
+
+def body(model: str, prompt: Mapping[str, Any], *, max_tokens: int, salt: str, logprobs: Any = True) -> dict[str, Any]:
+    """A greedy, streamed request of exactly ``max_tokens`` tokens whose tokens come back as ids with probabilities."""
+    return {
+        "model": model,
+        **prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "seed": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logprobs": logprobs,
+        "return_tokens_as_token_ids": True,
+        "cache_salt": salt,
+    }
+
+
+def reusable(tokens: int, chunk: int) -> int:
+    """How many of a stored prompt's tokens can be loaded: whole chunks, but the last token is always computed."""
+    whole = tokens // chunk * chunk
+    return whole - 1 if whole == tokens else whole
+
+
+def trial(number: int, cast: Roles, run_id: str, tokens: int, generator: random.Random) -> list[Step]:
+    """The requests of one trial in the order in which they are to be sent."""
+    hit = reusable(tokens, cast.writer.chunk_size or 256)
+    salt = f"kvdemo-{run_id}-{number}"
+    shared: list[Step] = [
+        Step(number, "store", cast.writer, salt, 0),
+        Step(number, "reuse", cast.reader, salt, hit),
+        Step(number, "again", cast.reader, salt, hit),
+    ]
+    blocks = [[Step(number, "cold", engine, salt, 0)] for engine in cast.plain] + [shared]
+    generator.shuffle(blocks)
+    return [step for block in blocks for step in block]
+
+
+def interleaved(count: int, cast: Roles, run_id: str, tokens: int, seed: int = 0) -> Iterator[list[Step]]:
+    """``count`` trials; each even one runs the arms of the odd one before it in reverse."""
+    generator = random.Random(seed)  # noqa: S311
+    previous: Sequence[str] = ()
+    for number in range(1, count + 1):
+        steps = trial(number, cast, run_id, tokens, generator)
+        if number % 2 == 0:
+            rank = {name: index for index, name in enumerate(reversed(previous))}
+            steps.sort(key=lambda step: rank[_block(step)])
+        previous = list(dict.fromkeys(_block(step) for step in steps))
+        yield steps
+
+
+def _block(step: Step) -> str:
+    return step.engine.name if step.arm == "cold" else "shared"

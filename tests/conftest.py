@@ -1,0 +1,168 @@
+"""A laboratory for whole fleets: real processes, fake engines, nothing left behind.
+
+``lab.profile(...)`` writes a profile whose engines are the fakes below tests/fake; ``lab.run("up", path)`` runs the
+installed command, ``lab.up(path)`` the same story in this process. Whatever a test leaves running is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from guarding import until
+from kvdemo import fleet, plan, profile, survey, teardown
+from kvdemo.state import Project, projects, root
+from kvdemo.watch import Event
+
+FAKES = Path(__file__).parent / "fake"
+PATIENCE = 30
+"""Seconds for anything here that should take one."""
+
+
+class Lab:
+    """A directory with profiles, a state directory, and an interpreter that holds the fake vLLM and LMCache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = "t" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        self.environ = {**os.environ, "KVDEMO_STATE_DIR": str(path / "state"), "COLUMNS": "200", "NO_COLOR": "1"}
+        for name in ("KVDEMO_PROJECT", "KVDEMO_PROFILE"):
+            self.environ.pop(name, None)
+        self.running: list[subprocess.Popen[str]] = []
+        self.python = path / "python"
+        self.python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKES} exec {sys.executable} -S "$@"\n')
+        self.python.chmod(0o755)
+        (path / "model").mkdir()
+        (path / "model" / "config.json").write_text('{"max_position_embeddings": 65536, "dtype": "bfloat16"}')
+
+    def profile(
+        self,
+        engines: dict[str, dict[str, Any]] | None = None,
+        caches: dict[str, dict[str, Any]] | None = None,
+        **settings: Any,
+    ) -> Path:
+        """Write a profile; without arguments one plain engine, two cached ones and their cache."""
+        if engines is None:
+            engines = {"plain": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}}
+            caches = {"shared": {"l1": "16MiB", "chunk_size": 64}}
+        name = settings.setdefault("name", self.name)
+        document = {
+            "runtime": {"python": str(self.python)},
+            "model": "./model",
+            "start_timeout": PATIENCE,
+            "stop_timeout": 10,
+            "defaults": {"engine": {"gpus": [], "kv_cache": "16MiB"}},
+            "caches": caches or {},
+            "engines": engines,
+            **settings,
+        }
+        path = self.path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    def project(self, name: str = "") -> Project:
+        """The project of the profile."""
+        return Project(root(self.environ), name or self.name)
+
+    def plan(self, path: Path) -> plan.Plan:
+        """What ``up`` would run."""
+        wanted = profile.load(path, self.environ)
+        return plan.make(wanted, survey.survey(wanted, self.project(wanted.name), self.environ))
+
+    def up(self, path: Path, names: Sequence[str] = (), **options: Any) -> list[Event]:
+        """Bring it up in this process; every event."""
+        planned = self.plan(path)
+        project = self.project(planned.project)
+        with project.lock("up") as lock, closing(
+            fleet.up(planned, project, self.environ, lock, names=names, **options)  # type: ignore[type-var]
+        ) as events:
+            return list(events)
+
+    def down(self, name: str = "", **options: Any) -> tuple[list[Event], teardown.Remains]:
+        """Take it down in this process; the events, and what is left."""
+        *events, remains = teardown.down(self.project(name), **options)
+        assert isinstance(remains, teardown.Remains)
+        return [event for event in events if isinstance(event, Event)], remains
+
+    def start(self, *arguments: str | Path, **environ: str) -> subprocess.Popen[str]:
+        """The installed command, running."""
+        argv = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
+        process = subprocess.Popen(
+            argv,
+            cwd=self.path,
+            env={**self.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.running.append(process)
+        return process
+
+    def run(self, *arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+        """The installed command to its end; ``returncode``, ``stdout``, ``stderr``."""
+        process = self.start(*arguments, **environ)
+        out, err = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def pids(self) -> dict[int, str]:
+        """Every live process that has anything to do with this laboratory: pid and command line."""
+        mark, found = str(self.path), {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if line and (mark in line or mark in str((entry / "cwd").readlink())):
+                    found[int(entry.name)] = line
+            except OSError:
+                continue
+        return found
+
+    def close(self) -> None:
+        """End everything; whatever does not end by ``down`` is an error."""
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        remains = {}
+        for project in projects(root(self.environ)):
+            with project.lock("down", timeout=PATIENCE):
+                *_, remains[project.name] = teardown.down(project, timeout=1)
+        assert not any(remains.values()), f"down left {remains}"
+        try:
+            until(lambda: not self.pids(), 5)
+        except AssertionError:
+            left = self.pids()
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"left behind: {left}") from None
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A laboratory of this test alone."""
+    one = Lab(tmp_path)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A laboratory for all tests of a module."""
+    one = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        yield one
+    finally:
+        one.close()

@@ -1,0 +1,138 @@
+"""A fake LMCache server: ``python -m lmcache.cli.main server --port P --http-port H --chunk-size N``.
+
+It keeps hashes of chunks, no KV. Engines reach it by HTTP on the port where the real one speaks ZMQ:
+``/fake/register`` and ``/fake/unregister`` {id, model}, ``/fake/lookup`` {chunks} and ``/fake/store`` {chunks}.
+Chunks asked for are counted as L1 hits, or as L2 hits once ``POST /cache/clear`` emptied L1 of a server with L2.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import fakeserver as fake
+from fakeserver import Handler
+
+BYTES_PER_TOKEN = 8192
+
+
+class Cache:
+    """What is stored, by hash."""
+
+    def __init__(self, chunk_size: int, disk: bool) -> None:
+        self.chunk_size, self.disk = chunk_size, disk
+        self.l1: set[str] = set()
+        self.l2: set[str] = set()
+        self.engines: dict[int, str] = {}
+        self.counters = dict.fromkeys(
+            ("lookup_requested_tokens", "lookup_hit_tokens", "lookup_hit_l1_tokens", "lookup_hit_l2_tokens")
+            + ("num_submitted_stores", "num_finished_stores", "num_finished_retrieves"),
+            0,
+        )
+        self.lock = threading.Lock()
+
+    def register(self, handler: Handler, body: Any) -> None:
+        """An engine offers its memory."""
+        if not fake.fault("NOT_REGISTERED"):
+            self.engines[body["id"]] = body["model"]
+        handler.reply({"chunk_size": self.chunk_size})
+
+    def unregister(self, handler: Handler, body: Any) -> None:
+        """An engine leaves in good order."""
+        self.engines.pop(body["id"], None)
+        handler.reply({})
+
+    def lookup(self, handler: Handler, body: Any) -> None:
+        """How many of these chunks are here, from the first one on."""
+        found = {"l1": 0, "l2": 0}
+        with self.lock:
+            for chunk in body["chunks"]:
+                tier = "l1" if chunk in self.l1 else "l2" if chunk in self.l2 else ""
+                if not tier:
+                    break
+                found[tier] += 1
+                self.l1.add(chunk)
+            self.counters["lookup_requested_tokens"] += len(body["chunks"]) * self.chunk_size
+            for tier, count in found.items():
+                self.counters[f"lookup_hit_{tier}_tokens"] += count * self.chunk_size
+                self.counters["lookup_hit_tokens"] += count * self.chunk_size
+            self.counters["num_finished_retrieves"] += any(found.values())
+        handler.reply({"found": sum(found.values())})
+
+    def store(self, handler: Handler, body: Any) -> None:
+        """Keep these chunks."""
+        with self.lock:
+            self.counters["num_submitted_stores"] += 1
+
+        def finish() -> None:
+            with self.lock:
+                self.l1.update(body["chunks"])
+                self.l2.update(body["chunks"] if self.disk else ())
+                self.counters["num_finished_stores"] += 1
+
+        if delay := fake.number("STORE_DELAY_S", 0):
+            threading.Timer(delay, finish).start()
+        else:
+            finish()
+        handler.reply({})
+
+    def clear(self, handler: Handler, _: Any) -> None:
+        """Empty L1."""
+        with self.lock:
+            self.l1.clear()
+        handler.reply({"status": "success"})
+
+    def status(self, handler: Handler, _: Any) -> None:
+        """The part of ``/status`` that kvdemo reads."""
+        size = len(self.l1) * self.chunk_size * BYTES_PER_TOKEN
+        layout = {"cache_size_per_token": BYTES_PER_TOKEN}
+        meta = {
+            str(i): {"model_name": m, "world_size": 1, "kv_cache_layout": layout} for i, m in self.engines.items()
+        }
+        handler.reply(
+            {
+                "is_healthy": True,
+                "chunk_size": self.chunk_size,
+                "registered_gpu_ids": list(self.engines),
+                "cache_context_meta": meta,
+                "storage_manager": {"l1_manager": {"memory_used_bytes": size, "total_object_count": len(self.l1)}},
+            }
+        )
+
+    def metrics(self, handler: Handler, _: Any) -> None:
+        """Prometheus text."""
+        handler.reply("".join(f"lmcache_mp_{name}_total {value}.0\n" for name, value in self.counters.items()))
+
+
+def _health(handler: Handler, _: Any) -> None:
+    if fake.healthy():
+        handler.reply({"status": "healthy"})
+    else:
+        handler.fail(503, "starting")
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    given = fake.flags(sys.argv[1:])
+    fake.begin()
+    cache = Cache(int(given.get("chunk-size", "256")), "l2-adapter" in given)
+    host = given.get("host", "127.0.0.1")
+    engines = {
+        "POST /fake/register": cache.register,
+        "POST /fake/unregister": cache.unregister,
+        "POST /fake/lookup": cache.lookup,
+        "POST /fake/store": cache.store,
+    }
+    http = {
+        "GET /healthcheck": _health,
+        "GET /status": cache.status,
+        "GET /metrics": cache.metrics,
+        "POST /cache/clear": cache.clear,
+    }
+    servers = [fake.Server(host, int(given["port"]), engines), fake.Server(host, int(given["http-port"]), http)]
+    fake.serve(servers)
+
+
+if __name__ == "__main__":
+    main()
