@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from kvdemo import __version__, bench, context, fleet, gpus, results, tables
-from kvdemo.errors import NotReadyError, ServiceError, UsageError
+from kvdemo import (
+    __version__,
+    bandwidth,
+    bench,
+    context,
+    environment,
+    fleet,
+    gpus,
+    health,
+    page,
+    report,
+    results,
+    tables,
+)
+from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 from kvdemo.plan import Plan
 from kvdemo.record import Recorder
-from kvdemo.report import err, out
+from kvdemo.rig import Options, Rig
 from kvdemo.sample import Sample
 from kvdemo.state import Project
 from kvdemo.watch import State
@@ -31,56 +43,83 @@ class Arguments:
     context: Path | None
     question: str
     trials: int | None
+    max_trials: int
     max_tokens: int | None
+    endpoint: Literal["chat", "completions"]
+    tier: Literal["l1", "l2", "any"]
+    drop_page_cache: bool
+    concurrency: int
+    matrix: bool
+    lengths: str
+    costs: bool
+    limit: bool
+    expected_ttft_gain: float | None
     seed: int
     result_dir: Path
 
 
 def run(project: Project, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
-    """Measure, save, print. Raises ServiceError (exit 1) when the measurement proves nothing or the answer is wrong."""
+    """Measure, save, print.
+
+    Raises ServiceError when the measurement proves nothing or the answer is wrong, GateError when the gate is missed.
+    """
     plan = fleet.loaded(project)
     options = _options(plan, arguments, environ)
     _refuse_unless_ready(project, environ)
     samples: list[Sample] = []
-    with bench.Bench(plan, options) as measuring:
-        conditions = _conditions(plan, options, measuring, arguments) | measuring.prepare()
+    with Rig(plan, options) as rig:
+        prepared = rig.prepare()
+        conditions = _conditions(rig, arguments, environ) | prepared
         name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
         recorder = Recorder(arguments.result_dir, name, conditions)
         try:
-            _drive(measuring, recorder, samples, quiet=as_json)
+            _drive(rig, recorder, samples, quiet=as_json)
         except KeyboardInterrupt:
-            if samples:
-                document = results.summarize({**conditions, "interrupted": True}, samples)
-                out.print(tables.result(document))
-                err.print(f"interrupted: {len(samples)} samples are in {recorder.path}")
+            conditions["interrupted"] = True
+            _finish(conditions, samples, recorder, as_json=as_json)
             raise
         finally:
             bench.forget(plan, options.run_id)
-    document = results.summarize(conditions, samples)
-    saved = recorder.close(document)
-    if as_json:
-        out.print(json.dumps(document, ensure_ascii=False), soft_wrap=True, markup=False)
-    else:
-        out.print(tables.result(document))
-        out.print(f"Saved: {saved} and the samples beside it (.jsonl)", style="dim")
-    _judge(document)
+    document = _finish(conditions, samples, recorder, as_json=as_json)
+    _judge(document, arguments.expected_ttft_gain)
 
 
-def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> bench.Options:
+def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Options:
     given = plan.bench
     path = arguments.context or (Path(given["context"]) if given.get("context") else None)
     if path is None:
         raise UsageError("no context: the profile names none", "give a text file: --context FILE")
-    return bench.Options(
+    if arguments.drop_page_cache and arguments.tier != "l2":
+        raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
+    return Options(
         document=context.read(path),
         question=arguments.question or given["questions"][0],
         system=given["system"],
         trials=arguments.trials or given["trials"],
+        max_trials=arguments.max_trials,
         max_tokens=arguments.max_tokens or given["max_tokens"],
         seed=arguments.seed,
         run_id=secrets.token_hex(6),
         key=fleet.key_of(plan.engines[0], environ),
+        endpoint=arguments.endpoint,
+        tier="" if arguments.tier == "any" else arguments.tier,
+        drop_page_cache=arguments.drop_page_cache,
+        concurrency=arguments.concurrency,
+        matrix=arguments.matrix,
+        lengths=_lengths(arguments.lengths),
+        costs=arguments.costs,
     )
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    """``1k,2k,12000`` as tokens (k = 1,000)."""
+    found = []
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", word)
+        if not match or float(match[1]) <= 0:
+            raise UsageError(f"--lengths: {word!r} is not a number of tokens", "for example --lengths 1k,4k,16k")
+        found.append(int(float(match[1]) * (1000 if match[2] else 1)))
+    return tuple(found)
 
 
 def _refuse_unless_ready(project: Project, environ: Mapping[str, str]) -> None:
@@ -90,57 +129,91 @@ def _refuse_unless_ready(project: Project, environ: Mapping[str, str]) -> None:
         raise NotReadyError(f"the fleet is not ready: {names}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
 
 
-def _drive(measuring: bench.Bench, recorder: Recorder, samples: list[Sample], *, quiet: bool) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    show = not quiet and err.is_terminal
-    progress = Progress(*columns, console=err, transient=True)
-    with progress if show else nullcontext(), closing(measuring.run()) as stream:
-        task = progress.add_task("", total=None)
+def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], *, quiet: bool) -> None:
+    """Run; save every sample before the next is taken."""
+    with report.Progress(quiet=quiet) as show, closing(bench.run(rig)) as stream:
         for event in stream:
             if isinstance(event, Sample):
                 samples.append(event)
                 recorder.add(event)
-            elif show:
-                progress.update(task, description=event.text, completed=event.done, total=event.total or None)
-            elif not quiet:
-                err.print(event.text)
+            else:
+                show(event.text, event.done, event.total)
 
 
-def _conditions(plan: Plan, options: bench.Options, measuring: bench.Bench, arguments: Arguments) -> dict[str, Any]:
-    cast = measuring.cast
+def _finish(
+    conditions: Mapping[str, Any], samples: list[Sample], recorder: Recorder, *, as_json: bool
+) -> dict[str, Any]:
+    """Judge, save and show what there is."""
+    document = results.summarize(conditions, samples)
+    saved = recorder.close(document, page.render(document, samples))
+    if as_json:
+        report.out.print(json.dumps(document, ensure_ascii=False), soft_wrap=True, markup=False)
+    else:
+        report.out.print(tables.result(document))
+        report.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
+    if conditions.get("interrupted"):
+        report.err.print(f"interrupted: what was measured is in {recorder.path}")
+    return document
+
+
+def _conditions(rig: Rig, arguments: Arguments, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that must be equal for two runs to be compared, and what the limit needs."""
+    plan, cast, options = rig.plan, rig.cast, rig.options
     reader = cast.reader
-    names = sorted({gpu.name for gpu in gpus.detect(os.environ) for spec in cast.engines if gpu.index in spec.gpus})
+    names = sorted({gpu.name for gpu in gpus.detect(environ) for spec in cast.engines if gpu.index in spec.gpus})
     return {
         "kvdemo_version": __version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "project": plan.project,
         "run_id": options.run_id,
-        "backend": "openai-chat",
+        "backend": "openai-chat" if options.endpoint == "chat" else "openai",
         "model_id": reader.model,
-        "model_digest": plan.models,
-        "versions": plan.versions,
-        "device": ", ".join(names) or f"{os.cpu_count()} processor cores (absolute times say little)",
+        "model_digest": next(iter(plan.models.values()), ""),
+        "versions": next(iter(plan.versions.values()), {}),
+        "device": ", ".join(names) or f"{os.cpu_count()} processor cores",
         "num_trials": options.trials,
-        "max_concurrency": 1,
+        "max_concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
+        "tier": options.tier or "any",
+        "drop_page_cache": options.drop_page_cache,
         "seed": options.seed,
         "question": options.question,
-        "context": str(arguments.context or plan.bench.get("context")),
+        "context": (arguments.context or Path(plan.bench["context"])).name,
         "chunk_size": reader.chunk_size,
-        "kv_bytes_per_token": reader.kv_bytes_per_token,
+        "kv_bytes_per_token": _kv_bytes(rig) or reader.kv_bytes_per_token,
+        "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
         "baseline": cast.baseline.name,
         "writer": cast.writer.name,
         "reader": cast.reader.name,
-        "flags": {spec.name: list(spec.argv[3:]) for spec in plan.services},
+        "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services},
+        **(_bandwidths(rig, environ) if arguments.limit else {}),
     }
 
 
-def _judge(document: Mapping[str, Any]) -> None:
+def _without_folders(word: str) -> str:
+    """Reports are shown to others: the folders of this machine are nobody's business."""
+    return re.sub(r"(?<![\w.:/])/(?:[^/\s\"']+/)+", ".../", word)
+
+
+def _kv_bytes(rig: Rig) -> int | None:
+    """KV bytes a token by LMCache's own account, all ranks together."""
+    for meta in health.status(rig.meter.cache_url(rig.cast.reader)).get("cache_context_meta", {}).values():
+        if size := meta.get("kv_cache_layout", {}).get("cache_size_per_token"):
+            return int(size) * int(meta.get("world_size", 1))
+    return None
+
+
+def _bandwidths(rig: Rig, environ: Mapping[str, str]) -> dict[str, float | None]:
+    """How fast KV could be moved here at best, in bytes a second."""
+    reader, store = rig.cast.reader, rig.plan.service(rig.cast.reader.cache).store
+    variables = environment.of_service(environ, reader.env, ())
+    return {
+        "memory_bandwidth": bandwidth.copy(reader.argv[0], variables, gpu=bool(reader.gpus)),
+        "disk_bandwidth": bandwidth.disk_read(Path(store)) if store else None,
+    }
+
+
+def _judge(document: Mapping[str, Any], gain: float | None) -> None:
     if document["answer"]["same"] is False:
         raise ServiceError(
             "reuse gives another answer than computing", "the KV that was loaded is wrong: kvdemo down -v"
@@ -148,3 +221,6 @@ def _judge(document: Mapping[str, Any]) -> None:
     if not document["valid"]:
         why = next((f"{r['engine']} {r['arm']}: {r['verdict']}: {r['why']}" for r in document["rows"] if r["why"]), "")
         raise ServiceError(f"the run proves no reuse. {why}".strip(), "kvdemo logs shows what the services say")
+    reached = (document["speedup"] or {}).get("median", 0.0)
+    if gain is not None and reached < gain:
+        raise GateError(f"reuse is {reached:.2f}x sooner, {gain:g}x was expected")

@@ -83,7 +83,7 @@ def shortages(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]
         yield from _short_gpu(profile, gpu, assigned)
     cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
     l1 = sum(cache.l1 for cache in profile.caches.values())
-    need = l1 + sum(CPU_ENGINE_BYTES + kv for kv in cpu.values())
+    need = l1 + sum(_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items())
     if facts.memory is not None and need > facts.memory:
         yield (
             f"host memory: {need / GIB:.1f} GiB are needed ({l1 / GIB:.1f} GiB of it L1), {facts.memory / GIB:.1f} GiB "
@@ -95,6 +95,11 @@ def shortages(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]
             f"/dev/shm: cached engines map {mapped / GIB:.1f} GiB of KV cache there, {facts.shm / GIB:.1f} GiB are "
             "free; in a container start it with a larger --shm-size, or lower kv_cache"
         )
+
+
+def _host_bytes(engine: Engine) -> int:
+    """What an engine without a GPU needs beside its KV cache: what the profile says, else what was measured."""
+    return engine.memory if isinstance(engine.memory, int) else CPU_ENGINE_BYTES
 
 
 def _absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line: parse, call one story, render. The only place that catches KvdemoError.
+"""The command line: parse, call one story, render. ``frame`` is around every verb.
 
 Every import beyond typer waits until a verb needs it: ``kvdemo --help`` must not cost half a second.
 """
@@ -6,47 +6,21 @@ Every import beyond typer waits until a verb needs it: ``kvdemo --help`` must no
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import typer.core
 
-from kvdemo import __version__
-from kvdemo.errors import DownIncompleteError, ExitCode, KvdemoError, NotReadyError, PreflightError, UsageError
+from kvdemo import __version__, frame
+from kvdemo.errors import NotReadyError, PreflightError
 
 if TYPE_CHECKING:
-    from kvdemo.plan import Plan
-    from kvdemo.state import Project
     from kvdemo.watch import Event
 
 
-class _Verbs(typer.core.TyperGroup):
-    """The commands, with one translation of every failure into a message and an exit code around all of them."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with _interruptible():
-                return super().invoke(ctx)
-        except KvdemoError as error:
-            from kvdemo import report
-
-            report.failure(str(error), error.hint)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader of our output left (`kvdemo logs | head`): nothing is wrong, and nobody is there to be told.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 app = typer.Typer(
-    cls=_Verbs,
+    cls=frame.Verbs,
     name="kvdemo",
     help="Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys.",
     no_args_is_help=True,
@@ -97,15 +71,15 @@ def up(
     project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
-    from kvdemo import fleet, report
+    from kvdemo import fleet, lookup, report
 
-    project = _project_of(profile, project_name)
+    project = lookup.project_of(profile, project_name)
     with project.lock("up") as lock:
-        plan = _plan(profile, project, fetch=True)
+        plan = lookup.plan(profile, project, fetch=True)
         if plan.missing:
             raise PreflightError("this machine cannot run the plan:\n  " + "\n  ".join(plan.missing), _PLAN_HINT)
         events = fleet.up(plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout)
-        _show(events)
+        frame.show(events)
     if wait:
         report.out.print(
             f"Ready. Next: kvdemo bench -p {project.name} --context FILE, then kvdemo down -p {project.name}"
@@ -126,9 +100,9 @@ def plan(
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo import export, report
+    from kvdemo import export, lookup, report
 
-    planned = _plan(profile, _project_of(profile, project_name))
+    planned = lookup.plan(profile, lookup.project_of(profile, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
     elif format == "shell":
@@ -146,10 +120,10 @@ def ps(
     check: Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")] = False,
 ) -> None:
     """List the services and what each one is doing now."""
-    from kvdemo import fleet, report
+    from kvdemo import fleet, lookup, report
     from kvdemo.watch import State
 
-    project = _project(project_name)
+    project = lookup.project(project_name)
 
     def look() -> list[Event]:
         return fleet.status(project, os.environ, services or ())
@@ -181,9 +155,9 @@ def logs(
     no_log_prefix: Annotated[bool, typer.Option("--no-log-prefix", help="Without the service's name.")] = False,
 ) -> None:
     """Print the services' logs, each line with its service's name; secrets are blanked."""
-    from kvdemo import logbook, report
+    from kvdemo import logbook, lookup, report
 
-    project = _project(project_name, logs=True)
+    project = lookup.project(project_name, logs=True)
     chosen = logbook.select(project, services or (), previous=previous)
     for service, text in logbook.lines(project, chosen, os.environ, tail=tail, follow=follow, previous=previous):
         report.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
@@ -196,29 +170,39 @@ def restart(
     timeout: TimeoutOption = None,
 ) -> None:
     """Stop and start services again."""
-    from kvdemo import fleet
+    from kvdemo import fleet, lookup
 
-    project = _project(project_name)
+    project = lookup.project(project_name)
     with project.lock("restart") as lock:
-        _show(fleet.restart(project, os.environ, lock, services, timeout))
+        frame.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
 @app.command()
-def bench(
+def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
     project_name: ProjectOption = "",
     context: Annotated[Path | None, typer.Option(help="The document to ask about; else the profile's.")] = None,
     question: Annotated[str, typer.Option(help="What to ask about it; else the profile's first question.")] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="How often, each time under a fresh salt.")] = None,
+    max_trials: Annotated[int, typer.Option(help="Go on until the speed-up is known within 5 %, or this often.")] = 0,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of each answer in tokens.")] = None,
+    endpoint: Annotated[Literal["chat", "completions"], typer.Option(help="Which OpenAI endpoint to use.")] = "chat",
+    tier: Annotated[Literal["l1", "l2", "any"], typer.Option(help="l2: clear L1 before the reader is asked.")] = "any",
+    drop_page_cache: Annotated[bool, typer.Option(help="With --tier l2: read the files from the disk itself.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Ask the reader this many documents at once.")] = 1,
+    matrix: Annotated[bool, typer.Option(help="Every engine writes, every engine reads.")] = False,
+    lengths: Annotated[str, typer.Option(metavar="1k,2k,...", help="Sweep over prompt lengths (tokens).")] = "",
+    costs: Annotated[bool, typer.Option(help="Also measure what storing costs another engine's decoding.")] = False,
+    limit: Annotated[bool, typer.Option(help="Measure copy and disk bandwidth, to tell the physical limit.")] = True,
+    expected_ttft_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this speed-up.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the arms.")] = 0,
-    result_dir: Annotated[Path, typer.Option(help="Where to save samples and result.")] = Path("results"),
+    result_dir: Annotated[Path, typer.Option(help="Where to save samples, result and report.")] = Path("results"),
     json: JsonOption = False,
 ) -> None:
     """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
-    from kvdemo import benchmark
+    from kvdemo import benchmark, lookup
 
-    arguments = benchmark.Arguments(context, question, trials, max_tokens, seed, result_dir)
-    benchmark.run(_project(project_name), arguments, os.environ, as_json=json)
+    values = {key: value for key, value in locals().items() if key in benchmark.Arguments.__annotations__}
+    benchmark.run(lookup.project(project_name), benchmark.Arguments(**values), os.environ, as_json=json)
 
 
 @app.command()
@@ -233,109 +217,17 @@ def down(
     all_projects: Annotated[bool, typer.Option("--all", help="Every project of this user.")] = False,
 ) -> None:
     """Stop everything, engines before caches, and prove that nothing is left."""
-    from kvdemo import report
+    from kvdemo import lookup, report
 
     try:
-        chosen = _projects() if all_projects else [_project(project_name)]
+        chosen = lookup.projects() if all_projects else [lookup.project(project_name)]
     except NotReadyError:
         chosen = []
     chosen = [project for project in chosen if project.dir.exists()]
     if not chosen:
         report.out.print("Nothing was running.")
     for project in chosen:
-        _down(project, volumes, timeout)
-
-
-def _down(project: Project, volumes: bool, timeout: float | None) -> None:
-    from kvdemo import report, teardown
-
-    with project.lock("down", timeout=30):
-        remains = teardown.Remains()
-        with closing(teardown.down(project, remove_store=volumes, timeout=timeout)) as events, report.Fleet() as show:
-            for event in events:
-                if isinstance(event, teardown.Remains):
-                    remains = event
-                else:
-                    show(event)
-    if remains:
-        raise DownIncompleteError(
-            f"still there: {remains}", f"try again, or end it by hand: kvdemo down -p {project.name}"
-        )
-    report.out.print(report.down_summary(remains))
-
-
-def _show(events: Generator[Event]) -> None:
-    from kvdemo import report
-
-    with closing(events) as stream, report.Fleet() as show:
-        for event in stream:
-            show(event)
-
-
-def _project_of(profile: Path, name: str) -> Project:
-    from kvdemo.profile import load
-    from kvdemo.state import Project, root
-
-    return Project(root(os.environ), name or load(profile, os.environ).name)
-
-
-def _plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
-    """Load, survey, plan; with ``fetch`` download the models first that are not here."""
-    from kvdemo import plan as planning
-    from kvdemo import runtime, survey
-    from kvdemo.profile import load
-
-    profile = load(path, os.environ).model_copy(update={"name": project.name})
-    facts = survey.survey(profile, project, os.environ)
-    planned = planning.make(profile, facts)
-    if fetch and planned.fetch and not planned.missing:
-        from kvdemo import report
-
-        for name in planned.fetch:
-            report.out.print(f"Downloading {name} from Hugging Face (once) ...")
-            engine = next(engine for engine in profile.engines.values() if engine.model == name)
-            runtime.fetch(name, engine.runtime.python or facts.default_python, {**os.environ, **engine.env})
-        planned = planning.make(profile, survey.survey(profile, project, os.environ))
-    return planned
-
-
-def _projects() -> list[Project]:
-    from kvdemo.state import projects, root
-
-    return [project for project in projects(root(os.environ)) if project.load(strict=False) or project.records()]
-
-
-def _project(name: str, *, logs: bool = False) -> Project:
-    """The named project, or the only one that is up (or, with ``logs``, that ever was)."""
-    from kvdemo.state import Project, root
-
-    base = root(os.environ)
-    if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
-        return Project(base, name)
-    found = _projects()
-    if not found and logs:
-        found = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
-    if len(found) > 1:
-        names = ", ".join(project.name for project in found)
-        raise UsageError(f"several projects are there: {names}", "say which: -p NAME")
-    if not found:
-        raise NotReadyError("nothing is up", "start it: kvdemo up PROFILE")
-    return found[0]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a verb as Ctrl-C does, so that what it started is stopped again."""
-
-    def interrupt(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        frame.take_down(project, volumes, timeout)
 
 
 def main() -> None:

@@ -1,27 +1,50 @@
 """One timed, streamed request. The clock is the whole point of this module.
 
-``perf_counter_ns``; the body is serialised before it starts and the connection is open; it stops at the first event
-with content (text, reasoning or a tool call), not at the role-only one before it; nothing is ever retried; a stream
-without a token is a failure, never a zero.
+``perf_counter_ns``; the body is serialised before it starts and the connection is open and warm; it stops at the first
+event that holds a token: text (whitespace too), reasoning, a tool call, or the token's own name beside an empty text
+(half of a multi-byte character has none yet). The role-only event before it is not one. Nothing is ever retried, and
+whatever a server does ends as ``Reply.error``: a stream without a token is a failure, never a zero.
+
+The measured request goes through ``http.client`` (see ``wire``): httpx took nearly twice as long for itself over the
+same connection, httpcore below it half as much again (``kvdemo.calibrate`` measures what is left of it).
+
+Limit: an event is stamped when its last byte was read, so tokens that share an event count as one.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from kvdemo.errors import UsageError
+from kvdemo.wire import BUFFER, CONNECT_PATIENCE, Line, events, uncollected
+
 FIRST_TOKEN_PATIENCE = 600.0
-"""Seconds without any byte before a request counts as stalled."""
+"""Seconds from the request to its first token before it counts as stalled."""
+
+NEXT_TOKEN_PATIENCE = 60.0
+"""Seconds from one token to the next, or to the end of the stream."""
+
+WARM_UP_PATIENCE = 60.0
+LAST_BYTES_PATIENCE = 1.0
+SHOWN = 300
+"""Characters of a server's own words that an error quotes."""
 
 
 @dataclass
 class Reply:
-    """What came back: times in seconds since the request was sent, and the engine's own words about it."""
+    """What came back: times in seconds since the request was sent, and the engine's own words about it.
+
+    With an ``error`` the rest is what had come until then; ``e2el``, up to the last token, is of whole answers only.
+    """
 
     started: float = 0.0
     first_chunk: float | None = None
@@ -35,20 +58,38 @@ class Reply:
     metrics: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
+    @property
+    def progress(self) -> str:
+        """How far the stream came, for an error: "before the first token", "after token 3"."""
+        return "before the first token" if self.ttft is None else f"after token {1 + len(self.itl)}"
+
 
 class Client:
-    """A connection to one engine, kept open between requests; use it under ``with``."""
+    """A connection to one engine, kept open between requests; use it under ``with``, one request at a time.
 
-    def __init__(self, url: str, key: str = "", patience: float = FIRST_TOKEN_PATIENCE) -> None:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        timeout = httpx.Timeout(patience, connect=10.0)
+    ``patience`` and ``pause`` are the seconds to wait for the first token and for each later one. Raises UsageError
+    for a key that no HTTP header can carry.
+    """
+
+    def __init__(
+        self, url: str, key: str = "", patience: float = FIRST_TOKEN_PATIENCE, pause: float = NEXT_TOKEN_PATIENCE
+    ) -> None:
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError("the API key holds characters that no HTTP header can carry", "check where it was set")
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.patience, self.pause = patience, pause
+        parts = urlsplit(url)
+        self.prefix = parts.path.rstrip("/")
+        self.line = Line(parts.hostname or "", parts.port)
         # trust_env: a proxy variable of the user's must not stand between us and a server on this machine.
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        timeout = httpx.Timeout(patience, connect=CONNECT_PATIENCE)
+        self.http = httpx.Client(base_url=url, headers=self.headers, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.line.close()
         self.http.close()
 
     def tokenize(self, model: str, prompt: Mapping[str, Any]) -> list[int]:
@@ -65,73 +106,109 @@ class Client:
         content = json.dumps(body).encode()
         reply = Reply()
         try:
-            # vLLM closes idle connections after seconds: open it again now rather than inside the measurement.
-            self.http.get("/v1/models")
-            request = self.http.build_request("POST", path, content=content)
-            reply.started = time.time()
-            began = time.perf_counter_ns()
-            response = self.http.send(request, stream=True)
-            try:
-                self._consume(response, began, reply)
-            finally:
-                response.close()
-        except httpx.TimeoutException:
-            reply.error = reply.error or "stalled: nothing came for too long"
-        except httpx.HTTPError as error:
-            reply.error = reply.error or f"the connection broke: {str(error) or type(error).__name__}"
+            self._warm_up()
+        except (OSError, http.client.HTTPException) as error:
+            self.line.close()
+            reply.error = f"no connection: {_words(error)}"
+            return reply
+        with uncollected():
+            self._measure(path, content, reply)
         return reply
 
-    def _consume(self, response: httpx.Response, began: int, reply: Reply) -> None:
-        if response.status_code != httpx.codes.OK:
-            reply.error = f"HTTP {response.status_code}: {response.read()[:300].decode(errors='replace')}"
+    def _warm_up(self) -> None:
+        """A small question first: vLLM closes connections that idle for seconds; it is opened again now, unmeasured."""
+        was_open = self.line.sock is not None
+        try:
+            self._ask_models()
+        except (OSError, http.client.HTTPException):
+            self.line.close()
+            if not was_open:
+                raise
+            self._ask_models()
+        if self.line.sock is None:
+            self.line.connect()
+
+    def _ask_models(self) -> None:
+        self.line.allow(WARM_UP_PATIENCE)
+        self.line.request("GET", f"{self.prefix}/v1/models", headers=self.headers)
+        self.line.getresponse().read()
+
+    def _measure(self, path: str, content: bytes, reply: Reply) -> None:
+        sending, whole = True, False
+        try:
+            self.line.allow(self.patience)
+            reply.started = time.time()
+            began = time.perf_counter_ns()
+            # A server may refuse before it has read everything: its answer says why, the broken pipe does not.
+            with suppress(BrokenPipeError):
+                self.line.request("POST", self.prefix + path, content, self.headers)
+            sending = False
+            response = self.line.getresponse()
+            self._consume(response, began, reply)
+            whole = not reply.error and self._ends(response)
+        except TimeoutError:
+            waited = self.patience if reply.ttft is None else self.pause
+            where = "while sending the request" if sending else reply.progress
+            reply.error = f"stalled {where}: waited {waited:g} s for the next"
+        except http.client.IncompleteRead:
+            reply.error = f"the stream ended early, {reply.progress}"
+        except (OSError, http.client.HTTPException) as error:
+            reply.error = f"the connection broke {reply.progress}: {_words(error)}"
+        finally:
+            if not whole:
+                self.line.close()
+
+    def _ends(self, response: http.client.HTTPResponse) -> bool:
+        """Whether the answer ends after its last event, so that the connection can be used again."""
+        self.line.allow(LAST_BYTES_PATIENCE)
+        with suppress(OSError, http.client.HTTPException):
+            return not response.read(BUFFER)
+        return False
+
+    def _consume(self, response: http.client.HTTPResponse, began: int, reply: Reply) -> None:
+        """Read events until the end of the answer or the first error."""
+        kind = response.headers.get_content_type()
+        if response.status != http.HTTPStatus.OK or kind != "text/event-stream":
+            what = f"HTTP {response.status}" if response.status != http.HTTPStatus.OK else f"no stream but {kind}"
+            reply.error = f"{what}: {_message(response.read(BUFFER))}"
             return
         last: float | None = None
-        done = False
-        for at, data in _events(response, began):
-            if data == "[DONE]":
-                done = True
-                break
-            last = _take(json.loads(data), at, last, reply)
+        for at, data in events(response, began):
+            if data == b"[DONE]":
+                reply.e2el = last
+                if last is None:
+                    reply.error = "the stream held no token"
+                return
+            before = last
+            try:
+                last = _take(json.loads(data.decode()), at, last, reply)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+                shown = data[:SHOWN].decode(errors="replace")
+                reply.error = f"an event {reply.progress} is not what an OpenAI server sends ({error}): {shown}"
             if reply.error:
                 return
-        reply.e2el = last
-        if not done:
-            reply.error = "the stream ended early"
-        elif reply.ttft is None:
-            reply.error = "the stream held no token"
-
-
-def _events(response: httpx.Response, began: int) -> Iterator[tuple[float, str]]:
-    """(seconds, data) of each server-sent event, stamped when its last byte arrived."""
-    pending = b""
-    for piece in response.iter_raw():
-        at = (time.perf_counter_ns() - began) / 1e9
-        *events, pending = (pending + piece).replace(b"\r\n", b"\n").split(b"\n\n")
-        for event in events:
-            data = b"\n".join(line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
-            if data:
-                yield at, data.decode()
+            if last != before:
+                self.line.allow(self.pause)
+        reply.error = f"the stream ended early, {reply.progress}"
 
 
 def _take(event: dict[str, Any], at: float, last: float | None, reply: Reply) -> float | None:
     """Add one event to the reply; the time of the latest token."""
-    if "error" in event:
-        error = event["error"]
-        reply.error = f"the engine reports: {error.get('message', error) if isinstance(error, dict) else error}"[:300]
+    if "error" in event or event.get("object") == "error":
+        reply.error = f"the engine reports {reply.progress}: {_complaint(event)}"
         return last
     reply.usage = event.get("usage") or reply.usage
     reply.metrics = event.get("metrics") or reply.metrics
-    for choice in event.get("choices", []):
+    for choice in event.get("choices") or []:
         if reply.first_chunk is None:
             reply.first_chunk = at
         delta = choice.get("delta") or {}
-        text = (
-            choice.get("text") or delta.get("content") or delta.get("reasoning") or delta.get("reasoning_content") or ""
-        )
-        if not (text or delta.get("tool_calls")):
+        reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+        text = (choice.get("text") or "") + reasoning + (delta.get("content") or "")
+        named = _tokens(choice.get("logprobs") or {}, reply)
+        if not (text or named or delta.get("tool_calls")):
             continue
         reply.text += text
-        _tokens(choice.get("logprobs") or {}, reply)
         if last is None:
             reply.ttft = at
         else:
@@ -140,11 +217,31 @@ def _take(event: dict[str, Any], at: float, last: float | None, reply: Reply) ->
     return last
 
 
-def _tokens(logprobs: Mapping[str, Any], reply: Reply) -> None:
-    """Token ids and log-probabilities, in the chat form or the completions form."""
+def _tokens(logprobs: Mapping[str, Any], reply: Reply) -> bool:
+    """Token ids and log-probabilities, in the chat form or the completions form. Was any token named?"""
     chat = [(entry["token"], entry["logprob"]) for entry in logprobs.get("content") or []]
     plain = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=False)
-    for token, logprob in (*chat, *plain):
+    named = [*chat, *plain]
+    for token, logprob in named:
         if token.startswith("token_id:"):
             reply.token_ids.append(int(token.removeprefix("token_id:")))
             reply.logprobs.append(float(logprob))
+    return bool(named)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _complaint(document: Mapping[str, Any]) -> str:
+    """What an OpenAI error object says."""
+    error = document.get("error", document)
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:SHOWN]
+
+
+def _message(answer: bytes) -> str:
+    """The same of an answer that may be anything."""
+    try:
+        return _complaint(json.loads(answer))
+    except (ValueError, AttributeError):
+        return answer[:SHOWN].decode(errors="replace")

@@ -94,14 +94,15 @@ _SIGNALS = {
     11: "segmentation fault in native code",
 }
 
-_HARMLESS = re.compile(r"(?:^|\s)(?:INFO|DEBUG|WARNING|[A-Za-z]*Warning:)\s")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_HARMLESS = re.compile(r"(?:^|\s)(?:(?:INFO|DEBUG|WARNING):?|[A-Za-z]*Warning:)\s")
 _RAISED = re.compile(r"(?:^|[\s\]])((?:[\w]+\.)*\w*(?:Error|Exception|Exit)(?:: .+))$")
-_EMPTY = re.compile(r"Engine core initialization failed|See root cause above|Failed core proc")
+_EMPTY = re.compile(r"Engine core initialization failed|See root cause above|Failed core proc|See stack trace")
 
 
 def root_cause(log: str, code: int | None = None, signal: int | None = None) -> Cause:
     """The first error that explains an exit; with nothing in the log, what the exit status itself says."""
-    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in _COLOUR.sub("", log).splitlines() if line.strip()]
     for pattern, fix in SIGNATURES:
         for line in lines:
             if re.search(pattern, line) and not _HARMLESS.search(line):
@@ -119,7 +120,6 @@ def root_cause(log: str, code: int | None = None, signal: int | None = None) -> 
 
 def _clean(line: str) -> str:
     """The message of a log line, without process prefix, level, time and file."""
-    line = re.sub(r"\x1b\[[0-9;]*m", "", line)
     line = re.sub(r"^\((?:EngineCore|APIServer|Worker)[^)]*\)\s*", "", line)
     line = re.sub(r"^(?:ERROR|CRITICAL|WARNING|INFO)\s+[\d-]+ [\d:.,]+ (?:\[[^\]]*\]\s*)?", "", line)
     return line.strip()[:400]

@@ -91,7 +91,7 @@ def _known(plan: Plan, names: Collection[str]) -> set[str]:
 
 
 def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, project: Project) -> set[str]:
-    """Services that run exactly as planned. (Engines of a cache that will be replaced do not: they must follow it.)"""
+    """Services that run exactly as planned; the engines of a cache that is replaced must follow it."""
     before = {spec.name: spec.digest for spec in previous.services} if previous else {}
     records = project.records()
     same: set[str] = set()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from kvdemo import diagnose
 from kvdemo.errors import UsageError
@@ -44,34 +45,50 @@ def lines(
     secrets = {
         name: environ[name] for spec in (plan.services if plan else ()) for name in spec.secrets if name in environ
     }
-    offsets: dict[str, tuple[int, int]] = {}
-    for service, path in files.items():
-        text, offsets[service] = _read(path, 0)
-        rows = text.splitlines()
+    books = {service: _Book(path) for service, path in files.items()}
+    for service, book in books.items():
+        rows = book.read_on() if follow else book.read()
         for row in rows if tail is None else rows[max(0, len(rows) - tail) :]:
             yield service, diagnose.redact(row, secrets)
     while follow and not previous:
-        for service, path in files.items():
-            inode, offset = offsets[service]
-            try:
-                if path.stat().st_ino != inode:
-                    offset = 0
-            except FileNotFoundError:
-                continue
-            text, offsets[service] = _read(path, offset, whole_lines=True)
-            for row in text.splitlines():
+        for service, book in books.items():
+            for row in book.read_on():
                 yield service, diagnose.redact(row, secrets)
         time.sleep(POLL)
 
 
-def _read(path: Path, offset: int, *, whole_lines: bool = False) -> tuple[str, tuple[int, int]]:
-    try:
-        with path.open("rb") as stream:
-            inode = os.fstat(stream.fileno()).st_ino
-            stream.seek(offset)
-            data = stream.read()
-    except FileNotFoundError:
-        return "", (0, 0)
-    if whole_lines:
-        data = data[: data.rfind(b"\n") + 1]
-    return data.decode(errors="replace"), (inode, offset + len(data))
+class _Book:
+    """One service's log, held open: its last lines can be read when a new start has put it aside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rest = path, b""
+        self.stream: BinaryIO | None = None
+
+    def read(self) -> list[str]:
+        """Every line there is, the last one whole or not."""
+        rows = self.read_on()
+        if self.rest:
+            rows.append(self.rest.decode(errors="replace"))
+            self.rest = b""
+        return rows
+
+    def read_on(self) -> list[str]:
+        """The whole lines since the last call, of the file read so far and then of the one that took its place."""
+        data = self.rest + (self.stream.read() if self.stream else b"")
+        if fresh := self._fresh():
+            data += fresh.read()
+            if self.stream:
+                self.stream.close()
+            self.stream = fresh
+        whole, newline, self.rest = data.rpartition(b"\n")
+        return (whole + newline).decode(errors="replace").splitlines()
+
+    def _fresh(self) -> BinaryIO | None:
+        """The file at the path, if it is not the one that is open."""
+        try:
+            found = self.path.stat().st_ino
+            if self.stream and os.fstat(self.stream.fileno()).st_ino == found:
+                return None
+            return self.path.open("rb")
+        except FileNotFoundError:
+            return None

@@ -11,25 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from kvdemo import budget, caches, engines
-from kvdemo.errors import ProfileError
-from kvdemo.facts import Facts, Interpreter, Model
-from kvdemo.profile import Engine, Profile
-
-# Flags that change the numbers in a KV block without changing LMCache's key for it.
-NUMERIC_FLAGS = (
-    "calculate-kv-scales",
-    "dtype",
-    "enable-lora",
-    "hf-overrides",
-    "kv-cache-dtype",
-    "load-format",
-    "lora-modules",
-    "model-loader-extra-config",
-    "quantization",
-    "revision",
-    "seed",
-)
+from kvdemo import budget, caches, engines, kinship
+from kvdemo.facts import Facts
+from kvdemo.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -130,12 +114,16 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
 def make(profile: Profile, facts: Facts) -> Plan:
     """Plan the fleet. Raises ProfileError for combinations that could never run right anywhere."""
     assigned = budget.assign(profile, facts)
-    stores = {name: _store(profile, name, facts) for name in profile.caches}
+    stores = {name: kinship.store_of(profile, name, facts) for name in profile.caches}
     specs = [_cache(profile, name, facts, assigned, stores[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
-    interpreters = {_python(profile, spec.name, facts) for spec in specs}
+    interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted(
-        {e.model for e in profile.engines.values() if not (_model(e, facts).path or _model(e, facts).problem)}
+        {
+            e.model
+            for e in profile.engines.values()
+            if not (kinship.model_of(e, facts).path or kinship.model_of(e, facts).problem)
+        }
     )
     return Plan(
         project=profile.name,
@@ -153,11 +141,11 @@ def _missing(
     profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
 ) -> Iterator[str]:
     for name in (*profile.caches, *profile.engines):
-        interpreter = facts.interpreters.get(_python(profile, name, facts))
+        interpreter = facts.interpreters.get(kinship.python_of(profile, name, facts))
         if interpreter and interpreter.problem:
             yield f"{name}: {interpreter.problem}"
     for name, engine in profile.engines.items():
-        model = _model(engine, facts)
+        model = kinship.model_of(engine, facts)
         if model.problem:
             yield f"model {engine.model}: {model.problem}"
         if engine.max_model_len and model.context and engine.max_model_len > model.context:
@@ -172,44 +160,6 @@ def _missing(
     yield from budget.shortages(profile, facts, assigned)
 
 
-def _python(profile: Profile, name: str, facts: Facts) -> str:
-    service = profile.caches.get(name) or profile.engines[name]
-    return service.runtime.python or facts.default_python
-
-
-def _model(engine: Engine, facts: Facts) -> Model:
-    return facts.models.get(engine.model, Model(engine.model))
-
-
-def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
-    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
-    given = engines.normalized(engine.args)
-    facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
-    facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
-    return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
-
-
-def _store(profile: Profile, cache: str, facts: Facts) -> str:
-    """L2's directory for exactly these weights, flags and versions: LMCache's own key knows none of them."""
-    prints: dict[str, tuple[str, dict[str, str]]] = {}
-    for name, engine in profile.engines.items():
-        if engine.cache != cache:
-            continue
-        mine = fingerprint(engine, _model(engine, facts), facts.interpreters[_python(profile, name, facts)])
-        other, theirs = prints.setdefault(engine.model, (name, mine))
-        if mine != theirs:
-            differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-            raise ProfileError(
-                f"engines {other} and {name} share cache '{cache}' but differ in "
-                + ", ".join(f"{key} ({theirs.get(key, 'default')} / {mine.get(key, 'default')})" for key in differ)
-                + ": KV of one would silently be wrong in the other",
-                "make them equal, or give each its own cache",
-            )
-    root = profile.caches[cache].l2
-    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()))
-    return str(root / hashlib.sha256(text.encode()).hexdigest()[:16]) if root else ""
-
-
 def _cache(
     profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], store: str
 ) -> ServiceSpec:
@@ -222,7 +172,7 @@ def _cache(
         kind="cache",
         argv=caches.argv(
             cache,
-            python=_python(profile, name, facts),
+            python=kinship.python_of(profile, name, facts),
             port=port,
             http_port=http,
             engines=len(users),
@@ -243,7 +193,7 @@ def _cache(
 
 
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
-    engine, model = profile.engines[name], _model(profile.engines[name], facts)
+    engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
     cache = profile.caches[engine.cache] if engine.cache else None
     address = (
@@ -256,7 +206,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         kind="engine",
         argv=engines.argv(
             engine,
-            python=_python(profile, name, facts),
+            python=kinship.python_of(profile, name, facts),
             served=served,
             port=facts.ports[name],
             devices=len(assignment.gpus),

@@ -33,19 +33,24 @@ class Recorder:
         """Save one sample now."""
         self._line({"kind": "sample", **json.loads(sample.to_json())})
 
-    def close(self, document: Mapping[str, Any] | None = None) -> Path:
-        """Finish; with the judged ``document`` also write the JSON beside it. The path of what was written last."""
+    def close(self, document: Mapping[str, Any], page: str) -> Path:
+        """Finish: write the judged ``document`` (.json) and the report ``page`` (.html) beside the samples.
+
+        Returns the path of the .json. Raises ServiceError if the disk does not take them; the samples are safe then.
+        """
         self.stream.close()
-        if document is None:
-            return self.path
-        target = self.path.with_suffix(".json")
-        temporary = target.with_suffix(".json.tmp")
-        try:
-            temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(target)
-        except OSError as error:
-            raise ServiceError(f"cannot write {target}: {error.strerror}", f"the samples are in {self.path}") from None
-        return target
+        texts = {".json": json.dumps(document, indent=2, ensure_ascii=False) + "\n", ".html": page}
+        for suffix, text in texts.items():
+            target = self.path.with_suffix(suffix)
+            temporary = target.with_suffix(f"{suffix}.tmp")
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(target)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                hint = f"the samples are in {self.path}: kvdemo report {self.path}"
+                raise ServiceError(f"cannot write {target}: {error.strerror}", hint) from None
+        return self.path.with_suffix(".json")
 
     def _line(self, document: Mapping[str, Any]) -> None:
         try:

@@ -67,7 +67,7 @@ class Fleet:
         self.rows[event.service] = event
         if self.live:
             self.live.update(table(self.rows.values()))
-        elif before is None or (event.state, event.phase) != (before.state, before.phase):
+        elif before is None or (event.state, event.phase, event.detail) != (before.state, before.phase, before.detail):
             self.console.print(line(event))
 
 
@@ -172,11 +172,42 @@ def log_line(service: str, text: str, services: list[str], *, prefix: bool = Tru
 
 
 def watch(look: Callable[[], Iterable[Event]], events: Iterable[Event]) -> None:
-    """Redraw the table of services every two seconds until Ctrl-C."""
-    with Live(table(events), console=out, auto_refresh=False) as live:
-        try:
+    """Show the table of services every two seconds until Ctrl-C; on a terminal in one place."""
+    try:
+        if not out.is_terminal:
+            while True:
+                out.print(table(events))
+                time.sleep(2)
+                events = look()
+        with Live(table(events), console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(2)
                 live.update(table(look()), refresh=True)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
+
+
+class Progress:
+    """Shows what a benchmark is doing: one moving line on a terminal, a line for each step elsewhere, or nothing."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet, self.text = quiet, ""
+        self.live = None if quiet or not err.is_terminal else err.status("starting")
+
+    def __enter__(self) -> Progress:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what happens now, and how far it is."""
+        share = f"  ({done + 1} of {total})" if total else ""
+        if self.live:
+            self.live.update(f"{escape(text)}{share}")
+        elif not self.quiet and text != self.text:
+            err.print(text, markup=False)
+        self.text = text

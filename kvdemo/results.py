@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
-from kvdemo import answers, stats
+from kvdemo import answers, sections, stats
 from kvdemo.sample import Sample
 from kvdemo.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
 
@@ -28,24 +29,38 @@ WORST_FIRST = (
 
 def summarize(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
     """The result document of a run, as saved and as ``--json`` prints it."""
-    measured = [sample for sample in samples if sample.arm != "control"]
-    judged = [(sample, judge(sample)) for sample in measured]
-    rows = [_row(key, judged, conditions) for key in dict.fromkeys((s.engine, s.arm) for s in measured)]
+    longest = max((sample.length for sample in samples), default=0)
+    ofarms = [s for s in samples if s.arm in SUPPORTS_SPEEDUP and not s.writer and s.length == longest]
+    judged = [(sample, judge(sample)) for sample in ofarms]
+    rows = [_row(key, judged, conditions) for key in dict.fromkeys((s.engine, s.arm) for s in ofarms)]
     rows.sort(key=lambda row: list(SUPPORTS_SPEEDUP).index(row["arm"]))
     reuse = next((row for row in rows if row["arm"] == "reuse"), None)
     answer = _answer(samples, judged)
-    return {
+    everything = [judge(sample).verdict for sample in samples]
+    document = {
         "schema_version": SCHEMA_VERSION,
         **conditions,
-        "completed": sum(judgement.verdict is not Verdict.FAILED for _, judgement in judged),
-        "failed": sum(judgement.verdict is Verdict.FAILED for _, judgement in judged),
+        "completed": sum(verdict is not Verdict.FAILED for verdict in everything),
+        "failed": sum(verdict is Verdict.FAILED for verdict in everything),
         "rows": rows,
         "speedup": reuse["speedup"] if reuse else None,
-        "noise_floor": _ratio(judged, conditions, "cold", _others(rows, conditions)),
-        "store_tax": _ratio(judged, conditions, "store", conditions["writer"]),
+        "noise_floor": _ratio(judged, conditions["baseline"], "cold", _others(rows, conditions)),
         "answer": asdict(answer),
-        "valid": bool(reuse and reuse["verdict"] == Verdict.SHARED and reuse["speedup"] and answer.same is not False),
     }
+    document |= sections.of(
+        conditions, samples, rows, _ratio(judged, conditions["baseline"], "store", conditions["writer"])
+    )
+    proved = [row["verdict"] == Verdict.SHARED and row["speedup"] for row in rows if row["arm"] == "reuse"]
+    cells = [cell["verdict"] == cell["expected"] for cell in document.get("matrix", {}).get("cells", [])]
+    document["valid"] = bool(proved + cells) and all(proved + cells) and answer.same is not False
+    return document
+
+
+def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float) -> bool:
+    """Whether the interval of the speed-up is within ``share`` of its median already."""
+    ratios = _ratios([(sample, judge(sample)) for sample in samples], baseline, "reuse", reader, invert=True)
+    interval = stats.bootstrap_median(ratios)
+    return interval is not None and interval.width <= share
 
 
 def _row(
@@ -74,7 +89,8 @@ def _row(
     row |= _times("ttft", [sample.ttft for sample in shown if sample.ttft is not None])
     row |= _times("itl", [gap for sample in shown for gap in sample.itl])
     row |= _times("e2el", [sample.e2el for sample in shown if sample.e2el is not None])
-    row["speedup"] = _ratio(judged, conditions, arm, engine, invert=True)
+    row["waterfall"] = sections.waterfall(shown)
+    row["speedup"] = _ratio(judged, conditions["baseline"], arm, engine, invert=True)
     return row
 
 
@@ -89,39 +105,39 @@ def _times(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _ratio(
-    judged: Sequence[tuple[Sample, Judgement]],
-    conditions: Mapping[str, Any],
-    arm: str,
-    engine: str,
-    *,
-    invert: bool = False,
+    judged: Sequence[tuple[Sample, Judgement]], baseline: str, arm: str, engine: str, *, invert: bool = False
 ) -> dict[str, Any] | None:
-    """TTFT of this arm over the baseline's cold TTFT of the same trial (``invert``: how many times sooner it is).
-
-    Only samples whose verdicts support the comparison take part; None where there is no such pair.
-    """
-    base = conditions["baseline"]
-    if (engine, arm) in ((base, "cold"), (base, "store")) or not engine:
+    """``_ratios`` summed up: n, median, range and, from three trials on, the interval. None where there is no pair."""
+    ratios = _ratios(judged, baseline, arm, engine, invert=invert)
+    if not ratios:
         return None
-    sides: list[dict[int, float]] = [{}, {}]
-    for sample, judgement in judged:
-        if judgement.verdict not in SUPPORTS_SPEEDUP[sample.arm] or not sample.ttft:
-            continue
-        if sample.engine == base and sample.arm in ("cold", "store"):
-            sides[0][sample.trial] = sample.ttft
-        if (sample.engine, sample.arm) == (engine, arm):
-            sides[1][sample.trial] = sample.ttft
-    cold, other = sides
-    pairs = sorted(cold.keys() & other.keys())
-    if not pairs:
-        return None
-    ratios = [cold[trial] / other[trial] if invert else other[trial] / cold[trial] for trial in pairs]
-    interval = stats.bootstrap_median(ratios)
-    summary = stats.summarize(ratios)
+    summary, interval = stats.summarize(ratios), stats.bootstrap_median(ratios)
     found = {"n": summary.n, "median": summary.median, "min": summary.min, "max": summary.max}
     if interval:
         found |= {"low": interval.low, "high": interval.high}
     return {key: round(value, 4) for key, value in found.items()}
+
+
+def _ratios(
+    judged: Sequence[tuple[Sample, Judgement]], baseline: str, arm: str, engine: str, *, invert: bool
+) -> list[float]:
+    """TTFT of this arm over the baseline's cold TTFT, trial by trial (``invert``: how many times sooner it is).
+
+    Only samples whose verdicts support the comparison take part; of several at once the median.
+    """
+    if (engine, arm) in ((baseline, "cold"), (baseline, "store")) or not engine:
+        return []
+    cold: dict[int, list[float]] = {}
+    other: dict[int, list[float]] = {}
+    for sample, judgement in judged:
+        if judgement.verdict not in SUPPORTS_SPEEDUP.get(sample.arm, ()) or not sample.ttft:
+            continue
+        if sample.engine == baseline and sample.arm in ("cold", "store"):
+            cold.setdefault(sample.trial, []).append(sample.ttft)
+        if (sample.engine, sample.arm) == (engine, arm):
+            other.setdefault(sample.trial, []).append(sample.ttft)
+    pairs = [(median(cold[trial]), median(other[trial])) for trial in sorted(cold.keys() & other.keys())]
+    return [base / mine if invert else mine / base for base, mine in pairs]
 
 
 def _others(rows: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any]) -> str:

@@ -12,6 +12,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Doing:
+    """What a run is about to do, for whoever watches it."""
+
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class Sources:
     """Where the prompt's tokens came from, by the engine's own counters around the request (tokens)."""
 
@@ -32,7 +41,9 @@ class Sample:
     ``arm`` is its part in the trial (see ``workload``), ``expected`` the prompt tokens that should come from a cache.
     ``ttft`` ends at the first token with content, ``first_chunk`` at the first chunk of any kind; ``itl`` are the gaps
     between later tokens; ``queue`` and ``server_ttft`` are the engine's own figures. ``tiers`` are the tokens that the
-    LMCache server found in L1 and L2.
+    LMCache server found in L1 and L2, ``lookup`` the time the engine spent asking it, ``stored_after`` the time from
+    the end of the answer until all of its chunks were in the cache. ``writer`` and ``length`` name the cell of a
+    matrix, or the point of a sweep, that the request belongs to.
     """
 
     trial: int
@@ -40,6 +51,8 @@ class Sample:
     engine: str
     started: float
     expected: int = 0
+    writer: str = ""
+    length: int = 0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
@@ -51,6 +64,8 @@ class Sample:
     e2el: float | None = None
     queue: float | None = None
     server_ttft: float | None = None
+    lookup: float | None = None
+    stored_after: float | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     text: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +15,11 @@ PHASES = {"cold": "cold", "store": "cold+store", "reuse": "reuse", "again": "aga
 
 def result(document: Mapping[str, Any]) -> Group:
     """Everything a person wants to know of a run."""
-    return Group(_heading(document), "", latency(document), *_sentences(document))
+    parts: list[RenderableType] = [_heading(document), ""]
+    if document["rows"]:
+        parts += [latency(document), "", waterfall(document), ""]
+    parts += [part for part in (matrix(document), lengths(document)) if part]
+    return Group(*parts, *_sentences(document))
 
 
 def _heading(document: Mapping[str, Any]) -> Text:
@@ -81,19 +85,93 @@ def _sentences(document: Mapping[str, Any]) -> list[Text]:
         interval = f" (95 % interval {speedup['low']:.3g} to {speedup['high']:.3g})" if "low" in speedup else ""
         sentence = f"{document['reader']} answers {times(speedup['median'])}{interval} sooner than a plain engine"
         lines.append(Text(f"{sentence} about what only {document['writer']} has read.", style="bold"))
-    answer = document["answer"]
-    lines.append(Text("Same answer? ").append(answer["text"], style="" if answer["same"] is not False else "bold red"))
-    notes = []
-    if floor := document["noise_floor"]:
-        notes.append(
-            f"cold against cold is {floor['median']:.2f}x ({floor['min']:.2f} to {floor['max']:.2f}), "
-            "this machine's noise"
+    if document["rows"]:
+        answer = document["answer"]
+        lines.append(
+            Text("Same answer? ").append(answer["text"], style="" if answer["same"] is not False else "bold red")
         )
-    if tax := document["store_tax"]:
-        notes.append(f"storing makes cold {tax['median']:.2f}x ({tax['min']:.2f} to {tax['max']:.2f}) as long")
-    if notes:
-        lines.append(Text("In the same trials " + "; ".join(notes) + ".", style="dim"))
-    return lines
+    if "limit" in document:
+        lines.append(Text(document["limit"]["text"]))
+    return lines + _costs(document)
+
+
+def _costs(document: Mapping[str, Any]) -> list[Text]:
+    lines = []
+    if floor := document["noise_floor"]:
+        spread = f"{floor['median']:.2f}x ({floor['min']:.2f} to {floor['max']:.2f})"
+        lines.append(f"Noise: cold against cold is {spread}.")
+    for name, cost in document.get("costs", {}).items():
+        unit = f" {cost['unit']}" if cost["unit"] not in ("x",) else cost["unit"]
+        low, high = cost.get("low", cost.get("min")), cost.get("high", cost.get("max"))
+        title = name.replace("_", " ").capitalize()
+        lines.append(f"{title}: {cost['median']:.3g}{unit} ({low:.3g} to {high:.3g}; {cost['text']}).")
+    return [Text(line, style="dim") for line in lines]
+
+
+BAR = 46
+
+
+def waterfall(document: Mapping[str, Any]) -> Table | Text:
+    """Each arm's median TTFT as a bar: client and HTTP, queue and cache load, prefill."""
+    rows = [row for row in document["rows"] if row.get("waterfall")]
+    if not rows:
+        return Text("")
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    longest = max(sum(row["waterfall"].values()) for row in rows) or 1
+    for row in rows:
+        bar = Text()
+        for value, style in zip(row["waterfall"].values(), ("blue", "yellow", "green"), strict=True):
+            bar.append("█" * round(BAR * value / longest) or ("▏" if value else ""), style=style)
+        grid.add_row(row["engine"], PHASES[row["arm"]], bar)
+    legend = Text.assemble(
+        ("█", "blue"), " client+HTTP  ", ("█", "yellow"), " queue+cache load  ", ("█", "green"), " prefill"
+    )
+    grid.add_row("", "", legend)
+    return grid
+
+
+def matrix(document: Mapping[str, Any]) -> Table | Text:
+    """Writers down, readers across: how much sooner than the reader's own cold."""
+    if "matrix" not in document:
+        return Text("")
+    found = document["matrix"]
+    grid = Table(box=None, header_style="bold underline", padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("writer \\ reader", no_wrap=True)
+    for engine in found["engines"]:
+        grid.add_column(engine, justify="right", no_wrap=True)
+    cells = {(cell["writer"], cell["reader"]): cell for cell in found["cells"]}
+    for writer in found["engines"]:
+        grid.add_row(writer, *(_cell(cells.get((writer, reader))) for reader in found["engines"]))
+    return grid
+
+
+def _cell(cell: Mapping[str, Any] | None) -> Text:
+    if cell is None:
+        return Text("-")
+    shown = f"{times(cell['speedup'])} " if cell["speedup"] and cell["verdict"] != "COLD" else ""
+    return Text(f"{shown}{cell['verdict']}", style=STYLES.get(cell["verdict"], "bold red"))
+
+
+def lengths(document: Mapping[str, Any]) -> Table | Text:
+    """The sweep as bars on one scale, and where reuse begins to win."""
+    if "lengths" not in document:
+        return Text("")
+    points = document["lengths"]["points"]
+    longest = max(point["cold_ms"] for point in points)
+    grid = Table(box=None, header_style="bold underline", padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("Prompt tokens", "Cold (ms)", "Reuse (ms)", "Floor (ms)", "Sooner"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("cold / reuse")
+    for point in points:
+        bars = Text("█" * max(1, round(20 * point["cold_ms"] / longest)), style="red")
+        bars.append("\n" + "█" * max(1, round(20 * point["reuse_ms"] / longest)), style="green")
+        ratio = times(point["cold_ms"] / point["reuse_ms"])
+        numbers = [milliseconds(point[name]) for name in ("cold_ms", "reuse_ms", "floor_ms")]
+        grid.add_row(f"{point['prompt_tokens']:,}", *numbers, ratio, bars)
+    even = document["lengths"]["break_even_tokens"]
+    caption = f"reuse wins from about {even:,} tokens on" if even else "reuse does not win at these lengths"
+    grid.caption = caption if even != points[0]["prompt_tokens"] else "reuse wins at all of these lengths"
+    return grid
 
 
 def milliseconds(value: float | None) -> str:

@@ -14,14 +14,14 @@ mix it into every key, so that nothing of another trial or program can match.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvdemo.errors import UsageError
 from kvdemo.plan import Plan, ServiceSpec
 
-Arm = Literal["cold", "store", "reuse", "again", "control"]
+Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Roles:
 
 @dataclass(frozen=True)
 class Step:
-    """One request of a trial."""
+    """One request of a trial; ``writer`` and ``length`` as in ``Sample``."""
 
     trial: int
     arm: Arm
     engine: ServiceSpec
     salt: str
     expected: int
+    writer: str = ""
+    length: int = 0
 
 
 def roles(plan: Plan, writer: str = "", reader: str = "") -> Roles:
@@ -87,6 +89,11 @@ def messages(system: str, document: str, question: str) -> list[dict[str, str]]:
     ]
 
 
+def text(system: str, document: str, question: str) -> str:
+    """The same for the completions endpoint."""
+    return f"{system}\n\n{document}\n\nQuestion: {question}\nAnswer:"
+
+
 def body(model: str, prompt: Mapping[str, Any], *, max_tokens: int, salt: str, logprobs: Any = True) -> dict[str, Any]:
     """A greedy, streamed request of exactly ``max_tokens`` tokens whose tokens come back as ids with probabilities."""
     return {
@@ -110,32 +117,18 @@ def reusable(tokens: int, chunk: int) -> int:
     return whole - 1 if whole == tokens else whole
 
 
-def trial(number: int, cast: Roles, run_id: str, tokens: int, generator: random.Random) -> list[Step]:
-    """The requests of one trial in the order in which they are to be sent."""
-    hit = reusable(tokens, cast.writer.chunk_size or 256)
-    salt = f"kvdemo-{run_id}-{number}"
-    shared: list[Step] = [
-        Step(number, "store", cast.writer, salt, 0),
-        Step(number, "reuse", cast.reader, salt, hit),
-        Step(number, "again", cast.reader, salt, hit),
-    ]
-    blocks = [[Step(number, "cold", engine, salt, 0)] for engine in cast.plain] + [shared]
-    generator.shuffle(blocks)
-    return [step for block in blocks for step in block]
+def interleaved(count: int, cast: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
+    """The arms of ``count`` trials in the order in which to run them.
 
-
-def interleaved(count: int, cast: Roles, run_id: str, tokens: int, seed: int = 0) -> Iterator[list[Step]]:
-    """``count`` trials; each even one runs the arms of the odd one before it in reverse."""
-    generator = random.Random(seed)  # noqa: S311
-    previous: Sequence[str] = ()
+    Odd trials are shuffled, each even one reverses the blocks of the one before it, so that drift hits all arms alike.
+    """
+    generator = random.Random(seed)  # noqa: S311 (an order, not a secret)
+    shared: list[tuple[Arm, ServiceSpec]] = [("store", cast.writer), ("reuse", cast.reader), ("again", cast.reader)]
+    cold: list[list[tuple[Arm, ServiceSpec]]] = [[("cold", engine)] for engine in cast.plain]
+    blocks = [*cold, shared]
     for number in range(1, count + 1):
-        steps = trial(number, cast, run_id, tokens, generator)
-        if number % 2 == 0:
-            rank = {name: index for index, name in enumerate(reversed(previous))}
-            steps.sort(key=lambda step: rank[_block(step)])
-        previous = list(dict.fromkeys(_block(step) for step in steps))
-        yield steps
-
-
-def _block(step: Step) -> str:
-    return step.engine.name if step.arm == "cold" else "shared"
+        if number % 2:
+            generator.shuffle(blocks)
+        else:
+            blocks.reverse()
+        yield [arm for block in blocks for arm in block]

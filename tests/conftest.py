@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Lab:
 
     def profile(
         self,
-        engines: dict[str, dict[str, Any]] | None = None,
-        caches: dict[str, dict[str, Any]] | None = None,
+        engines: Mapping[str, Mapping[str, Any]] | None = None,
+        caches: Mapping[str, Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> Path:
         """Write a profile; without arguments one plain engine, two cached ones and their cache."""
@@ -61,7 +61,7 @@ class Lab:
             "model": "./model",
             "start_timeout": PATIENCE,
             "stop_timeout": 10,
-            "defaults": {"engine": {"gpus": [], "kv_cache": "16MiB"}},
+            "defaults": {"engine": {"gpus": [], "kv_cache": "16MiB", "memory": "32MiB"}},
             "caches": caches or {},
             "engines": engines,
             **settings,
@@ -83,9 +83,10 @@ class Lab:
         """Bring it up in this process; every event."""
         planned = self.plan(path)
         project = self.project(planned.project)
-        with project.lock("up") as lock, closing(
-            fleet.up(planned, project, self.environ, lock, names=names, **options)  # type: ignore[type-var]
-        ) as events:
+        with (
+            project.lock("up") as lock,
+            closing(fleet.up(planned, project, self.environ, lock, names=names, **options)) as events,
+        ):
             return list(events)
 
     def down(self, name: str = "", **options: Any) -> tuple[list[Event], teardown.Remains]:

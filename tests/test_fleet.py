@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def test_up_makes_everything_ready_caches_first(lab: Lab) -> None:
     assert states(events) == dict.fromkeys(("shared", "plain", "a", "b"), State.READY)
     order = [event.service for event in events if event.state is State.READY]
     assert order.index("shared") < min(order.index("a"), order.index("b"))
-    first = {event.service: n for n, event in reversed(list(enumerate(events))) if event.state is State.STARTING}
-    assert all(n > events.index(next(e for e in events if e.state is State.READY)) for s, n in first.items() if s in "ab")
+    cache_ready = next(n for n, event in enumerate(events) if event.state is State.READY and event.service == "shared")
+    assert not any(event.service in ("a", "b") and event.state is State.STARTING for event in events[:cache_ready])
 
 
 def test_engines_share_through_the_cache(lab: Lab) -> None:
@@ -129,7 +130,8 @@ def test_only_named_services_and_what_they_need(lab: Lab) -> None:
 
 def test_a_death_is_told_with_its_cause_and_undone(lab: Lab) -> None:
     """One engine dies: the cause from its log, the fix, and the other engine is stopped again."""
-    said = "ERROR 11-24 02:27:36 [core.py:1] ValueError: Free memory on device (1/80 GiB) is less than desired GPU memory utilization"
+    cause = "ValueError: Free memory on device (1/80 GiB) is less than desired GPU memory utilization"
+    said = f"ERROR 11-24 02:27:36 [core.py:1] {cause}"
     path = lab.profile(plain(FAKE_DIE=said) | {"two": {"env": {"FAKE_NEVER_HEALTHY": "1"}}})
     with pytest.raises(ServiceError, match=r"^one: ValueError: Free memory on device") as caught:
         lab.up(path)
@@ -181,18 +183,25 @@ def test_a_service_that_dies_after_it_was_ready_fails_up(lab: Lab) -> None:
     """While others still start, a ready one is watched on."""
     path = lab.profile(plain() | {"two": {"env": {"FAKE_NEVER_HEALTHY": "1"}}})
     plan, project = lab.plan(path), lab.project()
-    with project.lock("up") as lock, closing(fleet.up(plan, project, lab.environ, lock)) as events:  # type: ignore[type-var]
-        with pytest.raises(ServiceError, match="one: ended after it was ready: ended by signal 9"):
-            for event in events:
-                if (event.service, event.state) == ("one", State.READY):
-                    os.kill(leader(project.record("one")), signal.SIGKILL)
+
+    def kill_the_ready_one(events: Iterator[Event]) -> None:
+        for event in events:
+            if (event.service, event.state) == ("one", State.READY):
+                os.kill(leader(project.record("one")), signal.SIGKILL)
+
+    with (
+        project.lock("up") as lock,
+        closing(fleet.up(plan, project, lab.environ, lock)) as events,
+        pytest.raises(ServiceError, match="one: ended after it was ready: ended by signal 9"),
+    ):
+        kill_the_ready_one(events)
 
 
 def test_leaving_the_stream_stops_what_was_started(lab: Lab) -> None:
     """Whoever stops listening (Ctrl-C in the terminal's part) leaves nothing running."""
     path = lab.profile()
     plan, project = lab.plan(path), lab.project()
-    with project.lock("up") as lock, closing(fleet.up(plan, project, lab.environ, lock)) as events:  # type: ignore[type-var]
+    with project.lock("up") as lock, closing(fleet.up(plan, project, lab.environ, lock)) as events:
         assert any(event.state is State.READY for event in events)
     assert not leaders(lab)
     until(lambda: not lab.pids())
@@ -207,7 +216,7 @@ def test_no_wait_returns_once_all_are_started(lab: Lab) -> None:
 
 def test_a_secret_in_a_log_is_not_told(lab: Lab) -> None:
     """The cause of a death names the secret instead of showing it."""
-    lab.environ["MY_SECRET"] = "correct-horse"
+    lab.environ |= {"MY_SECRET": "correct-horse"}
     path = lab.profile(plain(FAKE_DIE="ValueError: bad token correct-horse"), secrets=["MY_SECRET"])
     with pytest.raises(ServiceError, match=r"bad token \$\{MY_SECRET\}"):
         lab.up(path)

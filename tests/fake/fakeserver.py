@@ -43,7 +43,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 64
     allow_reuse_address = True
 
-    def __init__(self, host: str, port: int, routes: dict[str, Callable[[Handler, Any], None]]) -> None:
+    def __init__(self, host: str, port: int, routes: Mapping[str, Callable[[Handler, Any], None]]) -> None:
         self.routes = routes
         super().__init__((host, port), Handler)
 
@@ -150,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
         """The end of a chunked answer."""
         self.wfile.write(b"0\r\n\r\n")
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: ARG002 (the name is the base class's)
         """As uvicorn does."""
         say(f'INFO:     {self.client_address[0]} - "{self.requestline}" {args[1] if len(args) > 1 else ""}')
 

@@ -15,6 +15,15 @@ import fakeserver as fake
 from fakeserver import Handler
 
 BYTES_PER_TOKEN = 8192
+COUNTERS = (
+    "lookup_requested_tokens",
+    "lookup_hit_tokens",
+    "lookup_hit_l1_tokens",
+    "lookup_hit_l2_tokens",
+    "num_submitted_stores",
+    "num_finished_stores",
+    "num_finished_retrieves",
+)
 
 
 class Cache:
@@ -25,11 +34,7 @@ class Cache:
         self.l1: set[str] = set()
         self.l2: set[str] = set()
         self.engines: dict[int, str] = {}
-        self.counters = dict.fromkeys(
-            ("lookup_requested_tokens", "lookup_hit_tokens", "lookup_hit_l1_tokens", "lookup_hit_l2_tokens")
-            + ("num_submitted_stores", "num_finished_stores", "num_finished_retrieves"),
-            0,
-        )
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self.lock = threading.Lock()
 
     def register(self, handler: Handler, body: Any) -> None:
@@ -87,9 +92,7 @@ class Cache:
         """The part of ``/status`` that kvdemo reads."""
         size = len(self.l1) * self.chunk_size * BYTES_PER_TOKEN
         layout = {"cache_size_per_token": BYTES_PER_TOKEN}
-        meta = {
-            str(i): {"model_name": m, "world_size": 1, "kv_cache_layout": layout} for i, m in self.engines.items()
-        }
+        meta = {str(i): {"model_name": m, "world_size": 1, "kv_cache_layout": layout} for i, m in self.engines.items()}
         handler.reply(
             {
                 "is_healthy": True,

@@ -65,11 +65,8 @@ class Prefill:
 
     @property
     def cached(self) -> int:
+        """Tokens that were not computed."""
         return self.local + self.external
-
-    @property
-    def sources(self) -> tuple[int, int, int]:
-        return len(self.tokens) - self.cached, self.local, self.external
 
 
 @dataclass
@@ -113,10 +110,12 @@ class Engine:
 
     @property
     def model(self) -> str:
+        """Its name towards clients."""
         return fake.fault("MODEL_ID") or self.given.get("served-model-name") or self.given["model"]
 
     @property
     def longest(self) -> int:
+        """Tokens of prompt and answer together."""
         return int(self.given.get("max-model-len", "40960"))
 
     def count(self, name: str, value: float) -> None:

@@ -1,0 +1,68 @@
+"""The physical limit: what reuse could take at best here, and when it pays at all. Pure arithmetic.
+
+    floor      = TTFT of a local hit + KV bytes of the hit / bandwidth of the copy
+    efficiency = floor / measured TTFT of the reuse
+    needed     = KV bytes / (cold TTFT - TTFT of a local hit): the bandwidth at which reuse and computing take the same
+
+The local hit holds all that reuse must do besides moving KV: HTTP, tokenizing, the last tokens' prefill, sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Times in seconds, ``bandwidth`` and ``needed`` in bytes a second."""
+
+    kv_bytes: int
+    bandwidth: float
+    floor: float
+    efficiency: float
+    needed: float
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether this tier is fast enough for reuse to beat computing at all."""
+        return self.bandwidth > self.needed
+
+
+def limit(kv_bytes: int, bandwidth: float, local: float, reuse: float, cold: float) -> Limit:
+    """The limit of a reuse of ``kv_bytes`` over a tier of ``bandwidth``; times are median TTFTs in seconds."""
+    floor = local + kv_bytes / bandwidth
+    saved = cold - local
+    return Limit(kv_bytes, bandwidth, floor, floor / reuse, kv_bytes / saved if saved > 0 else float("inf"))
+
+
+def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
+    """Prompt tokens from which reuse is sooner than computing, interpolated between measured (tokens, cold, reuse).
+
+    None if it is not within the measured lengths; the shortest length if reuse wins everywhere.
+    """
+    ordered = sorted(points)
+    for (tokens, cold, reuse), before in zip(ordered, [None, *ordered], strict=False):
+        if reuse > cold:
+            continue
+        if before is None:
+            return tokens
+        gap_before, gap = before[2] - before[1], reuse - cold
+        share = gap_before / (gap_before - gap) if gap_before != gap else 1.0
+        return round(before[0] + share * (tokens - before[0]))
+    return None
+
+
+def sentence(tier: str, found: Limit) -> str:
+    """The finding in plain words."""
+    gigabytes = found.bandwidth / 1e9
+    if not found.worthwhile:
+        return (
+            f"Reuse from {tier} cannot beat computing here: it moves {gigabytes:.2g} GB/s, "
+            f"and would need {found.needed / 1e9:.2g} GB/s."
+        )
+    return (
+        f"Reuse from {tier} is {found.efficiency:.0%} of what this machine can do: {found.kv_bytes / 1e6:,.0f} MB at "
+        f"{gigabytes:.3g} GB/s and a local hit's time make {found.floor * 1000:,.0f} ms; above "
+        f"{found.needed / 1e9:.2g} GB/s it beats computing."
+    )

@@ -1,0 +1,69 @@
+"""Which engines may share KV: those of equal weights, numeric flags and versions. Pure.
+
+LMCache's own key holds the model's name and the tokens only: KV of another build would be loaded, silently wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from kvdemo import engines
+from kvdemo.errors import ProfileError
+from kvdemo.facts import Facts, Interpreter, Model
+from kvdemo.profile import Engine, Profile
+
+# Flags that change the numbers in a KV block without changing LMCache's key for it.
+NUMERIC_FLAGS = (
+    "calculate-kv-scales",
+    "dtype",
+    "enable-lora",
+    "hf-overrides",
+    "kv-cache-dtype",
+    "load-format",
+    "lora-modules",
+    "model-loader-extra-config",
+    "quantization",
+    "revision",
+    "seed",
+)
+
+
+def python_of(profile: Profile, name: str, facts: Facts) -> str:
+    """The interpreter of a service."""
+    service = profile.caches.get(name) or profile.engines[name]
+    return service.runtime.python or facts.default_python
+
+
+def model_of(engine: Engine, facts: Facts) -> Model:
+    """What is known about an engine's model."""
+    return facts.models.get(engine.model, Model(engine.model))
+
+
+def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
+    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
+    given = engines.normalized(engine.args)
+    facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
+    facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
+    return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
+
+
+def store_of(profile: Profile, cache: str, facts: Facts) -> str:
+    """L2's directory for exactly these weights, flags and versions: LMCache's own key knows none of them."""
+    prints: dict[str, tuple[str, dict[str, str]]] = {}
+    for name, engine in profile.engines.items():
+        if engine.cache != cache:
+            continue
+        mine = fingerprint(engine, model_of(engine, facts), facts.interpreters[python_of(profile, name, facts)])
+        other, theirs = prints.setdefault(engine.model, (name, mine))
+        if mine != theirs:
+            differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            raise ProfileError(
+                f"engines {other} and {name} share cache '{cache}' but differ in "
+                + ", ".join(f"{key} ({theirs.get(key, 'default')} / {mine.get(key, 'default')})" for key in differ)
+                + ": KV of one would silently be wrong in the other",
+                "make them equal, or give each its own cache",
+            )
+    root = profile.caches[cache].l2
+    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()))
+    return str(root / hashlib.sha256(text.encode()).hexdigest()[:16]) if root else ""

@@ -1,0 +1,60 @@
+"""Which project, profile and plan a command means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kvdemo import plan as planning
+from kvdemo import report, runtime, state, survey
+from kvdemo.errors import NotReadyError, UsageError
+from kvdemo.plan import Plan
+from kvdemo.profile import load
+from kvdemo.state import Project
+
+
+def project_of(profile: Path, name: str) -> Project:
+    """The project of that name, or of the profile. Raises ProfileError."""
+    return Project(state.root(os.environ), name or load(profile, os.environ).name)
+
+
+def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
+    """Load, survey, plan; with ``fetch`` download the models first that are not here.
+
+    Raises ProfileError, and PreflightError for a model that cannot be downloaded.
+    """
+    profile = load(path, os.environ).model_copy(update={"name": project.name})
+    facts = survey.survey(profile, project, os.environ)
+    planned = planning.make(profile, facts)
+    if fetch and planned.fetch and not planned.missing:
+        for name in planned.fetch:
+            report.out.print(f"Downloading {name} from Hugging Face (once) ...")
+            engine = next(engine for engine in profile.engines.values() if engine.model == name)
+            runtime.fetch(name, engine.runtime.python or facts.default_python, {**os.environ, **engine.env})
+        planned = planning.make(profile, survey.survey(profile, project, os.environ))
+    return planned
+
+
+def projects() -> list[Project]:
+    """Every project of this user that is up, or that left something to take down."""
+    found = state.projects(state.root(os.environ))
+    return [project for project in found if project.load(strict=False) or project.records()]
+
+
+def project(name: str, *, logs: bool = False) -> Project:
+    """The named project, or the only one that is up (or, with ``logs``, that ever was).
+
+    Raises NotReadyError if there is none, UsageError if there are several.
+    """
+    base = state.root(os.environ)
+    if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
+        return Project(base, name)
+    found = projects()
+    if not found and logs:
+        found = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
+    if len(found) > 1:
+        names = ", ".join(project.name for project in found)
+        raise UsageError(f"several projects are there: {names}", "say which: -p NAME")
+    if not found:
+        raise NotReadyError("nothing is up", "start it: kvdemo up PROFILE")
+    return found[0]

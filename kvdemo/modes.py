@@ -1,0 +1,78 @@
+"""The other shapes of a run: the matrix of writers and readers, the sweep over lengths, the tax on decoding.
+
+Each is a generator of samples in terms of a Rig that has been prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from kvdemo import workload
+from kvdemo.errors import UsageError
+from kvdemo.rig import Rig
+from kvdemo.sample import Doing, Sample
+from kvdemo.workload import Arm, Step
+
+DECODE_TOKENS = 32
+
+
+def matrix(rig: Rig) -> Generator[Doing | Sample]:
+    """Every engine writes a document of its own, every engine (itself included) is then asked about it."""
+    engines, prompt = rig.plan.engines, rig.prompt
+    total = rig.options.trials * len(engines) ** 2
+    done = 0
+    for trial in range(1, rig.options.trials + 1):
+        for writer in engines:
+            for reader in engines:
+                yield Doing(f"trial {trial}: {writer.name} writes, {reader.name} reads", done, total)
+                salt = rig.salt(f"{trial}-{writer.name}-{reader.name}")
+                chunks = prompt.tokens // (writer.chunk_size or rig.chunk) if writer.cache else 0
+                arm: Arm = "store" if writer.cache else "cold"
+                step = Step(trial, arm, writer, salt, 0, writer=writer.name)
+                yield rig.meter.ask(step, prompt.path, prompt.body(writer, salt), chunks)
+                shared = writer is reader or (writer.cache and writer.cache == reader.cache)
+                hit = workload.reusable(prompt.tokens, rig.chunk) if shared else 0
+                step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
+                yield rig.meter.ask(step, prompt.path, prompt.body(reader, salt))
+                done += 1
+
+
+def lengths(rig: Rig) -> Generator[Doing | Sample]:
+    """The trials for prefixes of the document of about these many tokens. Raises UsageError if it is too short."""
+    per_token = len(rig.options.document) / rig.prompt.tokens
+    for wanted in sorted(rig.options.lengths):
+        if wanted > rig.prompt.tokens:
+            raise UsageError(
+                f"the context has {rig.prompt.tokens:,} tokens, too few for a length of {wanted:,}",
+                "leave that length out, or give a longer --context",
+            )
+        prompt = rig.make_prompt(rig.options.document[: int(wanted * per_token)])
+        yield from rig.trials(prompt, length=prompt.tokens)
+
+
+def decode_tax(rig: Rig) -> Generator[Doing | Sample]:
+    """Gaps between the tokens of the reader's answer while the writer stores, and while a plain engine computes.
+
+    The second is the fair comparison: what is left of the difference is the storing, not the load on the machine.
+    """
+    reader = rig.cast.reader
+    short = {"prompt": "Once upon a time"}
+    for trial in range(1, rig.options.trials + 1):
+        for other in (rig.cast.baseline, rig.cast.writer) if rig.cast.plain else (rig.cast.writer,):
+            yield Doing(f"decode {trial}: {reader.name} answers while {other.name} reads the document")
+            salt = rig.salt(f"decode-{trial}-{other.name}")
+            gaps: list[float] = []
+            last: Sample | None = None
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                busy = pool.submit(rig.meter.client(other).stream, rig.prompt.path, rig.prompt.body(other, salt))
+                while not busy.done():
+                    body = workload.body(reader.model, short, max_tokens=DECODE_TOKENS, salt=salt, logprobs=None)
+                    step = Step(trial, "decode", reader, salt, 0, writer=other.name)
+                    sample = rig.meter.ask(step, "/v1/completions", body)
+                    if not busy.done() or last is None:
+                        gaps += sample.itl
+                        last = sample
+            if last:
+                yield replace(last, itl=tuple(gaps))

@@ -1,0 +1,92 @@
+"""The bytes of a timed stream: a connection whose reads all end at one deadline, and the events in what it reads.
+
+``http.client`` because it adds least to what is measured, and because it shows every read: a deadline checked there is
+exact for one poll, while a watchdog thread would compete with the measured one, and a timeout per read never ends for
+a server that sends a comment line now and then. HTTP/1.1 without TLS.
+"""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import io
+import math
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+CONNECT_PATIENCE = 10.0
+BUFFER = 1 << 16
+
+
+class Line(http.client.HTTPConnection):
+    """An HTTP connection with a deadline instead of a timeout: set it with ``allow``."""
+
+    def __init__(self, host: str, port: int | None) -> None:
+        super().__init__(host, port, timeout=CONNECT_PATIENCE)
+        self.deadline = math.inf
+        self.response_class = cast("type[http.client.HTTPResponse]", partial(_Response, self))
+
+    def allow(self, seconds: float) -> None:
+        """From now on, everything together may take this long; then TimeoutError."""
+        self.deadline = time.monotonic() + seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, line: Line, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp = io.BufferedReader(_Reader(line, sock, self.fp.detach()), BUFFER)
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, line: Line, sock: socket.socket, raw: Any) -> None:
+        self.line, self.sock, self.raw = line, sock, raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.line.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(left)
+        return cast("int | None", self.raw.readinto(buffer))
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def events(response: http.client.HTTPResponse, began: int) -> Iterator[tuple[float, bytes]]:
+    """(seconds since ``began``, data) of each server-sent event, stamped when its last byte had been read.
+
+    ``began`` is of ``perf_counter_ns``. Raises what reading raises: OSError, http.client.HTTPException.
+    """
+    pending, data = b"", list[bytes]()
+    while piece := response.read1(BUFFER):
+        at = (time.perf_counter_ns() - began) / 1e9
+        *lines, pending = (pending + piece).split(b"\n")
+        for ended in lines:
+            line = ended.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                yield at, b"\n".join(data)
+                data = []
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: one full collection takes longer than all else that the client does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

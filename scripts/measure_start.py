@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Measure what starting costs: one engine alone against the whole profile, kvdemo's own verbs, and its guardians.
+
+    scripts/measure_start.py [PROFILE] [--engine NAME] [--repetitions N]
+
+Alone: from the engine's spawn to its first generated token. Whole: `kvdemo up PROFILE` from its start to its end. The
+two alternate, so that a slow minute of the machine hurts both. Processor time is user and system time of the command
+and whatever it ran. Everything happens in a project of its own and is taken down again. Exit code 3 if a goal is
+missed. Limit: a busy machine measures its other work too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from kvdemo import fleet, plan, profile, survey, teardown
+from kvdemo.state import Project, root
+from kvdemo.watch import State
+
+PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "cpu.yaml"
+RATIO = 2.4
+PROCESSOR_SECONDS = 0.35
+GUARDIAN_MIB = 16.0
+
+
+def start_alone(path: Path, engine: str) -> float:
+    """Seconds from the spawn of this engine to its first token, with nothing else of the profile running."""
+    wanted = profile.load(path, os.environ).model_copy(update={"name": "measure-alone"})
+    project = Project(root(os.environ), wanted.name)
+    planned = plan.make(wanted, survey.survey(wanted, project, os.environ))
+    try:
+        with (
+            project.lock("up") as lock,
+            closing(fleet.up(planned, project, os.environ, lock, names=[engine])) as events,
+        ):
+            return next(e.elapsed for e in events if e.service == engine and e.state is State.READY)
+    finally:
+        for _ in teardown.down(project):
+            pass
+
+
+def start_whole(path: Path) -> float:
+    """Seconds that `kvdemo up` takes; the fleet stays up."""
+    began = time.monotonic()
+    kvdemo("up", str(path), "-p", "measure")
+    return time.monotonic() - began
+
+
+def kvdemo(*arguments: str) -> float:
+    """Run a command to its end; its processor time in seconds. Raises SystemExit with its words if it fails."""
+    argv = [sys.executable, "-m", "kvdemo", *arguments]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"kvdemo {' '.join(arguments)} failed with exit code {process.returncode}:\n{said.read()}")
+    return used.ru_utime + used.ru_stime
+
+
+def guardians() -> list[float]:
+    """Resident memory of every guardian of the whole fleet, in MiB."""
+    records = Project(root(os.environ), "measure").records().values()
+    pages = [int(Path(f"/proc/{record.guardian.pid}/statm").read_text().split()[1]) for record in records]
+    return [count * os.sysconf("SC_PAGE_SIZE") / 1024**2 for count in pages]
+
+
+def say(text: str) -> None:
+    """Progress, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(what: str, unit: str, values: Sequence[float], goal: float | None = None) -> bool:
+    """Print one line; whether the median keeps the goal."""
+    median = statistics.median(values)
+    kept = goal is None or median <= goal
+    wanted = "" if goal is None else f"   goal {goal:g}: {'kept' if kept else 'MISSED'}"
+    print(f"{what:<34}{median:8.2f} {unit:<4} ({min(values):.2f} to {max(values):.2f}, n={len(values)}){wanted}")
+    return kept
+
+
+def measure(path: Path, engine: str, repetitions: int) -> bool:
+    """All of it; whether every goal is kept."""
+    alone: list[float] = []
+    whole: list[float] = []
+    memory: list[float] = []
+    verbs = {"--help": ["--help"], f"plan {path.name}": ["plan", str(path)], "ps": ["ps", "-p", "measure"]}
+    spent: dict[str, list[float]] = {verb: [] for verb in verbs}
+    for number in range(1, repetitions + 1):
+        alone.append(start_alone(path, engine))
+        say(f"round {number} of {repetitions}: {engine} alone {alone[-1]:.1f} s")
+        try:
+            whole.append(start_whole(path))
+            say(f"round {number} of {repetitions}: the whole profile {whole[-1]:.1f} s")
+            memory += guardians()
+            for verb, arguments in verbs.items():
+                spent[verb] += [kvdemo(*arguments) for _ in range(3)]
+        finally:
+            kvdemo("down", "-p", "measure", "-v")
+    kept = [
+        report(f"{engine} alone, spawn to first token", "s", alone),
+        report(f"kvdemo up {path.name}", "s", whole),
+        report("ratio", "x", [both / one for one, both in zip(alone, whole, strict=True)], RATIO),
+    ]
+    kept += [report(f"processor time of kvdemo {v}", "s", spent[v], PROCESSOR_SECONDS) for v in spent]
+    kept.append(report("resident memory of a guardian", "MiB", memory, GUARDIAN_MIB))
+    return all(kept)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("profile", type=Path, nargs="?", default=PROFILE, metavar="PROFILE", help="default: cpu.yaml")
+    parser.add_argument("--engine", default="", metavar="NAME", help="which one is measured alone (default: the first)")
+    parser.add_argument("--repetitions", type=int, default=3, metavar="N")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kvdemo-measure-") as scratch:
+        os.environ |= {"KVDEMO_STATE_DIR": f"{scratch}/state", "KV_STORE_DIR": f"{scratch}/kv-store"}
+        engine = arguments.engine or next(iter(profile.load(arguments.profile, os.environ).engines))
+        return 0 if measure(arguments.profile.absolute(), engine, arguments.repetitions) else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

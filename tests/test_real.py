@@ -1,0 +1,252 @@
+"""The whole of kvdemo on real vLLM and real LMCache: one fleet of profiles/cpu.yaml, used, hurt, mended and ended.
+
+The tests stand in the order in which they cost least; each one also runs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guarding import gone, sigkill, until
+from kvdemo import health, record, results
+from real_fleet import HANDBOOK, MODEL, ROOT, Real, needs_engines, nothing_left
+
+pytestmark = needs_engines
+
+PROFILE = ROOT / "profiles" / "cpu.yaml"
+SERVICES = {"shared", "vllm-a", "vllm-b", "lmcache-a", "lmcache-b"}
+CONTEXT_CHARACTERS = 30_000
+NOTICE = 10
+"""Seconds within which a death must show."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The fleet of this file; its KV store lies in a directory of the user's, beside a file of the user's."""
+    path = tmp_path_factory.mktemp("real")
+    (path / "mine").mkdir()
+    (path / "mine" / "notes.txt").write_text("mine\n")
+    (path / "context.txt").write_text(HANDBOOK.read_text()[:CONTEXT_CHARACTERS])
+    one = Real(path, PROFILE, "real-cpu", KV_STORE_DIR=str(path / "mine"), KVDEMO_MODEL=str(MODEL))
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def fleet(real: Real) -> Real:
+    """The fleet, all of it ready whatever the test before did."""
+    if real.run("ps", "--check").returncode:
+        real.up()
+    return real
+
+
+@pytest.fixture(scope="module")
+def benched(real: Real) -> dict[str, Any]:
+    """One run of the benchmark with two trials."""
+    if real.run("ps", "--check").returncode:
+        real.up()
+    return bench(real, 2)
+
+
+def bench(real: Real, trials: int) -> dict[str, Any]:
+    """Measure; the result."""
+    return real.bench("--context", "context.txt", "--trials", str(trials), "--result-dir", "results")
+
+
+def test_up_ends_when_everything_can_generate(real: Real) -> None:
+    """Where nobody watches, `up` prints plain lines, ends with 0, and every service is ready then."""
+    said = real.up()
+    assert "\x1b" not in said
+    assert "\r" not in said
+    ready = re.findall(r"^(\S+) +ready .*:\d+$", said, re.MULTILINE)
+    assert set(ready) == SERVICES
+    assert ready.index("shared") < min(ready.index("lmcache-a"), ready.index("lmcache-b"))
+    assert said.splitlines()[-1].startswith("Ready. Next: kvdemo bench")
+    assert real.states() == dict.fromkeys(SERVICES, "ready")
+
+
+def test_up_again_changes_nothing(fleet: Real) -> None:
+    """The same profile once more: no process is touched."""
+    before = fleet.records
+    said = fleet.up()
+    assert set(re.findall(r"^(\S+) +unchanged ", said, re.MULTILINE)) == SERVICES
+    assert fleet.records == before
+
+
+def test_ps_shows_every_service(fleet: Real) -> None:
+    """As a table, and with exit code 0 under --check because all are ready; memory and port are real."""
+    rows = [line.split() for line in fleet.do("ps", "--check").splitlines()]
+    assert rows[0][:3] == ["SERVICE", "KIND", "STATE"]
+    assert {row[0] for row in rows[1:]} == SERVICES
+    for row in rows[1:]:
+        assert row[2] == "ready"
+        assert "GiB" in row
+        assert any(re.fullmatch(r":\d+", cell) for cell in row)
+
+
+def test_logs_have_prefixes_and_a_tail(fleet: Real) -> None:
+    """Every line names its service; -n 2 gives the last two of each."""
+    lines = fleet.do("logs", "-n", "2").splitlines()
+    assert {line.split(" | ")[0].strip() for line in lines} == SERVICES
+    assert len(lines) == 2 * len(SERVICES)
+    whole = fleet.do("logs", "vllm-a", "--no-log-prefix").splitlines()
+    assert whole[-2:] == fleet.do("logs", "vllm-a", "-n", "2", "--no-log-prefix").splitlines()
+    assert any("Application startup complete" in line for line in whole)
+
+
+def test_bench_proves_the_sharing(benched: dict[str, Any]) -> None:
+    """Cold is cold, the reader loads what only the writer has computed, and then has it itself; all in whole chunks."""
+    verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in benched["rows"]}
+    assert verdicts == {
+        ("vllm-a", "cold"): "COLD",
+        ("vllm-b", "cold"): "COLD",
+        ("lmcache-a", "store"): "COLD",
+        ("lmcache-b", "reuse"): "SHARED",
+        ("lmcache-b", "again"): "LOCAL",
+    }
+    assert benched["valid"] is True
+    reuse = next(row for row in benched["rows"] if row["arm"] == "reuse")
+    assert reuse["cached_tokens"] == reuse["external_cached_tokens"] == benched["expected_hit_tokens"]
+    assert benched["expected_hit_tokens"] == benched["prompt_tokens"] // 128 * 128
+    assert benched["speedup"]["median"] > 3
+
+
+def test_bench_compares_the_answer_exactly(benched: dict[str, Any]) -> None:
+    """Loaded KV gives what the plain engine's own prefix hit gives, bit for bit."""
+    assert benched["answer"]["same"] is True
+    assert "2 of 2 reuses equal" in benched["answer"]["text"]
+    assert "to the last bit" in benched["answer"]["text"]
+
+
+def test_bench_saves_what_it_saw(real: Real, benched: dict[str, Any]) -> None:
+    """The samples' sources add up to their prompts; judged again they give the same result as was saved and printed."""
+    saved = next((real.path / "results").glob(f"*{benched['run_id'][:4]}.jsonl"))
+    conditions, samples = record.read(saved)
+    assert len(samples) == 2 * 5 + 1
+    for sample in samples:
+        assert sample.sources is not None
+        assert sample.sources.total == sample.prompt_tokens == benched["prompt_tokens"]
+    again = results.summarize(conditions, samples)
+    assert again == benched
+
+
+def test_bench_leaves_no_kv_files(real: Real, benched: dict[str, Any]) -> None:
+    """Its KV is of no use to anybody: no file of the run stays in the store, not even one written late."""
+    store = Path(real.plan.service("shared").store)
+    assert store.is_dir()
+    assert not list(store.glob(f"*{benched['run_id']}*"))
+
+
+def requests(real: Real) -> float:
+    """How many prompts the fleet's engines have seen."""
+    return sum(health.counters(spec.url)["request_success"] for spec in real.plan.engines)
+
+
+def test_a_context_longer_than_the_window_is_refused(fleet: Real) -> None:
+    """Before anything is generated, with both numbers."""
+    (fleet.path / "long.txt").write_text(HANDBOOK.read_text() * 3)
+    before = requests(fleet)
+    done = fleet.run("bench", "--context", "long.txt", "--result-dir", "none")
+    assert done.returncode == 2
+    sizes = re.search(r"([\d,]+) prompt tokens .* window is 40,960", done.stderr)
+    assert sizes, done.stderr
+    assert int(sizes[1].replace(",", "")) > 40960
+    assert requests(fleet) == before
+    assert not (fleet.path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b" \n\t\n", "is empty"), (b"a\0b" * 99, "is binary"), (b"one\ncaf\xe9\n", ":2: is not UTF-8")],
+)
+def test_an_unfit_context_is_refused(fleet: Real, content: bytes, said: str) -> None:
+    """An empty, binary or otherwise encoded file is named with what is wrong."""
+    (fleet.path / "unfit.txt").write_bytes(content)
+    done = fleet.run("bench", "--context", "unfit.txt")
+    assert done.returncode == 2
+    assert f"unfit.txt{said}" in done.stderr.replace(f" {said}", said)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_context_is_refused(fleet: Real) -> None:
+    """So is one that is not there, or a directory."""
+    for context, said in (("nowhere.txt", "no such file"), (".", "is a directory")):
+        done = fleet.run("bench", "--context", context)
+        assert (done.returncode, said in done.stderr) == (2, True), done
+
+
+def test_a_killed_core_shows_and_is_replaced(fleet: Real) -> None:
+    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `up` replaces that engine alone."""
+    before = fleet.records
+    os.kill(fleet.core("vllm-a"), signal.SIGKILL)
+    began = time.monotonic()
+    until(lambda: fleet.states()["vllm-a"] != "ready", NOTICE)
+    assert time.monotonic() - began < NOTICE
+    refused = fleet.run("bench", "--context", "context.txt")
+    assert refused.returncode == 7
+    assert "vllm-a" in refused.stderr
+    assert fleet.run("ps", "--check").returncode == 7
+    fleet.up()
+    assert fleet.replaced_since(before) == {"vllm-a"}
+    assert set(fleet.states().values()) == {"ready"}
+
+
+def test_a_killed_cache_shows_and_is_replaced_with_its_engines(fleet: Real) -> None:
+    """The plain engines go on; after `up` the others share again, through the new server."""
+    before = fleet.records
+    sigkill(before["shared"].leader)
+    until(lambda: fleet.states()["shared"] != "ready", NOTICE)
+    assert {fleet.states()[name] for name in ("vllm-a", "vllm-b")} == {"ready"}
+    fleet.up()
+    assert fleet.replaced_since(before) == {"shared", "lmcache-a", "lmcache-b"}
+    reuse = next(row for row in bench(fleet, 1)["rows"] if row["arm"] == "reuse")
+    assert reuse["verdict"] == "SHARED"
+
+
+def test_restart_replaces_one_engine(fleet: Real) -> None:
+    """The others keep their processes, and its log of before is still there."""
+    before = fleet.records
+    fleet.do("restart", "vllm-b")
+    assert fleet.replaced_since(before) == {"vllm-b"}
+    assert fleet.states()["vllm-b"] == "ready"
+    assert "Application startup complete" in fleet.do("logs", "vllm-b", "--previous")
+
+
+def test_down_leaves_nothing_whatever_was_killed(fleet: Real) -> None:
+    """A guardian, an API server, and both of one engine killed: `down -v` still ends everything, and no stranger.
+
+    It deletes the KV store, but neither the directory around it, which the user made, nor the file in there.
+    """
+    plan, records, segments = fleet.plan, fleet.records, fleet.segments()
+    assert segments, "engines and cache share memory"
+    assert all(spec.store == "" or Path(spec.store).is_dir() for spec in plan.services)
+    namesake = 'exec -a VLLM::EngineCore "$0" -S -c "import time; time.sleep(600)" --model "$1"'
+    argv = ["bash", "-c", namesake, sys.executable, str(MODEL)]
+    stranger = subprocess.Popen(argv, start_new_session=True)
+    try:
+        for victim in (records["lmcache-a"].guardian, records["vllm-b"].leader):
+            sigkill(victim)
+        sigkill(records["vllm-a"].guardian)
+        sigkill(records["vllm-a"].leader)
+        said = fleet.do("down", "-v")
+        assert "Nothing is left" in said
+        assert fleet.processes() == []
+        assert nothing_left(plan, segments)
+        assert not gone(stranger.pid)
+        assert {entry.name for entry in (fleet.path / "mine").iterdir()} == {"notes.txt"}
+        assert "Nothing was running." in fleet.do("down", "-v")
+    finally:
+        stranger.kill()
+        stranger.wait()

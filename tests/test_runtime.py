@@ -1,0 +1,169 @@
+"""What an interpreter holds, and what a model's files say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Lab
+from kvdemo import runtime
+from kvdemo.errors import PreflightError
+
+CONFIG = {
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 8,
+    "dtype": "float16",
+}
+
+
+def model(path: Path, config: object = CONFIG, weights: bytes = b"weights") -> Path:
+    """A model directory."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def snapshot(home: Path, name: str = "org/model", **options: Any) -> Path:
+    """A model as huggingface_hub stores it."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    found = model(repository / "snapshots" / "abc123", **options)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123\n")
+    return found
+
+
+def test_versions_of_another_interpreter(lab: Lab) -> None:
+    """Read from package metadata, whichever distribution brings vllm."""
+    found = runtime.interpreter(str(lab.python))
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert found.versions == {"python": python, "vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0"}
+    assert found.problem == ""
+
+
+def test_an_interpreter_without_engines(tmp_path: Path) -> None:
+    """What is absent is named, and what to do."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    bare.chmod(0o755)
+    found = runtime.interpreter(str(bare))
+    assert found.problem.startswith(f"vllm and lmcache and torch not installed for {bare}; run scripts/setup")
+    assert set(found.versions) == {"python"}
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "No such file"),
+        ("echo broken >&2; exit 3", "(broken)"),
+        ("exit 3", "(exit code 3)"),
+        ("true", "cannot be run"),
+    ],
+)
+def test_an_interpreter_that_is_none(tmp_path: Path, script: str | None, said: str) -> None:
+    """One line that says why, never a traceback."""
+    path = tmp_path / "python"
+    if script:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    found = runtime.interpreter(str(path))
+    assert found.problem.startswith(f"the interpreter {path} cannot be run")
+    assert said in found.problem
+    assert "\n" not in found.problem
+
+
+def test_a_model_directory(tmp_path: Path) -> None:
+    """Shape, size and identity; K and V of 4 heads of 64 values of 2 bytes in 8 layers."""
+    path = model(tmp_path / "m", {**CONFIG, "max_position_embeddings": 4096})
+    found = runtime.model(str(path), {})
+    assert (found.path, found.dtype, found.context, found.weight_bytes) == (str(path), "float16", 4096, 7)
+    assert found.kv_bytes_per_token == 2 * 8 * 4 * 64 * 2
+    assert (len(found.digest), found.problem) == (32, "")
+
+
+def test_the_shape_of_a_multimodal_model(tmp_path: Path) -> None:
+    """Its text part counts; what is not there is unknown, not guessed."""
+    found = runtime.model(str(model(tmp_path / "a", {"text_config": CONFIG})), {})
+    assert found.kv_bytes_per_token == 8192
+    odd = runtime.model(
+        str(model(tmp_path / "b", {"text_config": None, "num_attention_heads": 0, "hidden_size": 1})), {}
+    )
+    assert (odd.kv_bytes_per_token, odd.context, odd.dtype) == (None, None, "bfloat16")
+
+
+def test_the_identity_of_weights(tmp_path: Path) -> None:
+    """Other bytes or another config: another digest. The place and the time do not matter."""
+    digest = runtime.model(str(model(tmp_path / "a")), {}).digest
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    os.utime(copy / "model.safetensors", (1, 1))
+    assert runtime.model(str(copy), {}).digest == digest
+    assert runtime.model(str(model(tmp_path / "b", weights=b"weightz")), {}).digest != digest
+    assert runtime.model(str(model(tmp_path / "c", {**CONFIG, "rope_theta": 1})), {}).digest != digest
+
+
+def test_large_weights_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a size not every byte is read; size and time still count."""
+    monkeypatch.setattr(runtime, "FULLY_HASHED", 4)
+    path = model(tmp_path / "a")
+    digest = runtime.model(str(path), {}).digest
+    os.utime(path / "model.safetensors", (1, 1))
+    assert runtime.model(str(path), {}).digest != digest
+
+
+@pytest.mark.parametrize("config", ["[]", "{", "", "\xff"])
+def test_a_broken_config(tmp_path: Path, config: str) -> None:
+    """Told as a problem of the model."""
+    path = model(tmp_path / "m")
+    (path / "config.json").write_bytes(config.encode("latin-1"))
+    assert "its config.json cannot be read" in runtime.model(str(path), {}).problem
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    """A directory that is missing, and one whose weights lead nowhere (a cleaned-up download)."""
+    assert runtime.model(str(tmp_path / "x"), {}).problem.startswith("no such directory")
+    path = model(tmp_path / "m")
+    (path / "more.safetensors").symlink_to(tmp_path / "gone")
+    assert "its weights cannot be read" in runtime.model(str(path), {}).problem
+
+
+def test_a_hugging_face_model(tmp_path: Path) -> None:
+    """Found in HF_HOME by its snapshot, whose name is its identity; unknown or half downloaded: not here."""
+    path = snapshot(tmp_path)
+    here = {"HF_HOME": str(tmp_path)}
+    found = runtime.model("org/model", here)
+    assert (found.path, found.problem) == (str(path), "")
+    assert runtime.model("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub")}).digest == found.digest
+    assert runtime.model("org/model", {"XDG_CACHE_HOME": str(tmp_path / "none")}).path is None
+    assert runtime.model("org/other", here).path is None
+    (path / "model.safetensors").unlink()
+    assert runtime.model("org/model", here).path is None
+
+
+@pytest.mark.parametrize(
+    ("stderr", "hint"),
+    [
+        ("huggingface_hub.errors.GatedRepoError: 403", "https://huggingface.co/org/model and accept it"),
+        ("huggingface_hub.errors.RepositoryNotFoundError: 404", "check the spelling"),
+        ("requests.exceptions.HTTPError: 401 Client Error", "set HF_TOKEN"),
+        ("httpx.ConnectError: [Errno -2] Name or service not known", "cannot be reached"),
+        ("OSError: [Errno 28] No space left on device", "set HF_HOME to a larger one"),
+        ("ValueError: unheard of", "see the message above"),
+    ],
+)
+def test_a_failed_download(tmp_path: Path, stderr: str, hint: str) -> None:
+    """The last line of the traceback, and what to do about it."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho 'Traceback' >&2\necho '{stderr}' >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(PreflightError, match="model org/model cannot be downloaded: ") as caught:
+        runtime.fetch("org/model", str(python), {})
+    assert stderr in str(caught.value)
+    assert hint in caught.value.hint
