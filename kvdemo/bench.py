@@ -11,7 +11,6 @@ from kvdemo import measure, modes, workload
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.rig import Rig
 from kvdemo.sample import Doing, Sample
-from kvdemo.workload import Step
 
 WARM_UP_CHARACTERS = 16000
 
@@ -28,9 +27,7 @@ def run(rig: Rig) -> Generator[Doing | Sample]:
         yield from modes.lengths(rig)
     else:
         yield from rig.trials(rig.prompt)
-    if rig.cast.plain and not (options.matrix or options.lengths):
-        yield Doing(f"control: a local hit of the same length on {rig.cast.baseline.name}")
-        yield _control(rig)
+        yield from modes.control(rig, rig.prompt)
     if options.costs:
         yield from modes.decode_tax(rig)
 
@@ -41,23 +38,6 @@ def _warm_up(rig: Rig, engine: ServiceSpec) -> None:
     prompt = {"messages": workload.messages(rig.options.system, text, rig.options.question)}
     body = workload.body(engine.model, prompt, max_tokens=4, salt=rig.salt("warm"))
     rig.meter.client(engine).stream("/v1/chat/completions", body)
-
-
-def _control(rig: Rig) -> Sample:
-    """The same prompt on a plain engine that has exactly the reused tokens in its own prefix cache.
-
-    It gets them from a prompt of the same length and the same first tokens whose next token differs: the same
-    prefill shapes, hence the same bits.
-    """
-    engine, ids = rig.cast.baseline, list(rig.prompt.ids)
-    hit = workload.reusable(len(ids), rig.chunk)
-    salt = rig.salt("control")
-    other = [*ids[:hit], *reversed(ids[hit:])]
-    if other[hit] == ids[hit]:
-        other[hit] = ids[0]
-    body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
-    rig.meter.client(engine).stream("/v1/completions", body)
-    return rig.meter.ask(Step(0, "control", engine, salt, hit), rig.prompt.path, rig.prompt.body(engine, salt))
 
 
 def forget(plan: Plan, run_id: str) -> int:

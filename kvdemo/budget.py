@@ -129,5 +129,6 @@ def _short_gpu(profile: Profile, gpu: Gpu, assigned: Mapping[str, Assignment]) -
         holders = f"; held by {', '.join(gpu.holders)}" if gpu.holders else ""
         yield (
             f"GPU {gpu.index} ({gpu.name}): {need / GIB:.1f} GiB are needed ({', '.join(parts)}), "
-            f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB are free{holders}; lower `memory` of its engines or free the GPU"
+            f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB are free{holders}; "
+            "lower `memory` of its engines or free the GPU"
         )

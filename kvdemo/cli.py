@@ -206,6 +206,43 @@ def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
 
 
 @app.command()
+def report(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.jsonl", help="The samples of a run, as bench saved them.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Judge a saved run again, without a server: the table, and a report as one HTML file."""
+    from kvdemo import page, report, saved, tables
+
+    found = saved.run(result)
+    target = page.save(html or result.with_suffix(".html"), page.render(found.document, found.samples or ()))
+    if json:
+        typer.echo(found.to_json())
+    else:
+        report.out.print(tables.result(found.document))
+    report.err.print(f"Report: {target}", markup=False)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A result of kvdemo bench or of vllm bench serve.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
+    max_regress: Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")] = "",
+    across: Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")] = None,
+    arm: Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")] = "reuse",
+) -> None:
+    """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable."""
+    from kvdemo import compare, saved
+
+    limit = compare.percentage(max_regress) if max_regress else None
+    pair = (saved.any_result(old), saved.any_result(new))
+    found = compare.compare(*pair, across_versions=across is not None, arm=arm)
+    typer.echo(compare.text(found))
+    if limit is not None:
+        typer.echo(compare.gate(found, limit))
+
+
+@app.command()
 def down(
     project_name: ProjectOption = "",
     volumes: Annotated[

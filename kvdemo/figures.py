@@ -13,6 +13,7 @@ from typing import Any
 from kvdemo import svg
 from kvdemo.markup import Markup, join, tag
 from kvdemo.sample import Sample
+from kvdemo.saved import mapping, mappings, number
 from kvdemo.tables import PHASES, milliseconds, times
 from kvdemo.verdict import SUPPORTS_SPEEDUP, judge
 
@@ -32,22 +33,6 @@ COSTS = {
     "decode_tax": "Decoding while others store",
     "visibility_lag": "Until others can load it",
 }
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The mapping, or an empty one instead of anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings of a list; nothing of anything else."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None instead of anything else."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
 
 
 def span(value: float | None) -> str:
@@ -182,7 +167,7 @@ def matrix(document: Mapping[str, Any]) -> Markup:
     for writer in engines:
         drawn = [_cell(cells.get((writer, reader), {}), best) for reader in engines]
         rows.append(tag("tr", tag("th", writer, scope="row"), *drawn))
-    say = "Rows write, columns read. How many times sooner than the reader's own cold answer; the stronger the colour, the sooner."
+    say = "Rows write, columns read; how many times sooner than the reader's own cold answer."
     return section(
         "From every writer to every reader", say, tag("div", tag("table", *rows, class_="heat"), class_="wide")
     )

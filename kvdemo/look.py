@@ -74,13 +74,15 @@ pre { background: var(--soft); padding: 12px 14px; border-radius: 6px; white-spa
 a { color: inherit; text-underline-offset: 3px; }
 @media (max-width: 640px) { main { padding: 28px 18px 48px; } .wide { margin: 0 -18px; padding: 0 18px; }
   header { margin-bottom: 40px; } .row, dl { grid-template-columns: 1fr; } .row > .under { grid-column: 1; }
-  .row > .name { margin-top: 6px; } .row { min-height: 0; } .row > .name:empty { margin: 0; } dd { margin-bottom: 6px; } table { font-size: 14px; } th, td { padding-right: 14px; } }
+  .row > .name { margin-top: 6px; } .row { min-height: 0; } .row > .name:empty { margin: 0; }
+  dd { margin-bottom: 6px; } table { font-size: 14px; } th, td { padding-right: 14px; } }
 @media print { :root { color-scheme: light; --bg: #fff; --fg: #000; --dim: #444; --line: #ccc; --soft: #f4f4f4;
   --accent: #08694d; --accent-rgb: 8 105 77; --cold: #5c6672; --store: #b5650a; --reuse: #08694d; --again: #2560bf;
   --client: #b4bcc6; --queue: #e0a030; --lookup: #b277d6; --prefill: #4a86d8; --bad: #a01d12; --warn: #7a4600; }
   @page { margin: 16mm; } main { max-width: none; padding: 0; } body { font-size: 11pt; } h1 { font-size: 52pt; }
   header { margin-bottom: 28px; } section { margin-bottom: 28px; } h2, h3 { break-after: avoid; }
-  figure, table, tr, .row { break-inside: avoid; } th, td { padding-right: 12px; } .wide { overflow: visible; margin: 0; padding: 0; }
+  figure, table, tr, .row { break-inside: avoid; } th, td { padding-right: 12px; }
+  .wide { overflow: visible; margin: 0; padding: 0; }
   .screen { display: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kvdemo import workload
 from kvdemo.errors import UsageError
-from kvdemo.rig import Rig
+from kvdemo.rig import Prompt, Rig
 from kvdemo.sample import Doing, Sample
 from kvdemo.workload import Arm, Step
 
@@ -50,6 +50,28 @@ def lengths(rig: Rig) -> Generator[Doing | Sample]:
             )
         prompt = rig.make_prompt(rig.options.document[: int(wanted * per_token)])
         yield from rig.trials(prompt, length=prompt.tokens)
+        yield from control(rig, prompt, length=prompt.tokens)
+
+
+def control(rig: Rig, prompt: Prompt, length: int = 0) -> Generator[Doing | Sample]:
+    """The same prompt on an engine that has exactly the reused tokens in its own prefix cache.
+
+    It gets them from a prompt of the same length and the same first tokens whose next token differs: the same
+    prefill shapes, hence the same bits. Requests that share a batch round differently, so there is none for them.
+    """
+    if rig.options.concurrency > 1:
+        return
+    engine, ids = rig.cast.baseline, list(prompt.ids)
+    yield Doing(f"control: a local hit of the same length on {engine.name}")
+    hit = workload.reusable(len(ids), rig.chunk)
+    salt = rig.salt(f"{length}-control")
+    other = [*ids[:hit], *reversed(ids[hit:])]
+    if other[hit] == ids[hit]:
+        other[hit] = ids[0]
+    body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
+    rig.meter.client(engine).stream("/v1/completions", body)
+    step = Step(0, "control", engine, salt, hit, length=length)
+    yield rig.meter.ask(step, prompt.path, prompt.body(engine, salt))
 
 
 def decode_tax(rig: Rig) -> Generator[Doing | Sample]:

@@ -14,10 +14,11 @@ from typing import Any
 
 from kvdemo import figures
 from kvdemo.errors import UsageError
-from kvdemo.figures import mapping, number, section, span
+from kvdemo.figures import section, span
 from kvdemo.look import POLICY, SCRIPT, STYLE
 from kvdemo.markup import Markup, data, join, tag
 from kvdemo.sample import Sample
+from kvdemo.saved import mapping, mappings, number
 from kvdemo.tables import PHASES, times
 
 GOOD = ("COLD", "LOCAL", "SHARED")
@@ -138,7 +139,7 @@ def _digits(ratio: float) -> str:
 
 
 def _without_speedup(document: Mapping[str, Any]) -> tuple[str, str, str]:
-    cells = figures.mappings(mapping(document.get("matrix")).get("cells"))
+    cells = mappings(mapping(document.get("matrix")).get("cells"))
     pairs = [cell for cell in cells if cell.get("expected", "SHARED") == "SHARED"
              and cell.get("writer") != cell.get("reader")]  # fmt: skip
     if pairs:

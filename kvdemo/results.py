@@ -35,7 +35,7 @@ def summarize(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[
     rows = [_row(key, judged, conditions) for key in dict.fromkeys((s.engine, s.arm) for s in ofarms)]
     rows.sort(key=lambda row: list(SUPPORTS_SPEEDUP).index(row["arm"]))
     reuse = next((row for row in rows if row["arm"] == "reuse"), None)
-    answer = _answer(samples, judged)
+    answer = _answer([sample for sample in samples if sample.length == longest], judged)
     everything = [judge(sample).verdict for sample in samples]
     document = {
         "schema_version": SCHEMA_VERSION,

@@ -37,6 +37,10 @@ class Result:
     samples: tuple[Sample, ...] | None = None
     foreign: bool = False
 
+    def to_json(self) -> str:
+        """The result document as one line, as ``bench --json`` prints it."""
+        return json.dumps(self.document, ensure_ascii=False)
+
 
 def run(path: Path) -> Result:
     """A run judged again from its samples. Raises UsageError for anything but the JSONL of a run."""
@@ -86,10 +90,26 @@ def any_result(path: Path) -> Result:
     )
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The mapping, or an empty one instead of anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The mappings of a list; nothing of anything else."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None instead of anything else."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
 def _kinds(path: Path) -> dict[str, list[int]]:
     """The line numbers of conditions and of samples in a file that ``record.read`` has accepted."""
     lines: dict[str, list[int]] = {"run": [], "sample": []}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         lines["run" if json.loads(line)["kind"] == "run" else "sample"].append(number)
     return lines
 

@@ -39,9 +39,7 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         default_python=sys.executable,
         gpus=gpus.detect(environ),
         interpreters={python: runtime.interpreter(python) for python in pythons},
-        models={
-            engine.model: runtime.model(engine.model, {**environ, **engine.env}) for engine in profile.engines.values()
-        },
+        models={name: runtime.model(name, {**environ, **env}) for name, env in _models(profile).items()},
         ports=ports,
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
@@ -49,6 +47,11 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         shm=shutil.disk_usage("/dev/shm").free + own,
         sockets=str(sockets(project)),
     )
+
+
+def _models(profile: Profile) -> dict[str, Mapping[str, str]]:
+    """Every model once, however many engines run it (its weights are hashed), with the environment to find it in."""
+    return {engine.model: engine.env for engine in profile.engines.values()}
 
 
 def sockets(project: Project) -> Path:
