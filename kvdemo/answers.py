@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from kvdemo.sample import Sample
 
+FLAT = 1e-6
+"""Log-probabilities of a whole answer closer than this are those of a model that does not look at its input."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -30,8 +33,8 @@ class Difference:
 
 
 def compare(one: Sample, other: Sample) -> Difference | None:
-    """How two answers differ; None if one of them holds no tokens to compare."""
-    if not one.token_ids or not other.token_ids:
+    """How two answers differ; None if one of them holds no tokens, or not each with its log-probability."""
+    if any(not s.token_ids or len(s.token_ids) != len(s.logprobs) for s in (one, other)):
         return None
     diverges = _first_difference(one.token_ids, other.token_ids)
     end = len(one.token_ids) if diverges is None else diverges + 1
@@ -66,6 +69,8 @@ def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sampl
     if any(difference is None for _, difference in pairs):
         return Answer(None, "not checked: the engine returned no token ids")
     wrong = [(sample, difference) for sample, difference in pairs if difference and not difference.identical]
+    if not wrong and _flat(control):
+        return Answer(None, "equal, which proves nothing: every token has the same probability (dummy weights?)")
     if not wrong:
         same = f"Yes: {len(pairs)} of {len(pairs)} reuses equal a local prefix hit of the same length to the last bit"
         return Answer(True, same + _against_cold(reused, control, cold))
@@ -76,6 +81,11 @@ def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sampl
         f"NO: {len(wrong)} of {len(pairs)} reuses differ from a local prefix hit of the same length; first in trial "
         f"{sample.trial}, in {where} (largest log-probability gap {difference.gap:.3g})",
     )
+
+
+def _flat(sample: Sample) -> bool:
+    """Whether the model says the same of every token: such an answer would not change with wrong KV either."""
+    return len(sample.logprobs) > 1 and max(sample.logprobs) - min(sample.logprobs) < FLAT
 
 
 def _against_cold(reused: Sequence[Sample], control: Sample, cold: Sequence[Sample]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from kvdemo import measure, modes, workload
-from kvdemo.plan import Plan, ServiceSpec
+from kvdemo import modes, workload
+from kvdemo.plan import ServiceSpec
 from kvdemo.rig import Rig
 from kvdemo.sample import Doing, Sample
 
@@ -38,12 +38,3 @@ def _warm_up(rig: Rig, engine: ServiceSpec) -> None:
     prompt = {"messages": workload.messages(rig.options.system, text, rig.options.question)}
     body = workload.body(engine.model, prompt, max_tokens=4, salt=rig.salt("warm"))
     rig.meter.client(engine).stream("/v1/chat/completions", body)
-
-
-def forget(plan: Plan, run_id: str) -> int:
-    """Delete the KV files that a run left in L2: its salts are its own, nobody else can ever hit them. Bytes freed."""
-    freed = 0
-    for file in measure.files_of(plan, f"kvdemo-{run_id}-*"):
-        freed += file.stat().st_size
-        file.unlink(missing_ok=True)
-    return freed

@@ -22,6 +22,7 @@ from kvdemo import (
     fleet,
     gpus,
     health,
+    measure,
     page,
     report,
     results,
@@ -79,7 +80,7 @@ def run(project: Project, arguments: Arguments, environ: Mapping[str, str], *, a
             _finish(conditions, samples, recorder, as_json=as_json)
             raise
         finally:
-            bench.forget(plan, options.run_id)
+            measure.forget(plan, f"kvdemo-{options.run_id}-*")
     document = _finish(conditions, samples, recorder, as_json=as_json)
     _judge(document, arguments.expected_ttft_gain)
 

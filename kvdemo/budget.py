@@ -17,8 +17,9 @@ from kvdemo.profile import Engine, Profile
 CACHE_GPU_BYTES = int(0.65 * GIB)
 """GPU memory of one LMCache server's CUDA context and staging (522 to 650 MiB were reported, LMCache#4287)."""
 
-CPU_ENGINE_BYTES = int(2.2 * GIB)
-"""Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 2.2 to 2.3 GiB with a tiny model)."""
+CPU_ENGINE_BYTES = int(1.3 * GIB)
+"""Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
+processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from kvdemo.sides import Arm, Key
 from kvdemo.stats import Interval
 from kvdemo.tables import PHASES, milliseconds, times
 
-MUST_AGREE = ("model_id", "model_digest", "prompt_sha256", "prompt_tokens", "chunk_size", "device", "max_tokens",
-              "backend", "endpoint", "tier", "max_concurrency", "versions")  # fmt: skip
-"""Conditions that make runs comparable; a condition that neither run knows agrees."""
+MUST_AGREE = ("model_id", "model_digest", "prompt_sha256", "chunk_size", "device", "max_tokens", "versions")
+"""Conditions that make runs comparable; one that neither run knows agrees."""
+
+IF_KNOWN = ("backend", "endpoint", "tier", "max_concurrency")
+"""Conditions that must agree too, if both runs know them: older runs do not."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def compare(old: Result, new: Result, *, across_versions: bool = False, arm: str
 
 def _refuse(old: Result, new: Result, across_versions: bool) -> None:
     names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
+    names += [name for name in IF_KNOWN if name in old.document and name in new.document]
     found = [text for name in names for text in sides.differences(name, old.document.get(name), new.document.get(name))]
     if not found:
         return
@@ -121,7 +124,8 @@ def _with_foreign(old: Result, new: Result, arm: str) -> Comparison:
         raise UsageError(f"{ours.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
     foreign, notes = sides.foreign(theirs)
     pair = (foreign, mine) if old.foreign else (mine, foreign)
-    model = f"its model is {sides.short(theirs.document.get('model_id'))}, here {sides.short(ours.document.get('model_id'))}"
+    names = [sides.short(result.document.get("model_id")) for result in (theirs, ours)]
+    model = f"its model is {names[0]}, here {names[1]}"
     return Comparison((_line(_name((arm, "")), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
 
 

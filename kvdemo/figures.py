@@ -17,6 +17,7 @@ from kvdemo.saved import mapping, mappings, number
 from kvdemo.tables import PHASES, milliseconds, times
 from kvdemo.verdict import SUPPORTS_SPEEDUP, judge
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
 SHORT = 8
 """Bars shorter than the longest by this factor are drawn once more, magnified."""
 
@@ -105,7 +106,9 @@ def waterfall(document: Mapping[str, Any]) -> Markup:
             if known is not None and known > 0:
                 pieces.append((colour, words, known))
         if pieces:
-            under = " · ".join(f"{words.split(' (')[0]} {span(value)}" for _, words, value in pieces)
+            under = " · ".join(
+                f"{words.split(' (')[0]} {span(value)}".replace(" ", NO_BREAK) for _, words, value in pieces
+            )
             bar = svg.Bar(arm_name(row), [(value, colour) for colour, _, value in pieces], under)
             drawn.append((bar, sum(value for _, _, value in pieces)))
             legend |= {colour: words for colour, words, _ in pieces}
@@ -192,6 +195,7 @@ def costs(document: Mapping[str, Any]) -> Markup:
             continue
         unit = str(cost.get("unit") or "")
         low, high = figure(cost.get("low"), unit), figure(cost.get("high"), unit)
+        low = low.removesuffix(unit).rstrip() if unit != "x" else low
         interval = f"{low} to {high}" if "-" not in (low, high) else "-"
         few = (number(cost.get("n")) or 0) < 3 and interval != "-"
         name = COSTS.get(key, key.replace("_", " "))
@@ -221,6 +225,8 @@ def figure(value: Any, unit: str = "") -> str:
     known = number(value)
     if known is None:
         return str(value) if isinstance(value, str) else "-"
+    if unit.startswith("of "):
+        return f"{100 * known:.3g} % {unit}"
     shown = f"{known:,.0f}" if abs(known) >= 100 or known == int(known) else f"{known:.3g}"
     return f"{shown}{unit}" if unit in ("x", "") else f"{shown} {unit}"
 

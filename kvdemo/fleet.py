@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from kvdemo import diagnose, environment, gpus, process, stores, survey, teardown, watch
+from kvdemo import diagnose, environment, gpus, health, process, stores, survey, teardown, watch
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.process import segments
@@ -97,10 +97,10 @@ def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, project: Pr
     same: set[str] = set()
     for spec in wanted:  # caches come first
         record = records.get(spec.name)
-        if record and alive(record.leader) and alive(record.guardian) and before.get(spec.name) == spec.digest:
-            follows = not spec.cache or spec.cache in same
-            if follows:
-                same.add(spec.name)
+        lives = record and alive(record.leader) and alive(record.guardian) and not health.doomed(spec.url)
+        follows = not spec.cache or spec.cache in same
+        if lives and follows and before.get(spec.name) == spec.digest:
+            same.add(spec.name)
     return same
 
 

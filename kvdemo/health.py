@@ -37,6 +37,11 @@ def healthy(url: str, kind: str, timeout: float = 3) -> bool:
     return request(url, "/healthcheck" if kind == "cache" else "/health", timeout=timeout)[0] == 200
 
 
+def doomed(url: str) -> bool:
+    """Whether the core of this engine has died: its API server answers 503 then, and takes seconds to end itself."""
+    return request(url, "/health")[0] == 503
+
+
 def served_models(url: str, key: str = "") -> list[str]:
     """The model ids that an OpenAI server offers; empty if it does not answer."""
     status, body = request(url, "/v1/models", key=key)

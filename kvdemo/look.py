@@ -37,7 +37,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--dim); white-space: nowrap; }
 th, td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th:last-child, td:last-child { padding-right: 0; } td { max-width: 46ch; overflow-wrap: break-word; }
-td:first-child { white-space: nowrap; } td.words { min-width: 26ch; }
+td:first-child { min-width: 11ch; overflow-wrap: anywhere; } td.words { min-width: 26ch; }
 .n { text-align: right; white-space: nowrap; } tr.key td { font-weight: 650; background: rgb(var(--accent-rgb) / .07); }
 tr.key td:first-child { box-shadow: -12px 0 0 rgb(var(--accent-rgb) / .07); }
 tr.key td:last-child { box-shadow: 12px 0 0 rgb(var(--accent-rgb) / .07); }
@@ -80,7 +80,7 @@ a { color: inherit; text-underline-offset: 3px; }
   --accent: #08694d; --accent-rgb: 8 105 77; --cold: #5c6672; --store: #b5650a; --reuse: #08694d; --again: #2560bf;
   --client: #b4bcc6; --queue: #e0a030; --lookup: #b277d6; --prefill: #4a86d8; --bad: #a01d12; --warn: #7a4600; }
   @page { margin: 16mm; } main { max-width: none; padding: 0; } body { font-size: 11pt; } h1 { font-size: 52pt; }
-  header { margin-bottom: 28px; } section { margin-bottom: 28px; } h2, h3 { break-after: avoid; }
+  header { margin-bottom: 28px; } section { margin-bottom: 28px; } h2, h3, .say, .legend { break-after: avoid; }
   figure, table, tr, .row { break-inside: avoid; } th, td { padding-right: 12px; }
   .wide { overflow: visible; margin: 0; padding: 0; }
   .screen { display: none; }

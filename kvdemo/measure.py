@@ -191,3 +191,9 @@ def clear_l1(server: str) -> bool:
     """Make the cache server forget L1, so that the next hit comes from L2. Did it forget everything?"""
     health.request(server, "/cache/clear", body={}, timeout=30)
     return _objects(server) == 0
+
+
+def forget(plan: Plan, salts: str) -> None:
+    """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them."""
+    for file in files_of(plan, salts):
+        file.unlink(missing_ok=True)

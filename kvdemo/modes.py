@@ -9,7 +9,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from kvdemo import workload
+from kvdemo import measure, workload
 from kvdemo.errors import UsageError
 from kvdemo.rig import Prompt, Rig
 from kvdemo.sample import Doing, Sample
@@ -36,6 +36,7 @@ def matrix(rig: Rig) -> Generator[Doing | Sample]:
                 hit = workload.reusable(prompt.tokens, rig.chunk) if shared else 0
                 step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
                 yield rig.meter.ask(step, prompt.path, prompt.body(reader, salt))
+                measure.forget(rig.plan, salt)
                 done += 1
 
 

@@ -125,7 +125,7 @@ def _finding(document: Mapping[str, Any]) -> tuple[str, str, str]:
     than = f"than {document['writer']} computing it" if alone else "than a plain engine"
     what = f"about what only {document['writer']} has read"
     if low is not None and high is not None and low <= 1 <= high:
-        return "No difference", "plain", f"{document['reader']} takes 1/{ratio:.3g} of the time{sure} {what}."
+        return "No difference", "plain", f"{document['reader']}: {times(ratio)} sooner{sure} {what}. May be chance."
     if ratio < 1:
         later = times(1 / ratio)
         text = f"{document['reader']} takes {later} as long {than} {what}; sooner by {times(ratio)}{sure}."

@@ -64,9 +64,13 @@ class Recorder:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
-    """Conditions and samples of a JSONL file. Raises UsageError, with the line, for anything else."""
+    """Conditions and samples of a JSONL file, without a last line that was cut off.
+
+    Raises UsageError, with the line, for anything else.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): an answer may hold U+2028, which is no end of line in JSON.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     conditions: dict[str, Any] = {}
@@ -79,6 +83,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
             else:
                 samples.append(Sample.from_json(document))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) and number > 1:
+                break  # the writer was killed, or its disk full, in the middle of this line
             raise UsageError(f"{path}:{number}: not a line of a kvdemo run ({error})") from None
     if not conditions:
         raise UsageError(

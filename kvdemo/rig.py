@@ -146,6 +146,8 @@ class Rig:
                 for sample in self.arm(prompt, number, arm, engine, length):
                     seen.append(sample)
                     yield sample
+            # A document of 30,000 tokens is 4 GB of a 7B model's KV: kept for all trials they would fill the disk.
+            measure.forget(self.plan, self.salt(f"{length}-{number}-*"))
 
     def arm(self, prompt: Prompt, trial: int, arm: Arm, engine: ServiceSpec, length: int) -> Sequence[Sample]:
         """One arm of a trial: one request, or as many at once as the run's concurrency."""

@@ -100,7 +100,7 @@ def _limit(conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         return None
     if (reuse["verdict"], again["verdict"], cold["verdict"]) != (Verdict.SHARED, Verdict.LOCAL, Verdict.COLD):
         return None
-    tier = "disk" if (reuse["tiers"] or {}).get("l2") else "memory"
+    tier = "disk" if conditions.get("tier") == "l2" or (reuse["tiers"] or {}).get("l2") else "memory"
     kv_bytes = per_token * reuse["external_cached_tokens"]
     seconds = [row["median_ttft_ms"] / 1000 for row in (again, reuse, cold)]
     limits = {

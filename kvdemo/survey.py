@@ -13,12 +13,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from kvdemo import gpus, process, runtime
-from kvdemo.facts import Facts
+from kvdemo.facts import Facts, Gpu
 from kvdemo.plan import Plan, wanted_ports
 from kvdemo.procfs import alive
 from kvdemo.profile import Profile
@@ -37,7 +38,7 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
     own = sum(process.memory(records[name]) for name in running if name in records)
     return Facts(
         default_python=sys.executable,
-        gpus=gpus.detect(environ),
+        gpus=_gpus(environ, project, bool(running)),
         interpreters={python: runtime.interpreter(python) for python in pythons},
         models={name: runtime.model(name, {**environ, **env}) for name, env in _models(profile).items()},
         ports=ports,
@@ -52,6 +53,13 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
 def _models(profile: Profile) -> dict[str, Mapping[str, str]]:
     """Every model once, however many engines run it (its weights are hashed), with the environment to find it in."""
     return {engine.model: engine.env for engine in profile.engines.values()}
+
+
+def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
+    """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
+    before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
+    found = gpus.detect(environ)
+    return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
 
 
 def sockets(project: Project) -> Path:

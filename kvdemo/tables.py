@@ -82,9 +82,14 @@ def _sentences(document: Mapping[str, Any]) -> list[Text]:
         if row["why"] and row["verdict"] not in ("COLD", "SHARED", "LOCAL"):
             lines.append(Text(f"{row['engine']} {row['arm']}: {row['verdict']}: {row['why']}", style="yellow"))
     if speedup := document["speedup"]:
-        interval = f" (95 % interval {speedup['low']:.3g} to {speedup['high']:.3g})" if "low" in speedup else ""
-        sentence = f"{document['reader']} answers {times(speedup['median'])}{interval} sooner than a plain engine"
-        lines.append(Text(f"{sentence} about what only {document['writer']} has read.", style="bold"))
+        bounds = (speedup["low"], speedup["high"]) if "low" in speedup else None
+        interval = (
+            f" (speed-up {speedup['median']:.3g}, 95 % interval {bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
+        )
+        ratio = speedup["median"]
+        how = f"{times(ratio)} sooner than" if ratio >= 1 else f"{times(1 / ratio)} later than"
+        sentence = f"{document['reader']} answers {how} a plain engine about what only {document['writer']} has read"
+        lines.append(Text(f"{sentence}{interval}.", style="bold"))
     if document["rows"]:
         answer = document["answer"]
         lines.append(

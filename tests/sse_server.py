@@ -51,7 +51,7 @@ PAUSE: Step = ["wait", 0.1]
 
 SCENARIOS: dict[str, list[Step]] = {
     "plain": [ROLE, PAUSE, HELLO, *LAST],
-    "quick": [ROLE, ["wait", 0.01], HELLO, *LAST],
+    "quick": [["wait", 0.01], HELLO, *LAST],
     "empty-first": [["delta", {"content": ""}], PAUSE, HELLO, *LAST],
     "role-only": [["delta", {"role": "assistant"}], PAUSE, HELLO, *LAST],
     "reasoning-first": [ROLE, PAUSE, ["delta", {"reasoning": "Hm"}], PAUSE, HELLO, *LAST],

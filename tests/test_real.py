@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     (path / "mine").mkdir()
     (path / "mine" / "notes.txt").write_text("mine\n")
     (path / "context.txt").write_text(HANDBOOK.read_text()[:CONTEXT_CHARACTERS])
+    (path / "short.txt").write_text(HANDBOOK.read_text()[: CONTEXT_CHARACTERS // 4])
     one = Real(path, PROFILE, "real-cpu", KV_STORE_DIR=str(path / "mine"), KVDEMO_MODEL=str(MODEL))
     try:
         yield one
@@ -60,9 +60,9 @@ def benched(real: Real) -> dict[str, Any]:
     return bench(real, 2)
 
 
-def bench(real: Real, trials: int) -> dict[str, Any]:
+def bench(real: Real, trials: int, context: str = "context.txt") -> dict[str, Any]:
     """Measure; the result."""
-    return real.bench("--context", "context.txt", "--trials", str(trials), "--result-dir", "results")
+    return real.bench("--context", context, "--trials", str(trials), "--result-dir", "results")
 
 
 def test_up_ends_when_everything_can_generate(real: Real) -> None:
@@ -169,14 +169,20 @@ def test_a_context_longer_than_the_window_is_refused(fleet: Real) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "is empty"), (b" \n\t\n", "is empty"), (b"a\0b" * 99, "is binary"), (b"one\ncaf\xe9\n", ":2: is not UTF-8")],
+    [
+        (b"", "unfit.txt: is empty"),
+        (b" \n\t\n", "unfit.txt: is empty"),
+        (b"a\0b" * 99, "unfit.txt: is binary"),
+        (b"one\ncaf\xe9\n", "unfit.txt:2: is not UTF-8"),
+    ],
+    ids=["nothing", "white space", "binary", "latin-1"],
 )
 def test_an_unfit_context_is_refused(fleet: Real, content: bytes, said: str) -> None:
     """An empty, binary or otherwise encoded file is named with what is wrong."""
     (fleet.path / "unfit.txt").write_bytes(content)
     done = fleet.run("bench", "--context", "unfit.txt")
     assert done.returncode == 2
-    assert f"unfit.txt{said}" in done.stderr.replace(f" {said}", said)
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -191,9 +197,7 @@ def test_a_killed_core_shows_and_is_replaced(fleet: Real) -> None:
     """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `up` replaces that engine alone."""
     before = fleet.records
     os.kill(fleet.core("vllm-a"), signal.SIGKILL)
-    began = time.monotonic()
     until(lambda: fleet.states()["vllm-a"] != "ready", NOTICE)
-    assert time.monotonic() - began < NOTICE
     refused = fleet.run("bench", "--context", "context.txt")
     assert refused.returncode == 7
     assert "vllm-a" in refused.stderr
@@ -211,7 +215,7 @@ def test_a_killed_cache_shows_and_is_replaced_with_its_engines(fleet: Real) -> N
     assert {fleet.states()[name] for name in ("vllm-a", "vllm-b")} == {"ready"}
     fleet.up()
     assert fleet.replaced_since(before) == {"shared", "lmcache-a", "lmcache-b"}
-    reuse = next(row for row in bench(fleet, 1)["rows"] if row["arm"] == "reuse")
+    reuse = next(row for row in bench(fleet, 1, "short.txt")["rows"] if row["arm"] == "reuse")
     assert reuse["verdict"] == "SHARED"
 
 

@@ -1,0 +1,263 @@
+"""The HTML report: whole, self-contained, inert, and the same every time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvdemo import markup, page, svg
+from kvdemo.results import summarize
+from kvdemo.sample import Sample, Sources
+from runs import CALM, CONDITIONS, PROMPT, run, sample, samples, save
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
+SECTIONS: dict[str, Any] = {
+    "lengths": {
+        "points": [
+            {
+                "prompt_tokens": n,
+                "cold_ms": n / 2.0,
+                "reuse_ms": 200.0 + n / 50,
+                "floor_ms": None if n == 1000 else n / 90,
+            }
+            for n in (1000, 500, 16000)
+        ],
+        "break_even_tokens": 420,
+    },
+    "matrix": {
+        "engines": ["a", "b"],
+        "cells": [
+            {"writer": "a", "reader": "b", "median_ttft_ms": 92.4, "speedup": 5.2, "verdict": "SHARED"},
+            {"writer": "b", "reader": "a", "median_ttft_ms": None, "speedup": None, "verdict": "MISS"},
+        ],
+    },
+    "costs": {
+        "lookup_tax": {"n": 6, "median": 0.02, "low": 0.01, "high": 0.03, "unit": "of cold", "text": "asking in vain"},
+        "decode_tax": {"n": 2, "median": 1.31, "low": 1.2, "high": 1.4, "unit": "x", "text": "ITL"},
+    },
+    "limit": {"text": "Reuse is 62 % of what it can be.", "rows": [{"name": "floor", "value": 296.0, "unit": "ms"}]},
+}
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, links, text by element; unbalanced tags are an error."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element begins."""
+        self.tags.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """An element ends."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Text."""
+        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def said(self) -> str:
+        """All text that is read."""
+        return " ".join(
+            piece for tag, pieces in self.text.items() if tag not in ("script", "style") for piece in pieces
+        )
+
+    def count(self, tag: str) -> int:
+        """How many such elements."""
+        return sum(name == tag for name, _ in self.tags)
+
+
+def of(made: list[Sample] | None = None, **more: Any) -> Page:
+    """The page of a run; ``more`` replaces keys of its document."""
+    made = samples() if made is None else made
+    return Page(page.render({**summarize(CONDITIONS, made), **more}, made))
+
+
+def test_the_headline_is_the_finding() -> None:
+    """The ratio stands above all, in words, with its interval and whether the answer is the same."""
+    shown = of()
+    assert shown.text["h1"] == ["20x sooner"]
+    assert (
+        "b answers 20x sooner (95 % interval 20.0 to 20.0) than a plain engine about what only a has read."
+        in shown.said()
+    )
+    assert "Same answer? " in shown.said()
+
+
+@pytest.mark.parametrize(
+    ("factor", "trials", "headline", "said"),
+    [
+        (40.0, 3, "2.0x later", "takes 2.0x as long"),
+        (1.0, 2, "20x sooner", "2 trials: too few for an interval"),
+        (1.0, 1, "20x sooner", "1 of 3 trials: interrupted"),
+    ],
+)
+def test_the_headline_does_not_flatter(factor: float, trials: int, headline: str, said: str) -> None:
+    """Slower is called later, and few trials are called few."""
+    shown = of(samples(trials, reuse=factor))
+    assert shown.text["h1"] == [headline]
+    assert said in shown.said()
+
+
+def test_a_difference_within_noise_is_none() -> None:
+    """An interval around 1 is no difference, whatever the median."""
+    assert of(speedup={"n": 3, "median": 1.1, "min": 0.9, "max": 1.2, "low": 0.9, "high": 1.2}).text["h1"] == [
+        "No difference"
+    ]
+
+
+def test_failures_are_the_headline() -> None:
+    """Wrong answers and missing proof come before any ratio."""
+    wrong = [replace(s, token_ids=(9, 9)) if s.arm == "reuse" else s for s in samples()]
+    assert of(wrong).text["h1"] == ["Wrong answer"]
+    missed = [replace(s, cached_tokens=0, sources=Sources(PROMPT, 0, 0)) if s.arm == "reuse" else s for s in samples()]
+    shown = of(missed)
+    assert shown.text["h1"] == ["Nothing proved"]
+    assert "b reuse: MISS" in shown.said()
+    assert "Hollow dots" in shown.said()
+
+
+def test_every_sample_is_a_dot() -> None:
+    """Each request with a time is one dot; a failed one is none, and counts in its row."""
+    made = [*samples(), sample("reuse", 4, error="HTTP 500", ttft=None)]
+    shown = of(made)
+    assert sum("dot" in (attributes.get("class") or "") for _, attributes in shown.tags) == 12
+    assert "(3 SHARED, 1 FAILED)" in shown.said() or "(1 FAILED, 3 SHARED)" in shown.said()
+
+
+def test_sections_only_where_there_is_something() -> None:
+    """Lengths, matrix, costs and limit appear with their data and not without."""
+    names = ["By length of the prompt", "From every writer to every reader", "What it costs", "The limit"]
+    full = of(**SECTIONS)
+    assert set(names) <= set(full.text["h2"])
+    for words in ("break-even: 420 tokens", "5.2x", "MISS", "2 % of cold", "(range)", "296 ms", "62 %"):
+        assert words in full.said()
+    bare = of(costs={}, limit=None, matrix={"engines": []}, lengths={"points": []})
+    assert not set(names) & set(bare.text["h2"])
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(10**6), 10**6) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+point = st.dictionaries(st.sampled_from(["prompt_tokens", "cold_ms", "reuse_ms", "floor_ms"]), junk, max_size=4)
+
+
+@CALM
+@given(
+    junk | st.fixed_dictionaries({"points": st.lists(point, max_size=4), "break_even_tokens": junk}),
+    junk | st.fixed_dictionaries({"engines": junk, "cells": st.lists(junk, max_size=3)}),
+    junk | st.dictionaries(st.text(max_size=5), st.fixed_dictionaries({"median": junk, "low": junk, "n": junk})),
+    junk,
+)
+def test_edited_documents_do_not_break_the_page(lengths: Any, matrix: Any, costs: Any, limit: Any) -> None:
+    """Whatever an edited file puts into the optional sections: a well-formed page comes out."""
+    of(lengths=lengths, matrix=matrix, costs=costs, limit=limit, unknown=matrix)
+
+
+def test_everything_foreign_is_text() -> None:
+    """Names, questions, answers, errors and flags of engines and files never become markup or script."""
+    made = [replace(s, engine=HOSTILE if s.engine == "b" else s.engine, text=HOSTILE, note=HOSTILE) for s in samples()]
+    made.append(sample("cold", 4, error=HOSTILE, ttft=None))
+    conditions = {**CONDITIONS, "reader": HOSTILE, "question": HOSTILE, "model_id": HOSTILE, "device": HOSTILE,
+                  "flags": {HOSTILE: [HOSTILE]}, HOSTILE: HOSTILE, "run_id": HOSTILE}  # fmt: skip
+    matrix = {"engines": [HOSTILE], "cells": [{"writer": HOSTILE, "reader": HOSTILE, "verdict": HOSTILE, "speedup": 2}]}
+    costs = {HOSTILE: {"median": 1, "unit": HOSTILE, "text": HOSTILE}}
+    limit = {"text": HOSTILE, "rows": [{"name": HOSTILE, "value": HOSTILE, "unit": HOSTILE}]}
+    document = {**summarize(conditions, made), "matrix": matrix, "costs": costs, "limit": limit}
+    shown = Page(page.render(document, made))
+    assert shown.count("img") == 0
+    assert shown.count("script") == 2
+    assert all(not name.startswith("on") for _, attributes in shown.tags for name in attributes)
+    assert HOSTILE in shown.said()
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", next(a["download"] or "" for t, a in shown.tags if t == "a"))
+
+
+@CALM
+@given(st.text(max_size=20))
+def test_text_stays_text(value: str) -> None:
+    """No text opens an element, ends an attribute, or cannot be written as UTF-8."""
+    made = markup.tag("p", value, title=value)
+    assert made.count("<") == 2
+    assert made.count('"') == 2
+    made.encode()
+
+
+@CALM
+@given(junk)
+def test_embedded_json_is_json_and_inert(value: Any) -> None:
+    """What is embedded parses as strict JSON and holds no character that could end its element."""
+    held = markup.data(value)
+    assert not set(held) & set("<>&")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(held, parse_constant=refuse)
+
+
+def test_the_raw_data_is_inside() -> None:
+    """The page carries the document and every sample, NaN as null."""
+    made = [*samples(), sample("cold", 4, logprobs=(math.nan,))]
+    shown = of(made)
+    held = json.loads(next(piece for piece in shown.text["script"] if piece.startswith("{")))
+    assert len(held["samples"]) == len(made)
+    assert held["samples"][-1]["logprobs"] == [None]
+    assert held["result"]["run_id"] == "abcdef"
+
+
+def test_nothing_is_fetched() -> None:
+    """No element names anything outside the page; the policy forbids it and allows exactly the page's own script."""
+    source = page.render(summarize(CONDITIONS, samples()), samples())
+    shown = Page(source)
+    assert not re.search(r"https?:|url\(|@import|<link|src=", source)
+    policy = next(a["content"] or "" for _, a in shown.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    script = next(piece for piece in shown.text["script"] if not piece.startswith("{"))
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+@CALM
+@given(st.lists(st.floats(1e-3, 1e7), min_size=1, max_size=6))
+def test_scales_hold_their_values(values: list[float]) -> None:
+    """Every value lies within the plot; ticks are within the scale, ascending, and few."""
+    scale = svg.Scale.over(values)
+    assert all(0 <= scale.at(value) <= 1 for value in values)
+    ticks = scale.ticks()
+    assert len(ticks) <= 7
+    assert ticks == sorted(ticks)
+    assert all(-1e-9 <= scale.at(tick) <= 1 + 1e-9 for tick in ticks)
+
+
+def test_the_command_writes_the_report(tmp_path: Path) -> None:
+    """`report` prints the table and writes the page beside the samples, or where it is told to."""
+    path = save(tmp_path, "run", samples())
+    done = run("report", path)
+    assert done.returncode == 0, done.stderr
+    assert "Time to First Token" in done.stdout
+    assert Page((tmp_path / "run.html").read_text()).text["h1"] == ["20x sooner"]
+    assert run("report", path, "--html", tmp_path / "none" / "x.html").returncode == 2
+    refused = run("report", path, "--html", path)
+    assert refused.returncode == 2
+    assert path.read_text().count("\n") == 14
