@@ -17,6 +17,7 @@ from kvdemo import (
     __version__,
     bandwidth,
     bench,
+    calibrate,
     context,
     environment,
     fleet,
@@ -71,6 +72,8 @@ def run(project: Project, arguments: Arguments, environ: Mapping[str, str], *, a
     with Rig(plan, options) as rig:
         prepared = rig.prepare()
         conditions = _conditions(rig, arguments, environ) | prepared
+        if arguments.limit:
+            conditions |= _calibration(options)
         name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
         recorder = Recorder(arguments.result_dir, name, conditions)
         try:
@@ -194,6 +197,14 @@ def _conditions(rig: Rig, arguments: Arguments, environ: Mapping[str, str]) -> d
 def _without_folders(word: str) -> str:
     """Reports are shown to others: the folders of this machine are nobody's business."""
     return re.sub(r"(?<![\w.:/])/(?:[^/\s\"']+/)+", ".../", word)
+
+
+def _calibration(options: Options) -> dict[str, Any]:
+    """What this client adds to each TTFT, at the size of this run's prompt."""
+    found = calibrate.calibrate(len(options.document.encode()))
+    milliseconds = {"p50_ms": found.p50, "p90_ms": found.p90, "max_ms": found.max}
+    rounded = {name: round(value * 1000, 3) for name, value in milliseconds.items()}
+    return {"client_overhead": {"n": found.n, "prompt_bytes": found.prompt_bytes, **rounded}}
 
 
 def _kv_bytes(rig: Rig) -> int | None:

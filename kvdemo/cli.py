@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=frame.Verbs,
     name="kvdemo",
-    help="Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys.",
+    epilog="Exit codes: 0 ok, 1 a service or request failed, 2 usage, 3 gate missed, 4 profile invalid, 5 preflight "
+    "failed, 6 timed out, 7 not ready, 8 down incomplete, 9 project in use, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,11 +53,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys.
-
-    Exit codes: 0 ok, 1 a service or request failed, 2 usage, 3 gate missed, 4 profile invalid, 5 preflight failed,
-    6 timed out, 7 not ready, 8 down incomplete, 9 project in use, 130 interrupted.
-    """
+    """Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys."""
 
 
 @app.command()
@@ -187,13 +184,21 @@ def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of each answer in tokens.")] = None,
     endpoint: Annotated[Literal["chat", "completions"], typer.Option(help="Which OpenAI endpoint to use.")] = "chat",
     tier: Annotated[Literal["l1", "l2", "any"], typer.Option(help="l2: clear L1 before the reader is asked.")] = "any",
-    drop_page_cache: Annotated[bool, typer.Option(help="With --tier l2: read the files from the disk itself.")] = False,
+    drop_page_cache: Annotated[
+        bool, typer.Option("--drop-page-cache", help="With --tier l2: read the files from the disk itself.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Ask the reader this many documents at once.")] = 1,
-    matrix: Annotated[bool, typer.Option(help="Every engine writes, every engine reads.")] = False,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Every engine writes, every engine reads.")] = False,
     lengths: Annotated[str, typer.Option(metavar="1k,2k,...", help="Sweep over prompt lengths (tokens).")] = "",
-    costs: Annotated[bool, typer.Option(help="Also measure what storing costs another engine's decoding.")] = False,
-    limit: Annotated[bool, typer.Option(help="Measure copy and disk bandwidth, to tell the physical limit.")] = True,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Also measure what storing costs another engine's decoding.")
+    ] = False,
+    limit: Annotated[bool, typer.Option(help="Also measure what this machine and this client can do at best.")] = True,
     expected_ttft_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this speed-up.")] = None,
+    peer: Annotated[
+        Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
+        typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the arms.")] = 0,
     result_dir: Annotated[Path, typer.Option(help="Where to save samples, result and report.")] = Path("results"),
     json: JsonOption = False,

@@ -110,6 +110,11 @@ def _costs(document: Mapping[str, Any]) -> list[Text]:
         low, high = cost.get("low", cost.get("min")), cost.get("high", cost.get("max"))
         title = name.replace("_", " ").capitalize()
         lines.append(f"{title}: {cost['median']:.3g}{unit} ({low:.3g} to {high:.3g}; {cost['text']}).")
+    if own := document.get("client_overhead"):
+        size = f"{own['prompt_bytes'] / 1024:.0f} KiB prompts"
+        lines.append(
+            f"Client overhead: p50 {own['p50_ms']:.2g} ms, p90 {own['p90_ms']:.2g} ms (n = {own['n']}, {size})."
+        )
     return [Text(line, style="dim") for line in lines]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from peers import ROOT, AIPerf, Driven, NotHereError, Outcome, install
+from peer_setup import ROOT, AIPerf, Driven, NotHereError, Outcome, install
 
 SIZES = {"4 KiB": 4 << 10, "100 KiB": 100 << 10, "1 MiB": 1 << 20}
 
