@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 import typer.core
 
-from kvdemo import __version__, frame
+from kvdemo import __version__, frame, options
 from kvdemo.errors import NotReadyError, PreflightError
+from kvdemo.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 
 if TYPE_CHECKING:
     from kvdemo.watch import Event
@@ -28,17 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ProfileArgument = Annotated[
-    Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")
-]
-ProjectOption = Annotated[
-    str,
-    typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
-]
-Services = Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...", help="Only these.", show_default=False)]
-TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def _version(wanted: bool) -> None:
@@ -177,35 +167,31 @@ def restart(
 @app.command()
 def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
     project_name: ProjectOption = "",
-    context: Annotated[Path | None, typer.Option(help="The document to ask about; else the profile's.")] = None,
-    question: Annotated[str, typer.Option(help="What to ask about it; else the profile's first question.")] = "",
-    trials: Annotated[int | None, typer.Option(min=1, help="How often, each time under a fresh salt.")] = None,
-    max_trials: Annotated[int, typer.Option(help="Go on until the speed-up is known within 5 %, or this often.")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of each answer in tokens.")] = None,
-    endpoint: Annotated[Literal["chat", "completions"], typer.Option(help="Which OpenAI endpoint to use.")] = "chat",
-    tier: Annotated[Literal["l1", "l2", "any"], typer.Option(help="l2: clear L1 before the reader is asked.")] = "any",
-    drop_page_cache: Annotated[
-        bool, typer.Option("--drop-page-cache", help="With --tier l2: read the files from the disk itself.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Ask the reader this many documents at once.")] = 1,
-    matrix: Annotated[bool, typer.Option("--matrix", help="Every engine writes, every engine reads.")] = False,
-    lengths: Annotated[str, typer.Option(metavar="1k,2k,...", help="Sweep over prompt lengths (tokens).")] = "",
-    costs: Annotated[
-        bool, typer.Option("--costs", help="Also measure what storing costs another engine's decoding.")
-    ] = False,
-    limit: Annotated[bool, typer.Option(help="Also measure what this machine and this client can do at best.")] = True,
-    expected_ttft_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this speed-up.")] = None,
-    peer: Annotated[
-        Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
-        typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the arms.")] = 0,
-    result_dir: Annotated[Path, typer.Option(help="Where to save samples, result and report.")] = Path("results"),
+    context: options.Context = None,
+    question: options.Question = "",
+    trials: options.Trials = None,
+    max_trials: options.MaxTrials = 0,
+    max_tokens: options.MaxTokens = None,
+    endpoint: options.Endpoint = "chat",
+    tier: options.Tier = "any",
+    drop_page_cache: options.DropPageCache = False,
+    concurrency: options.Concurrency = 1,
+    matrix: options.Matrix = False,
+    lengths: options.Lengths = "",
+    costs: options.Costs = False,
+    limit: options.Limit = True,
+    expected_ttft_gain: options.ExpectedTtftGain = None,
+    peer: options.With = None,
+    seed: options.Seed = 0,
+    result_dir: options.ResultDir = Path("results"),
     json: JsonOption = False,
 ) -> None:
     """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
-    from kvdemo import benchmark, lookup
+    from kvdemo import benchmark, fleet, lookup, peers
 
+    if peer:
+        typer.echo("\n".join(peers.commands(fleet.loaded(lookup.project(project_name)), peer)))
+        return
     values = {key: value for key, value in locals().items() if key in benchmark.Arguments.__annotations__}
     benchmark.run(lookup.project(project_name), benchmark.Arguments(**values), os.environ, as_json=json)
 
