@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import typer.core
@@ -51,11 +51,9 @@ def up(
     profile: ProfileArgument,
     services: Services = None,
     timeout: TimeoutOption = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")
-    ] = True,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave what was started when something fails.")] = False,
-    project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
+    wait: options.Wait = True,
+    keep: options.Keep = False,
+    project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
     from kvdemo import fleet, lookup, report
@@ -79,9 +77,7 @@ _PLAN_HINT = "`kvdemo plan PROFILE` shows the whole plan"
 @app.command()
 def plan(
     profile: ProfileArgument,
-    format: Annotated[
-        Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")
-    ] = "text",
+    format: options.Format = "text",
     project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
 ) -> None:
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
@@ -103,8 +99,8 @@ def ps(
     services: Services = None,
     project_name: ProjectOption = "",
     json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")] = False,
+    watch: options.Watch = False,
+    check: options.Check = False,
 ) -> None:
     """List the services and what each one is doing now."""
     from kvdemo import fleet, lookup, report
@@ -134,12 +130,10 @@ app.command("status", hidden=True, help="The same as ps.")(ps)
 def logs(
     services: Services = None,
     project_name: ProjectOption = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
-    tail: Annotated[
-        int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")
-    ] = None,
-    previous: Annotated[bool, typer.Option("--previous", help="Of the start before this one.")] = False,
-    no_log_prefix: Annotated[bool, typer.Option("--no-log-prefix", help="Without the service's name.")] = False,
+    follow: options.Follow = False,
+    tail: options.Tail = None,
+    previous: options.Previous = False,
+    no_log_prefix: options.NoLogPrefix = False,
 ) -> None:
     """Print the services' logs, each line with its service's name; secrets are blanked."""
     from kvdemo import logbook, lookup, report
@@ -199,7 +193,7 @@ def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
 @app.command()
 def report(
     result: Annotated[Path, typer.Argument(metavar="RESULT.jsonl", help="The samples of a run, as bench saved them.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")] = None,
+    html: options.Html = None,
     json: JsonOption = False,
 ) -> None:
     """Judge a saved run again, without a server: the table, and a report as one HTML file."""
@@ -218,9 +212,9 @@ def report(
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A result of kvdemo bench or of vllm bench serve.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
-    max_regress: Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")] = "",
-    across: Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")] = None,
-    arm: Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")] = "reuse",
+    max_regress: options.MaxRegress = "",
+    across: options.Across = None,
+    arm: options.Arm = "reuse",
 ) -> None:
     """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable."""
     from kvdemo import compare, saved
@@ -236,13 +230,11 @@ def compare(
 @app.command()
 def down(
     project_name: ProjectOption = "",
-    volumes: Annotated[
-        bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")
-    ] = False,
+    volumes: options.Volumes = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)
     ] = None,
-    all_projects: Annotated[bool, typer.Option("--all", help="Every project of this user.")] = False,
+    all_projects: options.AllProjects = False,
 ) -> None:
     """Stop everything, engines before caches, and prove that nothing is left."""
     from kvdemo import lookup, report

@@ -14,7 +14,7 @@ ProjectOption = Annotated[
     str,
     typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
 ]
-Services = Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...", help="Only these.", show_default=False)]
+Services = Annotated[list[str] | None, typer.Argument(metavar="SERVICE", help="Only these.", show_default=False)]
 TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -41,3 +41,21 @@ With = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the order of the arms.")]
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
+
+# What other commands take.
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave what was started when something fails.")]
+ProjectName = Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")]
+Previous = Annotated[bool, typer.Option("--previous", help="Of the start before this one.")]
+NoLogPrefix = Annotated[bool, typer.Option("--no-log-prefix", help="Without the service's name.")]
+MaxRegress = Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")]
+Across = Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")]
+Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")]
+Format = Annotated[Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
+Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
+Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")]
+Volumes = Annotated[bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")]
+AllProjects = Annotated[bool, typer.Option("--all", help="Every project of this user.")]
