@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo import __version__, frame, options
+from kvdemo import frame, options
 from kvdemo.errors import NotReadyError, PreflightError
 from kvdemo.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 
 if TYPE_CHECKING:
     from kvdemo.watch import Event
-
 
 app = typer.Typer(
     cls=frame.Verbs,
@@ -31,18 +30,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"kvdemo {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _main(version: options.Version = False) -> None:
     """Start vLLM engines that share their KV cache through LMCache, next to plain ones, and measure what it buys."""
 
 
@@ -62,23 +51,21 @@ def up(
     with project.lock("up") as lock:
         plan = lookup.plan(profile, project, fetch=True)
         if plan.missing:
-            raise PreflightError("this machine cannot run the plan:\n  " + "\n  ".join(plan.missing), _PLAN_HINT)
+            problems = "\n  ".join(plan.missing)
+            raise PreflightError(
+                f"this machine cannot run the plan:\n  {problems}", "kvdemo plan PROFILE shows it whole"
+            )
         events = fleet.up(plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout)
         frame.show(events)
     if wait:
-        report.out.print(
-            f"Ready. Next: kvdemo bench -p {project.name} --context FILE, then kvdemo down -p {project.name}"
-        )
-
-
-_PLAN_HINT = "`kvdemo plan PROFILE` shows the whole plan"
+        report.out.print(f"Ready. Next: kvdemo bench -p {project.name}, then kvdemo down -p {project.name}")
 
 
 @app.command()
 def plan(
     profile: ProfileArgument,
     format: options.Format = "text",
-    project_name: Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")] = "",
+    project_name: options.ProjectName = "",
 ) -> None:
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json

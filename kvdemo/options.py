@@ -7,6 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from kvdemo import __version__
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvdemo {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
 ProfileArgument = Annotated[
     Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")
 ]
