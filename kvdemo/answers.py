@@ -33,10 +33,12 @@ class Difference:
 
 
 def compare(one: Sample, other: Sample) -> Difference | None:
-    """How two answers differ; None if one of them holds no tokens, or not each with its log-probability."""
-    if any(not s.token_ids or len(s.token_ids) != len(s.logprobs) for s in (one, other)):
+    """How two answers differ; None if one holds no tokens, or the same tokens but not each with its log-probability."""
+    if not (one.token_ids and other.token_ids):
         return None
     diverges = _first_difference(one.token_ids, other.token_ids)
+    if diverges is None and not len(one.token_ids) == len(one.logprobs) == len(other.logprobs):
+        return None
     end = len(one.token_ids) if diverges is None else diverges + 1
     pairs = zip(one.logprobs[:end], other.logprobs[:end], strict=False)
     # NaN compares false with everything: corrupted KV shows as NaN, and must not pass as "no gap".

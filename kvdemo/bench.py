@@ -34,7 +34,7 @@ def run(rig: Rig) -> Generator[Doing | Sample]:
 
 def _warm_up(rig: Rig, engine: ServiceSpec) -> None:
     """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
-    text = rig.options.document[:WARM_UP_CHARACTERS][::-1]
+    text = " ".join(reversed(rig.options.document[:WARM_UP_CHARACTERS].split()))
     prompt = {"messages": workload.messages(rig.options.system, text, rig.options.question)}
     body = workload.body(engine.model, prompt, max_tokens=4, salt=rig.salt("warm"))
     rig.meter.client(engine).stream("/v1/chat/completions", body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -17,17 +18,17 @@ from kvdemo import (
     __version__,
     bandwidth,
     bench,
+    cacheserver,
     calibrate,
     context,
     environment,
     fleet,
     gpus,
-    health,
-    measure,
     page,
     report,
     results,
     tables,
+    workload,
 )
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 from kvdemo.plan import Plan
@@ -80,10 +81,11 @@ def run(project: Project, arguments: Arguments, environ: Mapping[str, str], *, a
             _drive(rig, recorder, samples, quiet=as_json)
         except KeyboardInterrupt:
             conditions["interrupted"] = True
+            recorder.amend(conditions)
             _finish(conditions, samples, recorder, as_json=as_json)
             raise
         finally:
-            measure.forget(plan, f"kvdemo-{options.run_id}-*")
+            cacheserver.forget(plan, f"kvdemo-{options.run_id}-*")
     document = _finish(conditions, samples, recorder, as_json=as_json)
     _judge(document, arguments.expected_ttft_gain)
 
@@ -93,8 +95,7 @@ def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Op
     path = arguments.context or (Path(given["context"]) if given.get("context") else None)
     if path is None:
         raise UsageError("no context: the profile names none", "give a text file: --context FILE")
-    if arguments.drop_page_cache and arguments.tier != "l2":
-        raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
+    _refuse_contradictions(arguments)
     return Options(
         document=context.read(path),
         question=arguments.question or given["questions"][0],
@@ -110,20 +111,26 @@ def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Op
         drop_page_cache=arguments.drop_page_cache,
         concurrency=arguments.concurrency,
         matrix=arguments.matrix,
-        lengths=_lengths(arguments.lengths),
+        lengths=workload.lengths(arguments.lengths),
         costs=arguments.costs,
     )
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    """``1k,2k,12000`` as tokens (k = 1,000)."""
-    found = []
-    for word in filter(None, (part.strip().lower() for part in text.split(","))):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", word)
-        if not match or float(match[1]) <= 0:
-            raise UsageError(f"--lengths: {word!r} is not a number of tokens", "for example --lengths 1k,4k,16k")
-        found.append(int(float(match[1]) * (1000 if match[2] else 1)))
-    return tuple(found)
+def _refuse_contradictions(given: Arguments) -> None:
+    """Options that mean nothing together must not be left out silently. Raises UsageError."""
+    gain = given.expected_ttft_gain
+    other = given.lengths or given.concurrency > 1 or given.tier != "any" or given.max_trials or gain is not None
+    if given.drop_page_cache and given.tier != "l2":
+        raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
+    if given.matrix and other:
+        names = "--lengths, --concurrency, --tier, --max-trials or --expected-ttft-gain"
+        raise UsageError(f"--matrix cannot be combined with {names}")
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise UsageError(f"--expected-ttft-gain: {gain:g} is not a factor", "for example --expected-ttft-gain 2")
+    if given.max_trials < 0:
+        raise UsageError(f"--max-trials: {given.max_trials} is not a number of trials", "for example --max-trials 30")
+    if given.question != given.question.encode(errors="replace").decode():
+        raise UsageError("--question: is not UTF-8", "check the terminal's encoding")
 
 
 def _refuse_unless_ready(project: Project, environ: Mapping[str, str]) -> None:
@@ -149,11 +156,12 @@ def _finish(
 ) -> dict[str, Any]:
     """Judge, save and show what there is."""
     document = results.summarize(conditions, samples)
-    saved = recorder.close(document, page.render(document, samples))
     if as_json:
-        report.out.print(json.dumps(document, ensure_ascii=False), soft_wrap=True, markup=False)
+        report.out.out(json.dumps(document, ensure_ascii=False), highlight=False)
     else:
         report.out.print(tables.result(document))
+    saved = recorder.close(document, page.render(document, samples))
+    if not as_json:
         report.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
         report.err.print(f"interrupted: what was measured is in {recorder.path}")
@@ -184,7 +192,7 @@ def _conditions(rig: Rig, arguments: Arguments, environ: Mapping[str, str]) -> d
         "question": options.question,
         "context": (arguments.context or Path(plan.bench["context"])).name,
         "chunk_size": reader.chunk_size,
-        "kv_bytes_per_token": _kv_bytes(rig) or reader.kv_bytes_per_token,
+        "kv_bytes_per_token": cacheserver.kv_bytes_per_token(rig.meter.cache_url(reader)) or reader.kv_bytes_per_token,
         "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
         "baseline": cast.baseline.name,
         "writer": cast.writer.name,
@@ -207,14 +215,6 @@ def _calibration(options: Options) -> dict[str, Any]:
     return {"client_overhead": {"n": found.n, "prompt_bytes": found.prompt_bytes, **rounded}}
 
 
-def _kv_bytes(rig: Rig) -> int | None:
-    """KV bytes a token by LMCache's own account, all ranks together."""
-    for meta in health.status(rig.meter.cache_url(rig.cast.reader)).get("cache_context_meta", {}).values():
-        if size := meta.get("kv_cache_layout", {}).get("cache_size_per_token"):
-            return int(size) * int(meta.get("world_size", 1))
-    return None
-
-
 def _bandwidths(rig: Rig, environ: Mapping[str, str]) -> dict[str, float | None]:
     """How fast KV could be moved here at best, in bytes a second."""
     reader, store = rig.cast.reader, rig.plan.service(rig.cast.reader.cache).store
@@ -228,11 +228,14 @@ def _bandwidths(rig: Rig, environ: Mapping[str, str]) -> dict[str, float | None]
 def _judge(document: Mapping[str, Any], gain: float | None) -> None:
     if document["answer"]["same"] is False:
         raise ServiceError(
-            "reuse gives another answer than computing", "the KV that was loaded is wrong: kvdemo down -v"
+            f"reuse gives another answer than computing: {document['answer']['text']}",
+            "the KV that was loaded is wrong: kvdemo down -v",
         )
     if not document["valid"]:
-        why = next((f"{r['engine']} {r['arm']}: {r['verdict']}: {r['why']}" for r in document["rows"] if r["why"]), "")
-        raise ServiceError(f"the run proves no reuse. {why}".strip(), "kvdemo logs shows what the services say")
+        raise ServiceError(
+            "\n  ".join(["the run does not prove the reuse", *tables.complaints(document)]),
+            "kvdemo logs shows what the services say",
+        )
     reached = (document["speedup"] or {}).get("median", 0.0)
     if gain is not None and reached < gain:
         raise GateError(f"reuse is {reached:.2f}x sooner, {gain:g}x was expected")

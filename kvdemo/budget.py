@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvdemo.engines import GIB
 from kvdemo.facts import Facts, Gpu
-from kvdemo.profile import Engine, Profile
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Engine, Profile
 
 CACHE_GPU_BYTES = int(0.65 * GIB)
 """GPU memory of one LMCache server's CUDA context and staging (522 to 650 MiB were reported, LMCache#4287)."""

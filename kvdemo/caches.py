@@ -6,10 +6,12 @@ One server per fleet holds L1 (host memory) and, if the profile names a director
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvdemo.engines import GIB, QUIET, flags, normalized, visible
-from kvdemo.profile import Cache
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Cache
 
 
 def argv(

@@ -56,6 +56,8 @@ def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
 def sentence(tier: str, found: Limit) -> str:
     """The finding in plain words."""
     gigabytes = found.bandwidth / 1e9
+    if found.needed == float("inf"):
+        return f"Reuse from {tier} has nothing to gain here: computing this prompt takes no longer than a local hit."
     if not found.worthwhile:
         return (
             f"Reuse from {tier} cannot beat computing here: it moves {gigabytes:.2g} GB/s, "

@@ -227,7 +227,7 @@ def down(
     from kvdemo import lookup, report
 
     try:
-        chosen = lookup.projects() if all_projects else [lookup.project(project_name)]
+        chosen = lookup.projects(volumes) if all_projects else [lookup.project(project_name, stores=volumes)]
     except NotReadyError:
         chosen = []
     chosen = [project for project in chosen if project.dir.exists()]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvdemo.profile import Engine
+if TYPE_CHECKING:
+    from kvdemo.profile import Engine
+
 
 GIB = 1024**3
 

@@ -150,7 +150,7 @@ class _Starter:
     def _spawn(self, spec: ServiceSpec) -> None:
         log = self.project.rotate_log(spec.name)
         if spec.store:
-            stores.make(Path(spec.store), dict(self.plan.models))
+            stores.make(Path(spec.store), dict(self.plan.models), self.project.stores)
         Path(survey.sockets(self.project)).mkdir(mode=0o700, exist_ok=True)
         self.started.append(spec.name)
         self.project.forget(spec.name)

@@ -6,20 +6,20 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pynvml
-
 from kvdemo.facts import Gpu
 
 
 @contextlib.contextmanager
-def _nvml() -> Iterator[bool]:
+def _nvml() -> Iterator[Any]:
+    import pynvml  # noqa: PLC0415 (most verbs never ask)
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        yield False
+        yield None
         return
     try:
-        yield True
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
 
@@ -29,10 +29,10 @@ def detect(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
 
     An outer CUDA_VISIBLE_DEVICES is honoured: GPU 0 is then the first one it names.
     """
-    with _nvml() as there:
-        if not there:
+    with _nvml() as nvml:
+        if not nvml:
             return ()
-        physical = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        physical = [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return tuple(physical)
@@ -43,31 +43,31 @@ def detect(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
 
 def used(devices: frozenset[str] | None = None) -> dict[str, int]:
     """Bytes in use on each GPU (all, or those UUIDs): to see that memory came back."""
-    with _nvml() as there:
-        if not there:
+    with _nvml() as nvml:
+        if not nvml:
             return {}
-        found = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     return {gpu.uuid: gpu.total - gpu.free for gpu in found if devices is None or gpu.uuid in devices}
 
 
-def _gpu(index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _gpu(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(
         index=index,
         device=str(index),
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
         total=int(memory.total),
         free=int(memory.free),
-        holders=tuple(_holders(handle)),
+        holders=tuple(_holders(nvml, handle)),
     )
 
 
-def _holders(handle: Any) -> Iterator[str]:
+def _holders(nvml: Any, handle: Any) -> Iterator[str]:
     """Processes on the GPU. In containers the pids are the host's: good to name, never to kill."""
-    with contextlib.suppress(pynvml.NVMLError):
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+    with contextlib.suppress(nvml.NVMLError):
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
             size = f" ({process.usedGpuMemory / 1024**3:.1f} GiB)" if process.usedGpuMemory else ""
             yield f"pid {process.pid}{size}"
 

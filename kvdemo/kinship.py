@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 from kvdemo import engines
 from kvdemo.errors import ProfileError
 from kvdemo.facts import Facts, Interpreter, Model
-from kvdemo.profile import Engine, Profile
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Engine, Profile
 
 # Flags that change the numbers in a KV block without changing LMCache's key for it.
 NUMERIC_FLAGS = (

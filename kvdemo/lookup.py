@@ -9,12 +9,13 @@ from kvdemo import plan as planning
 from kvdemo import report, runtime, state, survey
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.plan import Plan
-from kvdemo.profile import load
 from kvdemo.state import Project
 
 
 def project_of(profile: Path, name: str) -> Project:
     """The project of that name, or of the profile. Raises ProfileError."""
+    from kvdemo.profile import load  # noqa: PLC0415 (only two verbs read a profile, and it takes a tenth of a second)
+
     return Project(state.root(os.environ), name or load(profile, os.environ).name)
 
 
@@ -23,6 +24,8 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
 
     Raises ProfileError, and PreflightError for a model that cannot be downloaded.
     """
+    from kvdemo.profile import load  # noqa: PLC0415
+
     profile = load(path, os.environ).model_copy(update={"name": project.name})
     facts = survey.survey(profile, project, os.environ)
     planned = planning.make(profile, facts)
@@ -35,13 +38,13 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     return planned
 
 
-def projects() -> list[Project]:
-    """Every project of this user that is up, or that left something to take down."""
-    found = state.projects(state.root(os.environ))
-    return [project for project in found if project.load(strict=False) or project.records()]
+def projects(stores: bool = False) -> list[Project]:
+    """Every project of this user that is up, or left something to take down (with ``stores``: a KV store too)."""
+    found = state.projects(state.root(os.environ), stores=stores)
+    return [p for p in found if p.load(strict=False) or p.records() or (stores and p.stores.exists())]
 
 
-def project(name: str, *, logs: bool = False) -> Project:
+def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
     """The named project, or the only one that is up (or, with ``logs``, that ever was).
 
     Raises NotReadyError if there is none, UsageError if there are several.
@@ -49,7 +52,7 @@ def project(name: str, *, logs: bool = False) -> Project:
     base = state.root(os.environ)
     if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
         return Project(base, name)
-    found = projects()
+    found = projects() or projects(stores)
     if not found and logs:
         found = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
     if len(found) > 1:

@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from kvdemo import health
+from kvdemo import cacheserver, health
+from kvdemo.cacheserver import Stored
 from kvdemo.client import Client, Reply
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.sample import Sample, Sources
 from kvdemo.workload import Step
-
-STORE_PATIENCE = 60.0
-"""Seconds to wait for the writer's chunks to arrive in the cache server before asking the reader anyway."""
 
 COUNTER_PATIENCE = 2.0
 """Seconds to wait for an engine's counters to include a request that has ended."""
@@ -31,12 +28,13 @@ SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
 class Meter:
-    """Keeps a connection to every engine of a plan; use it under ``with``."""
+    """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``."""
 
     def __init__(self, plan: Plan, key: str = "") -> None:
         self.plan, self.key = plan, key
         self.closing = ExitStack()
         self.clients: dict[str, Client] = {}
+        self.stored: dict[str, Stored] = {}
 
     def __enter__(self) -> Meter:
         return self
@@ -59,30 +57,41 @@ class Meter:
         server = self.cache_url(step.engine)
         before = health.counters(step.engine.url)
         cache_before = health.counters(server) if server else {}
-        stored_before = _objects(server) if chunks else 0
+        stored_before = cacheserver.objects(server) if chunks else 0
         reply = self.client(step.engine).stream(path, body)
         ended = time.monotonic()
         sample = _sample(step, reply)
-        if chunks and not reply.error:
-            if _wait_until_stored(server, stored_before, cache_before, chunks):
+        if chunks:
+            arrived = 0 if reply.error else cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
+            self.stored[step.salt] = Stored(chunks, arrived, cache_before, failed=reply.error)
+            if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - ended)
-            else:
-                sample = replace(sample, note="the writer's chunks did not all arrive in the cache in time")
         after = _counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
-        return replace(
+        cache_after = health.counters(server) if server and step.expected else {}
+        sample = replace(
             sample,
             sources=_sources(before, after),
             lookup=_delta("lmcache_mp_lookup_duration_seconds_sum", before, after),
-            tiers=_tiers(cache_before, health.counters(server)) if server and step.expected else None,
+            tiers=cacheserver.tiers(cache_before, cache_after),
         )
+        return replace(sample, note=self._why(step, sample, cache_before, cache_after))
+
+    def _why(self, step: Step, sample: Sample, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+        """Why less came from a cache than expected; empty if nothing is missing, or nobody knows."""
+        if sample.error or (sample.cached_tokens or 0) >= step.expected:
+            return ""
+        if not step.engine.cache:
+            return "the engine's own prefix cache no longer had it: its kv_cache is too small"
+        return cacheserver.why_missing(self.plan, step.engine, sample, before, after, self.stored.get(step.salt))
 
     def ask_together(self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """Several requests to one engine at the same time, each over a connection of its own.
 
         Counters tell their sum only: each sample gets sources of its own if the engine's usage agrees with that sum.
         """
-        engine = steps[0].engine
+        engine, server = steps[0].engine, self.cache_url(steps[0].engine)
         before = health.counters(engine.url)
+        cache_before = health.counters(server) if server else {}
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
             replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
@@ -92,9 +101,16 @@ class Meter:
         hits = sum(sample.cached_tokens or 0 for sample in samples)
         if together is None or together.total != total or together.local or together.shared != hits:
             return samples
+        cache_after = health.counters(server) if server else {}
         return [
-            replace(s, sources=Sources((s.prompt_tokens or 0) - (s.cached_tokens or 0), 0, s.cached_tokens or 0))
-            for s in samples
+            replace(
+                sample,
+                sources=Sources(
+                    (sample.prompt_tokens or 0) - (sample.cached_tokens or 0), 0, sample.cached_tokens or 0
+                ),
+                note=self._why(step, sample, cache_before, cache_after),
+            )
+            for step, sample in zip(steps, samples, strict=True)
         ]
 
 
@@ -120,9 +136,14 @@ def _sample(step: Step, reply: Reply) -> Sample:
         server_ttft=server / 1000 if server is not None else None,
         token_ids=tuple(reply.token_ids),
         logprobs=tuple(reply.logprobs),
-        text=reply.text,
-        error=reply.error,
+        text=_whole(reply.text),
+        error=_whole(reply.error),
     )
+
+
+def _whole(text: str) -> str:
+    """Without half characters (lone surrogates), which JSON can carry and no file can."""
+    return text.encode(errors="replace").decode()
 
 
 def _counters_after(engine: ServiceSpec, before: Mapping[str, float], prompt_tokens: int | None) -> dict[str, float]:
@@ -145,55 +166,3 @@ def _sources(before: Mapping[str, float], after: Mapping[str, float]) -> Sources
 
 def _delta(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     return after[name] - before.get(name, 0) if name in after else None
-
-
-def _tiers(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
-    """Tokens that the LMCache server found in each tier, where it tells (0.5.6 does, 0.5.3 does not)."""
-    names = {"l1": "lookup_hit_l1_tokens", "l2": "lookup_hit_l2_tokens"}
-    if not any(name in after for name in names.values()):
-        return None
-    return {tier: int(after.get(name, 0) - before.get(name, 0)) for tier, name in names.items()}
-
-
-def _objects(server: str) -> int:
-    """Chunks in L1 by the server's own report."""
-    return int(health.status(server).get("storage_manager", {}).get("l1_manager", {}).get("total_object_count", 0))
-
-
-def _wait_until_stored(server: str, stored: int, before: Mapping[str, float], chunks: int) -> bool:
-    """Storing goes on after the answer: wait for the chunks to be there. Did they all arrive?"""
-    deadline = time.monotonic() + STORE_PATIENCE
-    while time.monotonic() < deadline:
-        written = health.counters(server).get("l1_write_chunks", 0) - before.get("l1_write_chunks", 0)
-        if max(written, _objects(server) - stored) >= chunks:
-            return True
-        time.sleep(POLL)
-    return False
-
-
-def files_of(plan: Plan, salts: str) -> list[Path]:
-    """The KV files in L2 whose salt matches this pattern: LMCache puts a request's salt into the file's name."""
-    stores = [Path(spec.store) for spec in plan.services if spec.store]
-    return [file for store in stores for file in store.glob(f"*@{salts}.data")]
-
-
-def wait_for_files(plan: Plan, salt: str, chunks: int) -> bool:
-    """L2 is written in the background: wait until all chunks of this salt are files. Did they all arrive?"""
-    deadline = time.monotonic() + STORE_PATIENCE
-    while len(files_of(plan, salt)) < chunks:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL)
-    return True
-
-
-def clear_l1(server: str) -> bool:
-    """Make the cache server forget L1, so that the next hit comes from L2. Did it forget everything?"""
-    health.request(server, "/cache/clear", body={}, timeout=30)
-    return _objects(server) == 0
-
-
-def forget(plan: Plan, salts: str) -> None:
-    """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them."""
-    for file in files_of(plan, salts):
-        file.unlink(missing_ok=True)

@@ -9,8 +9,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from kvdemo import measure, workload
-from kvdemo.errors import UsageError
+from kvdemo import cacheserver, workload
 from kvdemo.rig import Prompt, Rig
 from kvdemo.sample import Doing, Sample
 from kvdemo.workload import Arm, Step
@@ -36,22 +35,20 @@ def matrix(rig: Rig) -> Generator[Doing | Sample]:
                 hit = workload.reusable(prompt.tokens, rig.chunk) if shared else 0
                 step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
                 yield rig.meter.ask(step, prompt.path, prompt.body(reader, salt))
-                measure.forget(rig.plan, salt)
+                cacheserver.forget(rig.plan, salt)
                 done += 1
 
 
 def lengths(rig: Rig) -> Generator[Doing | Sample]:
-    """The trials for prefixes of the document of about these many tokens. Raises UsageError if it is too short."""
+    """The trials for prefixes of the document of about these many tokens, each length once."""
     per_token = len(rig.options.document) / rig.prompt.tokens
+    measured: set[int] = set()
     for wanted in sorted(rig.options.lengths):
-        if wanted > rig.prompt.tokens:
-            raise UsageError(
-                f"the context has {rig.prompt.tokens:,} tokens, too few for a length of {wanted:,}",
-                "leave that length out, or give a longer --context",
-            )
         prompt = rig.make_prompt(rig.options.document[: int(wanted * per_token)])
-        yield from rig.trials(prompt, length=prompt.tokens)
-        yield from control(rig, prompt, length=prompt.tokens)
+        if prompt.tokens not in measured:
+            measured.add(prompt.tokens)
+            yield from rig.trials(prompt, length=prompt.tokens)
+            yield from control(rig, prompt, length=prompt.tokens)
 
 
 def control(rig: Rig, prompt: Prompt, length: int = 0) -> Generator[Doing | Sample]:
@@ -70,8 +67,8 @@ def control(rig: Rig, prompt: Prompt, length: int = 0) -> Generator[Doing | Samp
     if other[hit] == ids[hit]:
         other[hit] = ids[0]
     body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
-    rig.meter.client(engine).stream("/v1/completions", body)
     step = Step(0, "control", engine, salt, hit, length=length)
+    rig.meter.ask(replace(step, expected=0), "/v1/completions", body)  # and its tokens are counted before the next
     yield rig.meter.ask(step, prompt.path, prompt.body(engine, salt))
 
 

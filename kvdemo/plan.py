@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvdemo import budget, caches, engines, kinship
 from kvdemo.facts import Facts
-from kvdemo.profile import Profile
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Profile
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ class Recorder:
         """Save one sample now."""
         self._line({"kind": "sample", **json.loads(sample.to_json())})
 
+    def amend(self, conditions: Mapping[str, Any]) -> None:
+        """Replace the conditions: whoever reads the file takes the last ones."""
+        self._line({"kind": "run", **conditions})
+
     def close(self, document: Mapping[str, Any], page: str) -> Path:
         """Finish: write the judged ``document`` (.json) and the report ``page`` (.html) beside the samples.
 

@@ -121,12 +121,13 @@ def services_json(project: str, events: Iterable[Event]) -> str:
 def down_summary(remains: Remains) -> str:
     """The proof, in one line."""
     checked = remains.checked
+    freed = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
     if not checked.get("services"):
-        return "Nothing was running."
+        return f"Nothing was running.{freed}"
     gpus = f", GPU memory given back on {checked['gpus']}" if checked.get("gpus") else ""
     return (
         f"Nothing is left: {checked['services']} services ended, no process of theirs lives, {checked['ports']} ports "
-        f"are free, {checked['segments']} shared-memory segments are gone{gpus}."
+        f"are free, {checked['segments']} shared-memory segments are gone{gpus}.{freed}"
     )
 
 

@@ -12,26 +12,17 @@ from statistics import median
 from typing import Any
 
 from kvdemo import answers, sections, stats
-from kvdemo.sample import Sample
-from kvdemo.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
+from kvdemo.sample import Sample, Sources
+from kvdemo.verdict import SUPPORTS_SPEEDUP, WORST_FIRST, Judgement, Verdict, judge
 
 SCHEMA_VERSION = 1
-WORST_FIRST = (
-    Verdict.FAILED,
-    Verdict.UNPROVEN,
-    Verdict.MISS,
-    Verdict.PARTIAL,
-    Verdict.COLD,
-    Verdict.LOCAL,
-    Verdict.SHARED,
-)
 
 
 def summarize(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
     """The result document of a run, as saved and as ``--json`` prints it."""
     longest = max((sample.length for sample in samples), default=0)
     ofarms = [s for s in samples if s.arm in SUPPORTS_SPEEDUP and not s.writer and s.length == longest]
-    judged = [(sample, judge(sample)) for sample in ofarms]
+    judged = [(sample, _of_tier(sample, conditions.get("tier", ""))) for sample in ofarms]
     rows = [_row(key, judged, conditions) for key in dict.fromkeys((s.engine, s.arm) for s in ofarms)]
     rows.sort(key=lambda row: list(SUPPORTS_SPEEDUP).index(row["arm"]))
     reuse = next((row for row in rows if row["arm"] == "reuse"), None)
@@ -40,6 +31,7 @@ def summarize(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[
     document = {
         "schema_version": SCHEMA_VERSION,
         **conditions,
+        "trials_run": max((sample.trial for sample in samples if sample.arm != "decode"), default=0),
         "completed": sum(verdict is not Verdict.FAILED for verdict in everything),
         "failed": sum(verdict is Verdict.FAILED for verdict in everything),
         "rows": rows,
@@ -70,15 +62,18 @@ def _row(
     mine = [(sample, judgement) for sample, judgement in judged if (sample.engine, sample.arm) == key]
     verdicts = Counter(judgement.verdict for _, judgement in mine)
     worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
+    supported = worst in SUPPORTS_SPEEDUP[arm]
     supporting = [sample for sample, judgement in mine if judgement.verdict in SUPPORTS_SPEEDUP[arm]]
     shown = supporting or [sample for sample, _ in mine]
-    first = shown[0]
+    first, dropped = shown[0], _dropped(arm, mine)
+    why = next((judgement.why for _, judgement in mine if judgement.verdict is worst), "")
     row: dict[str, Any] = {
         "engine": engine,
         "arm": arm,
         "verdict": worst,
         "verdicts": dict(sorted(verdicts.items())),
-        "why": next((judgement.why for _, judgement in mine if judgement.verdict is worst), ""),
+        "why": why if supported or why else dropped[0]["why"],
+        "dropped": dropped,
         "prompt_tokens": first.prompt_tokens,
         "expected_cached_tokens": first.expected,
         "cached_tokens": first.cached_tokens,
@@ -90,8 +85,30 @@ def _row(
     row |= _times("itl", [gap for sample in shown for gap in sample.itl])
     row |= _times("e2el", [sample.e2el for sample in shown if sample.e2el is not None])
     row["waterfall"] = sections.waterfall(shown)
-    row["speedup"] = _ratio(judged, conditions["baseline"], arm, engine, invert=True)
+    row["speedup"] = _ratio(judged, conditions["baseline"], arm, engine, invert=True) if supported else None
     return row
+
+
+def _of_tier(sample: Sample, tier: str) -> Judgement:
+    """The verdict; a hit in another tier than the run is about proves nothing about that one."""
+    judgement, found = judge(sample), sample.tiers or {}
+    other = {"l1": "l2", "l2": "l1"}.get(tier, "")
+    if sample.arm == "reuse" and judgement.verdict is Verdict.SHARED and found.get(other):
+        return Judgement(Verdict.UNPROVEN, f"{found[other]:,} tokens came from {other}, the run is about {tier}")
+    return judgement
+
+
+def _dropped(arm: str, mine: Sequence[tuple[Sample, Judgement]]) -> list[dict[str, Any]]:
+    """The samples that take no part in any ratio, with the reason."""
+    found = []
+    for sample, judgement in mine:
+        if judgement.verdict not in SUPPORTS_SPEEDUP[arm]:
+            sources = sample.sources or Sources(0, 0, 0)
+            why = (
+                judgement.why or f"{sources.local:,} tokens came from its own cache, {sources.shared:,} from the shared"
+            )
+            found.append({"trial": sample.trial, "verdict": judgement.verdict, "why": why})
+    return found
 
 
 def _times(name: str, values: Sequence[float]) -> dict[str, Any]:

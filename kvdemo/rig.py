@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import httpx
 
-from kvdemo import health, measure, results, workload
+from kvdemo import cacheserver, health, results, workload
 from kvdemo.bandwidth import drop_pages
 from kvdemo.errors import NotReadyError, ServiceError, UsageError
 from kvdemo.measure import Meter
@@ -104,6 +104,12 @@ class Rig:
                 f"the context is too short to share: {tokens:,} tokens, a chunk is {self.chunk}",
                 "use a longer context, or lower chunk_size in the profile",
             )
+        for wanted in self.options.lengths:
+            if not self.chunk < wanted <= tokens:
+                raise UsageError(
+                    f"--lengths: {wanted:,} tokens cannot be measured: a chunk is {self.chunk}, the context {tokens:,}",
+                    "leave that length out, or give a longer --context",
+                )
         if self.options.tier == "l2" and not self.plan.service(self.cast.writer.cache).store:
             raise UsageError("there is no L2 to read from", "give the cache a directory: caches.*.l2 in the profile")
         return {
@@ -147,7 +153,7 @@ class Rig:
                     seen.append(sample)
                     yield sample
             # A document of 30,000 tokens is 4 GB of a 7B model's KV: kept for all trials they would fill the disk.
-            measure.forget(self.plan, self.salt(f"{length}-{number}-*"))
+            cacheserver.forget(self.plan, self.salt(f"{length}-{number}-*"))
 
     def arm(self, prompt: Prompt, trial: int, arm: Arm, engine: ServiceSpec, length: int) -> Sequence[Sample]:
         """One arm of a trial: one request, or as many at once as the run's concurrency."""
@@ -169,9 +175,10 @@ class Rig:
         if self.options.tier != "l2":
             return
         for salt in salts:
-            measure.wait_for_files(self.plan, salt, chunks)
-        measure.clear_l1(self.meter.cache_url(self.cast.writer))
+            filed = cacheserver.wait_for_files(self.plan, salt, chunks)
+            self.meter.stored[salt] = replace(self.meter.stored[salt], filed=filed)
+        cacheserver.clear_l1(self.meter.cache_url(self.cast.writer))
         if self.options.drop_page_cache:
             for salt in salts:
-                for file in measure.files_of(self.plan, salt):
+                for file in cacheserver.files_of(self.plan, salt):
                     drop_pages(file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -110,7 +111,8 @@ def _kinds(path: Path) -> dict[str, list[int]]:
     """The line numbers of conditions and of samples in a file that ``record.read`` has accepted."""
     lines: dict[str, list[int]] = {"run": [], "sample": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        lines["run" if json.loads(line)["kind"] == "run" else "sample"].append(number)
+        with suppress(ValueError):  # the last line may have been cut off
+            lines["run" if json.loads(line)["kind"] == "run" else "sample"].append(number)
     return lines
 
 

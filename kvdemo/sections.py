@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from kvdemo import ceiling, stats
 from kvdemo.sample import Sample
-from kvdemo.verdict import Verdict, judge
+from kvdemo.verdict import WORST_FIRST, Verdict, judge
 
 
 def of(
@@ -119,7 +120,7 @@ def _limit(conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         *((f"{name} bandwidth", one.bandwidth / 1e9, "GB/s") for name, one in limits.items()),
         ("floor", found.floor * 1000, "ms"),
         ("efficiency", found.efficiency, ""),
-        ("break-even bandwidth", found.needed / 1e9, "GB/s"),
+        *([("break-even bandwidth", found.needed / 1e9, "GB/s")] if math.isfinite(found.needed) else []),
     ]
     table = [{"name": name, "value": round(value, 4), "unit": unit} for name, value, unit in values]
     return {"tier": tier, "text": " ".join(sentences), "efficiency": round(found.efficiency, 4), "rows": table}
@@ -175,10 +176,11 @@ def _matrix(samples: Sequence[Sample]) -> dict[str, Any] | None:
 
 def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[float]) -> dict[str, Any]:
     """One writer and reader. ``expected`` is the verdict that the fleet's wiring promises."""
-    verdicts = [judge(sample).verdict for sample in samples]
-    verdict = max(set(verdicts), key=verdicts.count)
-    times = [sample.ttft for sample in samples if sample.ttft]
     promised = Verdict.COLD if not samples[0].expected else Verdict.LOCAL if writer == reader else Verdict.SHARED
+    judgements = [judge(sample) for sample in samples]
+    broken = {judgement.verdict: judgement.why for judgement in judgements if judgement.verdict is not promised}
+    verdict = next((verdict for verdict in WORST_FIRST if verdict in broken), promised)
+    times = [sample.ttft for sample in samples if sample.ttft]
     middle = median(times) if times else None
     return {
         "writer": writer,
@@ -186,6 +188,7 @@ def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[fl
         "n": len(samples),
         "verdict": verdict,
         "expected": promised,
+        "why": broken.get(verdict, ""),
         "cached_tokens": samples[0].cached_tokens,
         "median_ttft_ms": round(middle * 1000, 3) if middle else None,
         "speedup": round(median(cold) / middle, 4) if middle and cold and verdict is promised else None,

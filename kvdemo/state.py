@@ -47,10 +47,11 @@ def _machine() -> str:
     return machine[:8] or hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def projects(root: Path) -> list[Project]:
-    """The projects that have something to tell (a document or a record), by name."""
+def projects(root: Path, *, stores: bool = False) -> list[Project]:
+    """The projects that have something to tell (a document or a record; with ``stores`` a KV store too), by name."""
     found = sorted(path for path in root.glob("*") if _LABEL.fullmatch(path.name) and path.is_dir())
-    return [Project(root, path.name) for path in found if (path / "project.json").exists() or _records(path)]
+    told = [Project(root, path.name) for path in found]
+    return [p for p in told if (p.dir / "project.json").exists() or _records(p.dir) or (stores and p.stores.exists())]
 
 
 def _records(directory: Path) -> list[Path]:
@@ -160,6 +161,11 @@ class Project:
             if older.exists():
                 older.replace(f"{log}.{number + 1}")
         return log
+
+    @property
+    def stores(self) -> Path:
+        """The file that lists the KV stores this project used."""
+        return self.dir / "stores.jsonl"
 
     def clear(self) -> None:
         """Forget everything but the logs (and the lock file, which others may be waiting on)."""

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -22,8 +23,10 @@ from kvdemo import gpus, process, runtime
 from kvdemo.facts import Facts, Gpu
 from kvdemo.plan import Plan, wanted_ports
 from kvdemo.procfs import alive
-from kvdemo.profile import Profile
 from kvdemo.state import Project, projects
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Profile
 
 FIRST_PORT, PORTS = 18000, 10000
 

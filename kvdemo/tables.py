@@ -25,9 +25,10 @@ def result(document: Mapping[str, Any]) -> Group:
 def _heading(document: Mapping[str, Any]) -> Text:
     text = Text("\n")
     text.append("Time to First Token", style="bold")
+    ran = document.get("trials_run", document["num_trials"])
+    trials = f"{ran} trial{'s' if ran != 1 else ''}{', interrupted' if document.get('interrupted') else ''}"
     text.append(
-        f"  {document['model_id']}, {document['prompt_tokens']:,} prompt tokens, "
-        f"{document['num_trials']} trial{'s' if document['num_trials'] != 1 else ''}, {document['device']}"
+        f"  {document['model_id']}, {document['prompt_tokens']:,} prompt tokens, {trials}, {document['device']}"
     )
     return text
 
@@ -77,10 +78,7 @@ def _verdict(row: Mapping[str, Any]) -> Text:
 
 
 def _sentences(document: Mapping[str, Any]) -> list[Text]:
-    lines: list[Text] = []
-    for row in document["rows"]:
-        if row["why"] and row["verdict"] not in ("COLD", "SHARED", "LOCAL"):
-            lines.append(Text(f"{row['engine']} {row['arm']}: {row['verdict']}: {row['why']}", style="yellow"))
+    lines = [Text(line, style="yellow") for line in complaints(document)]
     if speedup := document["speedup"]:
         bounds = (speedup["low"], speedup["high"]) if "low" in speedup else None
         interval = (
@@ -98,6 +96,25 @@ def _sentences(document: Mapping[str, Any]) -> list[Text]:
     if "limit" in document:
         lines.append(Text(document["limit"]["text"]))
     return lines + _costs(document)
+
+
+def complaints(document: Mapping[str, Any]) -> list[str]:
+    """What does not prove what it should, and why: rows, samples that are not counted, cells of the matrix."""
+    lines = []
+    for row in document["rows"]:
+        name = f"{row['engine']} {row['arm']}"
+        if row["why"]:
+            lines.append(f"{name}: {row['verdict']}: {row['why']}")
+        else:
+            lines += [
+                f"{name}: trial {sample['trial']} is not counted: {sample['verdict']}: {sample['why']}"
+                for sample in row.get("dropped", [])
+            ]
+    for cell in document.get("matrix", {}).get("cells", []):
+        if cell["verdict"] != cell["expected"]:
+            what = f"{cell['verdict']} instead of {cell['expected']}"
+            lines.append(f"{cell['writer']} to {cell['reader']}: {what}" + (f": {cell['why']}" if cell["why"] else ""))
+    return lines
 
 
 def _costs(document: Mapping[str, Any]) -> list[Text]:
@@ -180,7 +197,8 @@ def lengths(document: Mapping[str, Any]) -> Table | Text:
         grid.add_row(f"{point['prompt_tokens']:,}", *numbers, ratio, bars)
     even = document["lengths"]["break_even_tokens"]
     caption = f"reuse wins from about {even:,} tokens on" if even else "reuse does not win at these lengths"
-    grid.caption = caption if even != points[0]["prompt_tokens"] else "reuse wins at all of these lengths"
+    everywhere = all(point["reuse_ms"] <= point["cold_ms"] for point in points)
+    grid.caption = "reuse wins at all of these lengths" if everywhere else caption
     return grid
 
 

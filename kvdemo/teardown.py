@@ -10,14 +10,13 @@ import shutil
 import time
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kvdemo import gpus, process, procfs
 from kvdemo.plan import Plan
 from kvdemo.process import remove_segments, segments
 from kvdemo.procfs import Record
 from kvdemo.state import Project
-from kvdemo.stores import delete as delete_store
+from kvdemo.stores import delete as delete_stores
 from kvdemo.survey import saved_plan, sockets
 from kvdemo.watch import Event, State
 
@@ -116,15 +115,13 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     records = project.records()
     names = list(records)
     yield from stop(project, names, plan, found, timeout)
-    for spec in plan.services if plan and remove_store else ():
-        if spec.store and (freed := delete_store(Path(spec.store).parent)):
-            yield Event(spec.name, State.EXITED, detail=f"deleted its KV store ({freed / 1024**2:.0f} MiB)")
+    freed = delete_stores(project.stores) if remove_store else 0
     runs = {record.run_id for record in records.values()}
     remains = verify(project, plan, found, document.get("gpu_used", {}), runs)
     shutil.rmtree(sockets(project), ignore_errors=True)
     if not remains:
         project.clear()
-    remains.checked["services"] = len(names)
+    remains.checked |= {"services": len(names), "freed": freed}
     yield remains
 
 

@@ -1,7 +1,7 @@
 """What a sample proves, judged from the engine's own counts alone; pure.
 
 COLD      every prompt token was computed          SHARED    the expected prefix came from the shared cache
-LOCAL     it came from the engine's own cache      PARTIAL   less came than the whole chunks that were there
+LOCAL     it came from the engine's own cache      PARTIAL   less came from either than the chunks that were there
 MISS      nothing came although it was there       UNPROVEN  the counts are missing or contradict each other
 FAILED    the request failed
 """
@@ -42,13 +42,15 @@ def judge(sample: Sample) -> Judgement:
         return Judgement(Verdict.UNPROVEN, why)
     sources = sample.sources
     assert sources is not None  # noqa: S101 (what _unproven has just checked)
-    hit = sources.local + sources.shared
+    hit, expected = sources.local + sources.shared, sample.expected
+    if hit < expected:
+        came = f"{hit:,} of {expected:,} expected tokens; " if hit else ""
+        return Judgement(Verdict.PARTIAL if hit else Verdict.MISS, came + _missing(sample))
     if hit == 0:
-        if sample.expected:
-            return Judgement(Verdict.MISS, _missing(sample))
         return Judgement(Verdict.COLD)
-    if hit < sample.expected:
-        return Judgement(Verdict.PARTIAL, f"{hit:,} of {sample.expected:,} expected tokens; {_missing(sample)}")
+    if 0 < sources.local < sources.shared < expected:
+        why = f"{sources.shared:,} of {expected:,} expected tokens; {sources.local:,} were in the engine's own cache"
+        return Judgement(Verdict.PARTIAL, why)
     return Judgement(Verdict.SHARED if sources.shared > sources.local else Verdict.LOCAL)
 
 
@@ -63,8 +65,8 @@ def _unproven(sample: Sample) -> str:
         return f"the engine accounts for {sample.sources.total:,} of {sample.prompt_tokens:,} prompt tokens: {why}"
     if sample.cached_tokens is None:
         return "usage has no cached_tokens: start the engine with --enable-prompt-tokens-details"
-    if sample.cached_tokens != sample.sources.local + sample.sources.shared:
-        hit = sample.sources.local + sample.sources.shared
+    hit = sample.sources.local + sample.sources.shared
+    if sample.cached_tokens != hit:
         return f"usage says {sample.cached_tokens:,} cached tokens, the counters say {hit:,}"
     return ""
 
@@ -75,6 +77,83 @@ def _missing(sample: Sample) -> str:
         return sample.note
     return "evicted (L1 or L2 too small), not stored yet, or stored under another model name, chunk size or salt"
 
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What is known of a cache server when a request got less than expected; an unknown number is None.
+
+    ``engines`` should have registered with it, ``registered`` have, and not who asked if it is ``strange``. Of the
+    prompt's ``chunks`` ``stored`` arrived and ``filed`` are in L2; ``evicted``, ``refused`` (L1 was full) and ``unreadable`` (in L2) are
+    the chunks it counted since. Its lookup ``found`` tokens. ``kv_bytes`` are the prompt's, ``l1_bytes`` L1's size.
+    """
+
+    server: str
+    answers: bool
+    expected: int
+    engines: int = 0
+    registered: int | None = None
+    strange: bool = False
+    failed: str = ""
+    chunks: int = 0
+    stored: int | None = None
+    filed: int | None = None
+    evicted: int = 0
+    refused: int = 0
+    unreadable: int = 0
+    found: int | None = None
+    kv_bytes: int | None = None
+    l1_bytes: int | None = None
+
+
+def why_missing(facts: CacheFacts) -> str:
+    """Why tokens did not come from the cache; empty if the facts do not tell."""
+    server, stored, filed, found = facts.server, facts.stored, facts.filed, facts.found
+    kv, l1 = (facts.kv_bytes or 0) / 1e6, (facts.l1_bytes or 0) / 1e6
+    registered = facts.engines if facts.registered is None else facts.registered
+    incomplete = stored is not None and stored < facts.chunks
+    reasons = [
+        (not facts.answers, f"the cache server {server} does not answer any more"),
+        (
+            registered < facts.engines,
+            f"only {registered} of {facts.engines} engines have their KV cache registered with {server}: "
+            "`kvdemo restart` those that lost it",
+        ),
+        (facts.strange, f"{server} does not know the engine's KV cache: `kvdemo restart` the engine"),
+        (bool(facts.failed), f"the writer's request failed ({facts.failed})"),
+        (
+            facts.l1_bytes is not None and kv > l1,
+            f"the prompt's KV ({kv:,.0f} MB) does not fit into L1 ({l1:,.0f} MB): raise `l1` of {server}",
+        ),
+        (incomplete and facts.refused > 0, f"L1 of {server} was full: {facts.refused:,} chunks found no room"),
+        (incomplete, f"only {stored} of the writer's {facts.chunks} chunks had been stored when the reader asked"),
+        (
+            filed is not None and filed < facts.chunks,
+            f"only {filed} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
+        ),
+        (facts.evicted > 0, f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}"),
+        (
+            facts.unreadable > 0,
+            f"{facts.unreadable:,} chunks could not be read from L2: files are missing, cut short or damaged",
+        ),
+        (
+            found is not None and found >= facts.expected,
+            f"{server} found {found or 0:,} tokens, the engine did not load them: `kvdemo logs` says why",
+        ),
+        (found is not None, f"{server} found only {found or 0:,} tokens of this model, chunk size and salt"),
+    ]
+    return next((text for holds, text in reasons if holds), "")
+
+
+WORST_FIRST = (
+    Verdict.FAILED,
+    Verdict.UNPROVEN,
+    Verdict.MISS,
+    Verdict.PARTIAL,
+    Verdict.COLD,
+    Verdict.LOCAL,
+    Verdict.SHARED,
+)
+"""What a row shows of several verdicts."""
 
 SUPPORTS_SPEEDUP = {
     "cold": {Verdict.COLD},

@@ -38,7 +38,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """What was seen of a service. ``elapsed`` seconds since its start, ``memory`` bytes (proportional set size)."""
+    """What was seen of a service. ``elapsed`` seconds since its start, ``memory`` bytes (anonymous and shared)."""
 
     service: str
     state: State
@@ -70,7 +70,7 @@ def observe(spec: ServiceSpec, record: Record | None, key: str = "") -> Event:
             return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - record.started_at)
-    event = replace(event, memory=process.memory(record))
+    event = replace(event, memory=process.resident(record))
     guarded = "" if alive(record.guardian) else "its guardian was killed"
     if not health.healthy(spec.url, spec.kind):
         return replace(
@@ -127,7 +127,7 @@ def until_ready(
             cause = _cause(spec, project)
             emit(replace(event, state=State.FAILED, phase="", elapsed=elapsed, detail=cause.line, fix=cause.fix))
             return
-        event = replace(event, phase=follower.update(), elapsed=elapsed, memory=process.memory(record))
+        event = replace(event, phase=follower.update(), elapsed=elapsed, memory=process.resident(record))
         if health.healthy(spec.url, spec.kind):
             doubt = _doubt(spec, record, cache_url, key, deadline)
             if not doubt:

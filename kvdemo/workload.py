@@ -14,6 +14,7 @@ mix it into every key, so that nothing of another trial or program can match.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,15 +58,19 @@ class Step:
 
 
 def roles(plan: Plan, writer: str = "", reader: str = "") -> Roles:
-    """Give out the roles: the first two engines of one cache write and read. Raises UsageError if there are no two."""
-    by_cache: dict[str, list[ServiceSpec]] = {}
+    """Give out the roles: the first two engines of one cache and model write and read.
+
+    Raises UsageError if there are no two.
+    """
+    sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
     for spec in plan.engines:
         if spec.cache:
-            by_cache.setdefault(spec.cache, []).append(spec)
-    pairs = [group for group in by_cache.values() if len(group) > 1]
+            sharing.setdefault((spec.cache, spec.model), []).append(spec)
+    pairs = [group for group in sharing.values() if len(group) > 1]
     if not pairs:
         raise UsageError(
-            "no two engines of this fleet share a cache", "give two engines the same `cache:` in the profile"
+            "no two engines of this fleet share a cache",
+            "give two engines of one model the same `cache:` in the profile",
         )
     group = {spec.name: spec for spec in pairs[0]}
     first, second = pairs[0][0], pairs[0][1]
@@ -115,6 +120,20 @@ def reusable(tokens: int, chunk: int) -> int:
     """How many of a stored prompt's tokens can be loaded: whole chunks, but the last token is always computed."""
     whole = tokens // chunk * chunk
     return whole - 1 if whole == tokens else whole
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """``1k,2k,12000`` as tokens (k = 1,000). Raises UsageError for anything else but an empty text."""
+    found = []
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", word, re.ASCII)
+        tokens = int(float(match[1]) * (1000 if match[2] else 1)) if match else 0
+        if tokens < 1:
+            raise UsageError(f"--lengths: {word!r} is not a number of tokens", "for example --lengths 1k,4k,16k")
+        found.append(tokens)
+    if text and not found:
+        raise UsageError(f"--lengths: {text!r} names no length", "for example --lengths 1k,4k,16k")
+    return tuple(found)
 
 
 def interleaved(count: int, cast: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -77,7 +78,8 @@ class Box:
         for record in [*self.started, *self._on_disk()]:
             process.kill(record)
         for stranger in self.strangers:
-            stranger.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(stranger.pid, signal.SIGKILL)  # with whatever it started
             stranger.wait()
         os.close(self._ear)
         for record in self.started:

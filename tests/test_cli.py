@@ -209,6 +209,21 @@ def test_up_twice_then_down_twice(lab: Lab) -> None:
     assert (twice.returncode, twice.stdout) == (0, "Nothing was running.\n")
 
 
+def test_down_v_after_down_deletes_its_own_store_only(lab: Lab) -> None:
+    """The project remembers its store; one of another project under the same directory stays."""
+    path = lab.profile({"a": {"cache": "shared"}}, {"shared": {"l1": "16MiB", "l2": "./kv"}})
+    assert lab.run("up", path).returncode == 0
+    store = Path(lab.plan(path).service("shared").store)
+    other = store.parent / "0123456789abcdef"
+    other.mkdir()
+    (other / ".kvdemo-store").write_text("{}")
+    assert lab.run("down").returncode == 0
+    done = lab.run("down", "-v")
+    assert (done.returncode, "Deleted the KV store" in done.stdout) == (0, True), done
+    assert not store.exists()
+    assert other.exists()
+
+
 def test_down_deletes_the_store_when_asked(lab: Lab) -> None:
     """`down` keeps the KV files, `down -v` deletes them."""
     path = lab.profile({"a": {"cache": "shared"}}, {"shared": {"l1": "16MiB", "l2": "./kv"}})
@@ -218,7 +233,7 @@ def test_down_deletes_the_store_when_asked(lab: Lab) -> None:
     assert store.exists()
     assert lab.run("up", path).returncode == 0
     done = lab.run("down", "-v")
-    assert (done.returncode, "deleted its KV store" in done.stdout) == (0, True), done
+    assert (done.returncode, "Deleted the KV store" in done.stdout) == (0, True), done
     assert not (lab.path / "kv").exists()
 
 

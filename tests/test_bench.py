@@ -1,0 +1,506 @@
+"""``kvdemo bench`` as its user sees it, on fake engines that misbehave on request: what it proves, and what it refuses.
+
+One fleet for all tests; whatever a test breaks is mended after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Lab
+from guarding import sigkill, until
+from kvdemo import health, survey
+
+WORDS = 980
+CHUNK = 64
+ENGINES = ("plain", "other", "a", "b")
+PATIENCE = 30
+
+
+class Bench:
+    """The fleet, and the command put to it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        engines: dict[str, dict[str, str]] = {
+            "plain": {},
+            "other": {},
+            "a": {"cache": "shared"},
+            "b": {"cache": "shared"},
+        }
+        caches = {"shared": {"l1": "16MiB", "chunk_size": CHUNK}}
+        self.profile = lab.profile(engines, caches)
+        self.write("context.txt", WORDS)
+        self.runs = 0
+
+    def write(self, name: str, words: int) -> None:
+        """A document of this many tokens."""
+        (self.lab.path / name).write_text(" ".join(f"word{n}" for n in range(words)))
+
+    def mend(self) -> None:
+        """Take all faults back; start what has died."""
+        self.lab.up(self.profile)
+        plan = survey.saved_plan(self.lab.project())
+        assert plan is not None
+        self.plan = plan
+        for name in (*ENGINES, "shared"):
+            self.break_(name)
+
+    def break_(self, service: str, **faults: object) -> None:
+        """Give a service these faults and no other."""
+        body = {f"FAKE_{name}": str(value) for name, value in faults.items()}
+        status, _ = health.request(self.plan.service(service).url, "/fake", body=body)
+        assert status == 200
+
+    def register(self, service: str, what: str) -> None:
+        """Register an engine with the cache, or ``unregister`` it."""
+        cache = self.plan.service("shared")
+        leader = self.lab.project().records()[service].leader
+        assert leader
+        zmq = next(port for port in cache.ports if port != cache.port)
+        others = health.status(cache.url)["registered_gpu_ids"] if what == "unregister" else []
+        for pid in {leader.pid, *others[1:]}:  # an engine that died is registered for ever
+            body = {"id": pid, "model": self.plan.service(service).model}
+            assert health.request(f"http://{cache.host}:{zmq}", f"/fake/{what}", body=body)[0] == 200
+
+    def start(self, *options: object, trials: int = 1, context: str = "context.txt") -> subprocess.Popen[str]:
+        """The command, running."""
+        self.runs += 1
+        given = ("--context", context, "--trials", trials, "--result-dir", self.results, "--no-limit")
+        return self.lab.start("bench", *map(str, (*given, *options)))
+
+    def run(self, *options: object, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """The command to its end."""
+        process = self.start(*options, **settings)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def judged(self, *options: object, code: int = 0, **settings: Any) -> dict[str, Any]:
+        """The result, and nothing else on stdout; the exit code is ``code``."""
+        done = self.run("--json", *options, **settings)
+        assert done.returncode == code, done
+        document: dict[str, Any] = json.loads(done.stdout)
+        assert document["valid"] == (code in {0, 3}), done
+        return document
+
+    @property
+    def results(self) -> Path:
+        """Where the latest run saved."""
+        return self.lab.path / f"results{self.runs}"
+
+    @property
+    def samples(self) -> Path:
+        """The latest run's samples."""
+        (found,) = self.results.glob("*.jsonl")
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """The latest run judged again."""
+        done = self.lab.run("report", "--json", self.samples)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def hear(self, process: subprocess.Popen[str], what: str) -> None:
+        """Wait until the running command says this."""
+        assert process.stderr
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if what in line:
+                return
+        raise AssertionError(f"never said {what}: {said}")
+
+
+@pytest.fixture(scope="module")
+def fleet(shared_lab: Lab) -> Iterator[Bench]:
+    """All four engines and their cache."""
+    one = Bench(shared_lab)
+    one.mend()
+    yield one
+    shared_lab.down()
+
+
+@pytest.fixture
+def bench(fleet: Bench) -> Iterator[Bench]:
+    """The fleet without faults, before and after."""
+    yield fleet
+    fleet.mend()
+
+
+def row(document: Mapping[str, Any], arm: str, engine: str = "") -> dict[str, Any]:
+    """The row of an arm."""
+    found: dict[str, Any] = next(
+        r for r in document["rows"] if r["arm"] == arm and r["engine"] == (engine or r["engine"])
+    )
+    return found
+
+
+def test_a_good_run_is_proved(bench: Bench) -> None:
+    """COLD, SHARED and LOCAL where they belong, whole chunks, the same answer, and a speed-up where it is proved."""
+    document = bench.judged(trials=2)
+    verdicts = {(r["engine"], r["arm"]): r["verdict"] for r in document["rows"]}
+    assert verdicts == {
+        ("plain", "cold"): "COLD",
+        ("other", "cold"): "COLD",
+        ("a", "store"): "COLD",
+        ("b", "reuse"): "SHARED",
+        ("b", "again"): "LOCAL",
+    }
+    reuse = row(document, "reuse")
+    assert (
+        reuse["external_cached_tokens"] == document["expected_hit_tokens"] == document["prompt_tokens"] // CHUNK * CHUNK
+    )
+    assert document["speedup"]["median"] > 1
+    assert document["answer"]["same"] is True
+    assert "2 of 2 reuses equal" in document["answer"]["text"]
+    assert document["noise_floor"]["n"] == 2
+    assert (document["trials_run"], document["failed"]) == (2, 0)
+    assert not any(r["dropped"] or r["why"] for r in document["rows"])
+
+
+def test_the_table_says_it_in_words(bench: Bench) -> None:
+    """The same for people: the verdicts, the ratio, the answer, the noise, and where it was saved."""
+    done = bench.run()
+    assert done.returncode == 0
+    for said in ("SHARED", "b answers", "sooner than a plain engine about what only a has read", "Same answer? Yes"):
+        assert said in done.stdout
+    assert "Noise: cold against cold" in done.stdout
+    assert f"Saved: {bench.samples.with_suffix('.json')}" in done.stdout
+    assert {file.suffix for file in bench.results.iterdir()} == {".jsonl", ".json", ".html"}
+    assert "trial 1 of 1" in done.stderr
+
+
+def test_judged_again_it_is_the_same(bench: Bench) -> None:
+    """From the saved samples, without a server: the bytes that the run itself printed, each time."""
+    done = bench.run("--json", "--question", "Is :fire: [bold]hot[/]?\t\u2028☃")
+    again = [bench.lab.run("report", "--json", bench.samples).stdout for _ in range(2)]
+    assert again == [done.stdout, done.stdout]
+    assert json.loads(done.stdout)["question"] == "Is :fire: [bold]hot[/]?\t\u2028☃"
+    assert json.loads(bench.samples.with_suffix(".json").read_text()) == json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("faults", "engine", "arm", "verdict", "why"),
+    [
+        ({"b": {"STATUS": 503}}, "b", "reuse", "FAILED", "HTTP 503: not now"),
+        ({"b": {"ERROR_EVENT": 10}}, "b", "reuse", "FAILED", "the engine reports after token 10"),
+        ({"b": {"CUT_AFTER": 10}}, "b", "reuse", "FAILED", "after token 10"),
+        ({"b": {"NO_TOKEN": 1}}, "b", "reuse", "FAILED", "no token"),
+        ({"b": {"DIE_AFTER": 10}}, "b", "reuse", "FAILED", "after token 10"),
+        ({"a": {"STATUS": 503}}, "b", "reuse", "MISS", "the writer's request failed (HTTP 503: not now)"),
+        ({"a": {"NO_STORE": 1}}, "b", "reuse", "MISS", "only 0 of the writer's 15 chunks had been stored"),
+        ({"a": {"NO_STORE": 1}, "b": {"WARM": 1}}, "b", "reuse", "PARTIAL", "only 0 of the writer's 15 chunks"),
+        ({"b": {"WRONG_SOURCES": 1}}, "b", "reuse", "UNPROVEN", "the counters are late or incomplete"),
+        ({"b": {"WARM": 1}}, "b", "reuse", "LOCAL", "tokens came from its own cache"),
+        ({"other": {"WARM": 1}}, "other", "cold", "LOCAL", "tokens came from its own cache"),
+    ],
+    ids=lambda value: "-".join(f"{n}{''.join(f)}" for n, f in value.items()) if isinstance(value, dict) else None,
+)
+def test_what_is_not_proved_gets_no_ratio(
+    bench: Bench, faults: dict[str, dict[str, int]], engine: str, arm: str, verdict: str, why: str
+) -> None:
+    """Each fault gets its verdict and its reason, in the result and in the error; no speed-up, exit code 1."""
+    for name, given in faults.items():
+        bench.break_(name, **given)
+    done = bench.run("--json")
+    document = json.loads(done.stdout)
+    found = row(document, arm, engine)
+    assert (found["verdict"], found["speedup"]) == (verdict, None)
+    assert why in found["why"]
+    assert document["speedup"] is None
+    assert not document["valid"]
+    assert done.returncode == 1
+    assert f"{engine} {arm}: {verdict}: {found['why']}" in done.stderr
+    page = bench.samples.with_suffix(".html").read_text()
+    assert "Nothing proved" in page
+
+
+def test_a_table_without_proof_has_no_ratio(bench: Bench) -> None:
+    """For people too: the row says why, and nobody answers sooner than anybody."""
+    bench.break_("b", ERROR_EVENT=10)
+    done = bench.run()
+    assert done.returncode == 1
+    assert "b reuse: FAILED: the engine reports" in done.stdout
+    assert "b answers" not in done.stdout
+    line = next(line for line in done.stdout.splitlines() if line.startswith("b ") and "reuse" in line)
+    assert line.split()[-2:] == ["-", "FAILED"]
+
+
+def test_an_unregistered_engine_is_named_as_the_reason(bench: Bench) -> None:
+    """A MISS since an engine lost its registration with the cache says so, with the number of those that have one."""
+    bench.register("b", "unregister")
+    bench.break_("a", NO_STORE=1)
+    try:
+        assert (
+            "only 1 of 2 engines have their KV cache registered with shared"
+            in row(bench.judged(code=1), "reuse")["why"]
+        )
+    finally:
+        bench.register("b", "register")
+
+
+def test_a_small_l1_is_named_as_the_reason(bench: Bench) -> None:
+    """A MISS of a prompt whose KV is larger than L1 gives both sizes."""
+    bench.write("large.txt", 3000)
+    bench.break_("a", NO_STORE=1)
+    document = bench.judged(code=1, context="large.txt")
+    assert "KV (25 MB) does not fit into L1 (17 MB): raise `l1` of shared" in row(document, "reuse")["why"]
+
+
+def test_a_request_of_somebody_else_is_noticed(bench: Bench) -> None:
+    """Its tokens are in the engine's counters: that sample proves nothing, and the others still do."""
+    bench.break_("plain", DELAY_S=1)
+    running = bench.start(trials=2)
+    bench.hear(running, "trial 1 of 2: plain cold")
+    plain = bench.plan.service("plain")
+    assert not health.generates(plain.url, plain.model, 5)
+    running.communicate(timeout=PATIENCE)
+    found = row(bench.report(), "cold", "plain")
+    assert found["verdicts"] == {"COLD": 1, "UNPROVEN": 1}
+    assert [(one["trial"], one["verdict"]) for one in found["dropped"]] == [(1, "UNPROVEN")]
+    assert "another client used the engine meanwhile" in found["why"]
+
+
+def test_a_contaminated_sample_is_dropped_counted_and_named(bench: Bench) -> None:
+    """A cold request that was not cold takes no part in the ratio; the table names its trial."""
+    bench.break_("other", WARM=1, DELAY_S=1)
+    running = bench.start(trials=2)
+    bench.hear(running, "trial 2 of 2")
+    bench.break_("other")
+    out, _ = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0, out
+    document = bench.report()
+    found = row(document, "cold", "other")
+    assert found["verdicts"] == {"COLD": 1, "LOCAL": 1}
+    assert [(one["trial"], one["verdict"]) for one in found["dropped"]] == [(1, "LOCAL")]
+    assert document["speedup"]["n"] == 1
+    assert "other cold: trial 1 is not counted: LOCAL: " in out
+
+
+def test_a_cache_killed_between_write_and_read(bench: Bench) -> None:
+    """The reader's MISS is blamed on the server that has gone; the run ends, and soon."""
+    bench.break_("b", DELAY_S=1)
+    running = bench.start(trials=2)
+    bench.hear(running, "trial 1 of 2: b reuse")
+    sigkill(bench.lab.project().records()["shared"].leader)
+    running.communicate(timeout=PATIENCE)
+    assert running.returncode == 1
+    found = row(bench.report(), "reuse")
+    assert found["verdict"] == "MISS"
+    assert found["why"] == "the cache server shared does not answer any more"
+
+
+def test_a_wrong_answer_is_an_error(bench: Bench) -> None:
+    """Whatever it gains: another answer than that of a local hit ends with 1, and shows where it begins to differ."""
+    bench.break_("b", WRONG_REUSE=1)
+    done = bench.run(trials=2)
+    assert done.returncode == 1
+    assert (
+        "NO: 2 of 2 reuses differ from a local prefix hit of the same length; first in trial 1, in token 1"
+        in done.stdout
+    )
+    assert "another answer than computing: NO: 2 of 2" in done.stderr
+    assert bench.report()["answer"]["same"] is False
+
+
+def test_late_stores_are_waited_for(bench: Bench) -> None:
+    """The reader is asked once everything is stored; how long that took is the visibility lag."""
+    bench.break_("shared", STORE_DELAY_S=0.5)
+    document = bench.judged()
+    assert row(document, "reuse")["verdict"] == "SHARED"
+    assert document["costs"]["visibility_lag"]["median"] > 400
+
+
+def test_ctrl_c_keeps_what_there_is(bench: Bench) -> None:
+    """Exit 130; the samples until then are saved, marked, shown, and can be judged again."""
+    running = bench.start(trials=5)
+    bench.hear(running, "trial 2 of 5")
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert f"what was measured is in {bench.samples}" in err
+    assert "1 trial, interrupted" in out or "2 trials, interrupted" in out
+    document = bench.report()
+    assert document["interrupted"] is True
+    assert document == json.loads(bench.samples.with_suffix(".json").read_text())
+    assert document["trials_run"] < 5
+
+
+def test_ctrl_c_ends_a_stalled_stream(bench: Bench) -> None:
+    """An engine that goes silent does not keep the command from ending; there need not be a single sample."""
+    for engine in ENGINES:
+        bench.break_(engine, STALL_AFTER=10)
+    running = bench.start()
+    bench.hear(running, "trial 1 of 1")
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=10)
+    assert running.returncode == 130
+    assert "Traceback" not in out + err
+    assert json.loads(bench.samples.read_text().splitlines()[-1])["interrupted"] is True
+
+
+@pytest.mark.parametrize("spare", [1500, 9000], ids=["samples", "report"])
+def test_a_full_disk(bench: Bench, spare: int) -> None:
+    """What fits is kept and can be judged again; the error names the file (the limit is the process's own)."""
+    bench.run()
+    first = len(bench.samples.read_text().splitlines()[0])
+    running = bench.start()
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (first + spare, first + spare))
+    out, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 1, err
+    assert "Traceback" not in err
+    assert "Exception" not in err
+    assert f"cannot write {bench.results}/" in err
+    assert "File too large" in err
+    assert ("b answers" in out) == (spare == 9000)
+    assert not list(bench.results.glob("*.tmp"))
+    assert bench.report()["rows"]
+
+
+def requests(bench: Bench) -> float:
+    """Prompt tokens that the engines have seen."""
+    return sum(health.counters(spec.url).get("prompt_tokens", 0) for spec in bench.plan.engines)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--result-dir", "context.txt"), "cannot write"),
+        (("--result-dir", "/proc/none/results"), "cannot write"),
+        (("--lengths", "1k,many"), "'many' is not a number of tokens"),
+        (("--lengths", "0"), "'0' is not a number of tokens"),
+        (("--lengths", "0.0001"), "is not a number of tokens"),
+        (("--lengths", "-5"), "is not a number of tokens"),
+        (("--lengths", "9" * 400), "is not a number of tokens"),
+        (("--lengths", ","), "names no length"),
+        (("--lengths", "50"), "50 tokens cannot be measured: a chunk is 64"),
+        (("--lengths", "200,9k"), "9,000 tokens cannot be measured"),
+        (("--tier", "l2"), "there is no L2"),
+        (("--tier", "l3"), "l3"),
+        (("--drop-page-cache",), "--drop-page-cache needs --tier l2"),
+        (("--matrix", "--lengths", "200"), "--matrix cannot be combined"),
+        (("--matrix", "--concurrency", "2"), "--matrix cannot be combined"),
+        (("--expected-ttft-gain", "nan"), "nan is not a factor"),
+        (("--expected-ttft-gain", "-1"), "-1 is not a factor"),
+        (("--max-trials", "-1"), "-1 is not a number of trials"),
+        (("--concurrency", "0"), "0"),
+        (("--question", os.fsdecode(b"caf\xe9?")), "--question: is not UTF-8"),
+    ],
+    ids=lambda value: "=".join(map(str, value))[:40] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_work_is_refused(bench: Bench, options: tuple[str, ...], said: str) -> None:
+    """Exit code 2 and the reason, before anything is generated."""
+    before = requests(bench)
+    done = bench.run(*options)
+    assert done.returncode == 2, done
+    assert said in done.stderr
+    assert requests(bench) == before
+    assert not bench.results.exists() or not list(bench.results.iterdir())
+
+
+def test_a_prompt_shorter_than_a_chunk_is_refused(bench: Bench) -> None:
+    """Nothing of it could be shared."""
+    bench.write("tiny.txt", 5)
+    done = bench.run(context="tiny.txt")
+    assert done.returncode == 2
+    assert "too short to share" in done.stderr
+
+
+def test_a_fleet_that_is_not_up(bench: Bench) -> None:
+    """Exit code 7, with the service that is missing."""
+    sigkill(bench.lab.project().records()["other"].leader)
+    until(lambda: health.request(bench.plan.service("other").url, "/health")[0] == 0)
+    done = bench.run()
+    assert done.returncode == 7
+    assert "other" in done.stderr
+
+
+@pytest.mark.parametrize(("gain", "code"), [("1.01", 0), ("100000", 3)])
+def test_the_gate(bench: Bench, gain: str, code: int) -> None:
+    """A proved speed-up below the expected one ends with 3."""
+    bench.break_("plain", TOKEN_US=100)
+    bench.break_("other", TOKEN_US=100)
+    document = bench.judged("--expected-ttft-gain", gain, code=code)
+    assert document["speedup"]["median"] > 1.01
+
+
+def test_the_matrix(bench: Bench) -> None:
+    """LOCAL on the diagonal, SHARED between the cached engines, COLD elsewhere; in the table too."""
+    done = bench.run("--matrix")
+    assert done.returncode == 0, done
+    cells = {(c["writer"], c["reader"]): c for c in bench.report()["matrix"]["cells"]}
+    cached = {"a", "b"}
+    assert len(cells) == len(ENGINES) ** 2
+    for (writer, reader), cell in cells.items():
+        promised = "LOCAL" if writer == reader else "SHARED" if {writer, reader} <= cached else "COLD"
+        assert cell["verdict"] == cell["expected"] == promised
+        assert cell["n"] == 1
+    assert "writer \\ reader" in done.stdout
+
+
+def test_a_broken_cell_of_the_matrix(bench: Bench) -> None:
+    """It says what is there instead of what should be, and why; the run ends with 1."""
+    bench.break_("b", WRONG_SOURCES=1)
+    bench.break_("other", WARM=1)
+    done = bench.run("--matrix")
+    assert done.returncode == 1
+    assert "a to b: UNPROVEN instead of SHARED: the engine accounts for" in done.stderr
+    assert "plain to other: LOCAL instead of COLD" in done.stderr
+    broken = next(c for c in bench.report()["matrix"]["cells"] if (c["writer"], c["reader"]) == ("a", "b"))
+    assert broken["speedup"] is None
+
+
+def test_the_sweep_over_lengths(bench: Bench) -> None:
+    """Every length once, in order, each with its own cold and reuse; the answer is checked at the longest."""
+    document = bench.judged("--lengths", "0.5k,200,200,201")
+    points = document["lengths"]["points"]
+    assert [200 <= point["prompt_tokens"] <= 215 for point in points][:1] == [True]
+    assert [point["prompt_tokens"] for point in points] == sorted({point["prompt_tokens"] for point in points})
+    assert all(point["reuse_ms"] and point["cold_ms"] for point in points)
+    assert document["answer"]["same"] is True
+
+
+def test_several_readers_at_once(bench: Bench) -> None:
+    """Each has a document of its own; the sources of all add up. Batched answers round differently: not compared."""
+    document = bench.judged("--concurrency", 3)
+    assert row(document, "reuse")["verdicts"] == {"SHARED": 3}
+    assert row(document, "cold", "plain")["verdicts"] == {"COLD": 3}
+    assert document["answer"]["same"] is None
+
+
+def test_costs(bench: Bench) -> None:
+    """Store tax, visibility lag and decode tax, each with its spread."""
+    for engine in ("plain", "other", "a"):
+        bench.break_(engine, TOKEN_US=100)
+    costs = bench.judged("--costs")["costs"]
+    assert {"store_tax", "visibility_lag", "decode_tax"} <= set(costs)
+    assert all(cost["low" if "low" in cost else "min"] <= cost["median"] for cost in costs.values())
+
+
+def test_trials_end_when_the_ratio_is_known(bench: Bench) -> None:
+    """--max-trials is a limit: fewer are run once the interval is within 5 %, and the table says how many."""
+    bench.write("context300.txt", 300)
+    for engine in ENGINES:
+        bench.break_(engine, TOKEN_US=1000)
+    document = bench.judged("--max-trials", 15, trials=3, context="context300.txt")
+    assert 3 <= document["trials_run"] < 15
+    speedup = document["speedup"]
+    assert speedup["n"] == document["trials_run"]
+    assert (speedup["high"] - speedup["low"]) / 2 <= 0.05 * speedup["median"] + 0.001
+
+
+def test_completions_endpoint(bench: Bench) -> None:
+    """The other endpoint proves the same."""
+    assert row(bench.judged("--endpoint", "completions", "--tier", "l1"), "reuse")["verdict"] == "SHARED"
