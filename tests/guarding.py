@@ -78,8 +78,9 @@ class Box:
         for record in [*self.started, *self._on_disk()]:
             process.kill(record)
         for stranger in self.strangers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(stranger.pid, signal.SIGKILL)  # with whatever it started
+            for pid in (stranger.pid, *shim.below(shim.table(), [stranger.pid])):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             stranger.wait()
         os.close(self._ear)
         for record in self.started:

@@ -395,7 +395,7 @@ def requests(bench: Bench) -> float:
         (("--expected-ttft-gain", "nan"), "nan is not a factor"),
         (("--expected-ttft-gain", "-1"), "-1 is not a factor"),
         (("--max-trials", "-1"), "-1 is not a number of trials"),
-        (("--concurrency", "0"), "0"),
+        (("--concurrency", "0"), "--concurrency"),
         (("--question", os.fsdecode(b"caf\xe9?")), "--question: is not UTF-8"),
     ],
     ids=lambda value: "=".join(map(str, value))[:40] if isinstance(value, tuple) else "",
@@ -466,7 +466,6 @@ def test_the_sweep_over_lengths(bench: Bench) -> None:
     """Every length once, in order, each with its own cold and reuse; the answer is checked at the longest."""
     document = bench.judged("--lengths", "0.5k,200,200,201")
     points = document["lengths"]["points"]
-    assert [200 <= point["prompt_tokens"] <= 215 for point in points][:1] == [True]
     assert [point["prompt_tokens"] for point in points] == sorted({point["prompt_tokens"] for point in points})
     assert all(point["reuse_ms"] and point["cold_ms"] for point in points)
     assert document["answer"]["same"] is True

@@ -338,13 +338,14 @@ class Stream:
         """The choice that carries one token."""
         choice: dict[str, Any] = {"text": text}
         asked = self.body.get("logprobs") not in (None, False)
+        name = f"token_id:{token}" if self.body.get("return_tokens_as_token_ids") else text
         if self.chat:
             thinking = position < fake.number("REASONING", 0)
             choice = {"delta": {fake.fault("REASONING_FIELD") or "reasoning" if thinking else "content": text}}
-            entry = {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            entry = {"token": name, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
             choice |= {"logprobs": {"content": [entry]}} if asked else {}
         elif asked:
-            lists = {"tokens": [text], "token_logprobs": [logprob], "top_logprobs": [{text: logprob}]}
+            lists = {"tokens": [name], "token_logprobs": [logprob], "top_logprobs": [{name: logprob}]}
             choice["logprobs"] = lists | {"text_offset": [0]}
         if self.body.get("return_token_ids"):
             choice["token_ids"] = [token]

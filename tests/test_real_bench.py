@@ -1,0 +1,272 @@
+"""``kvdemo bench`` on real engines: the disk tier, KV that was corrupted between write and read, the matrix, the noise.
+
+A fleet of its own, since the store must be the test's: two plain engines and two that share a cache.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guarding import until
+from kvdemo import process
+from real_fleet import HANDBOOK, MODEL, START, Real, needs_engines
+
+pytestmark = needs_engines
+
+PROFILE = f"""
+version: 1
+name: proof
+model: {MODEL}
+defaults:
+  engine: {{gpus: [], kv_cache: 256MiB, max_model_len: 8192}}
+caches:
+  shared: {{l1: 512MiB, l2: ./kv, chunk_size: 128}}
+engines:
+  plain: {{}}
+  other: {{}}
+  a: {{cache: shared}}
+  b: {{cache: shared}}
+"""
+CHARACTERS = 8000
+EVERY = 64
+"""Of every so many bytes one is flipped."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The fleet, up."""
+    path = tmp_path_factory.mktemp("proof")
+    (path / "proof.yaml").write_text(PROFILE)
+    (path / "context.txt").write_text(HANDBOOK.read_text()[:CHARACTERS])
+    one = Real(path, path / "proof.yaml", "proof")
+    try:
+        one.up()
+        yield one
+    finally:
+        one.close()
+
+
+def bench(real: Real, name: str, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Measure; how it ended, and the result judged again from its samples."""
+    given = ("--context", "context.txt", "--result-dir", name, "--no-limit")
+    done = real.run("bench", *given, *options)
+    assert "Traceback" not in done.stderr
+    (samples,) = (real.path / name).glob("*.jsonl")
+    return done, json.loads(real.do("report", "--json", samples))
+
+
+def row(document: dict[str, Any], arm: str) -> dict[str, Any]:
+    """The row of an arm."""
+    found: dict[str, Any] = next(r for r in document["rows"] if r["arm"] == arm)
+    return found
+
+
+def files(real: Real) -> list[Path]:
+    """The KV files in the store of the runs' own."""
+    return list((real.path / "kv").glob("*/*@kvdemo-*.data"))
+
+
+def flip(file: Path) -> None:
+    """Flip a bit in one of every so many bytes, in place: the size stays."""
+    data = bytearray(file.read_bytes())
+    for at in range(EVERY // 2, len(data), EVERY):
+        data[at] ^= 0x40
+    with file.open("r+b") as stream:
+        stream.write(data)
+
+
+def cut(file: Path) -> None:
+    """Leave half of it."""
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+
+
+@contextmanager
+def vandal(real: Real, harm: Callable[[Path], None]) -> Iterator[list[Path]]:
+    """Harm every KV file as soon as it is whole; the files."""
+    ended, harmed = threading.Event(), []
+
+    def work() -> None:
+        while not ended.is_set():
+            for file in set(files(real)) - set(harmed):
+                try:
+                    harm(file)
+                except FileNotFoundError:
+                    continue
+                harmed.append(file)
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield harmed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_the_disk_tier_is_proved(real: Real) -> None:
+    """--tier l2: what the reader loads came from files, all of it, and it answers the same; no file stays."""
+    done, document = bench(real, "l2", "--tier", "l2", "--trials", "2")
+    assert done.returncode == 0, done
+    reuse = row(document, "reuse")
+    assert reuse["verdicts"] == {"SHARED": 2}
+    assert reuse["tiers"] == {"l1": 0, "l2": document["expected_hit_tokens"]}
+    assert document["answer"]["same"] is True
+    assert not files(real)
+
+
+def test_corrupted_files_are_caught(real: Real) -> None:
+    """Bits flipped in the store between write and read: the answer is NO, exit code 1, and the first difference shown."""
+    with vandal(real, flip) as harmed:
+        done, document = bench(real, "flipped", "--tier", "l2", "--trials", "1")
+    assert harmed
+    assert done.returncode == 1
+    assert row(document, "reuse")["verdict"] == "SHARED"
+    assert document["answer"]["same"] is False
+    assert "NO: 1 of 1 reuses differ" in done.stdout
+    assert "another answer than computing: NO" in done.stderr
+    assert not files(real)
+
+
+def test_truncated_files_are_never_a_hit(real: Real) -> None:
+    """Files cut in half are not loaded: MISS or PARTIAL with the reason, no speed-up, and never a wrong answer."""
+    with vandal(real, cut) as harmed:
+        done, document = bench(real, "cut", "--tier", "l2", "--trials", "1")
+    assert harmed
+    assert done.returncode == 1
+    reuse = row(document, "reuse")
+    assert reuse["verdict"] in {"MISS", "PARTIAL"}
+    assert "could not be read from L2" in reuse["why"]
+    assert document["speedup"] is None
+    assert document["answer"]["same"] is not False
+    assert not files(real)
+
+
+def regions(pid: int) -> list[tuple[int, int]]:
+    """Large private writable mappings of a process: where L1 may lie."""
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, rights, *_ = line.split()
+        begin, end = (int(word, 16) for word in span.split("-"))
+        if rights.startswith("rw") and end - begin >= 500 * 1024**2:
+            found.append((begin, end))
+    return found
+
+
+def test_corrupted_memory_is_caught(real: Real) -> None:
+    """L1 harmed in the cache server's own memory between write and read: caught like files.
+
+    Every 64th byte that is not zero is flipped in the largest mappings, through /proc/PID/mem.
+    """
+    server = real.records["shared"].leader
+    assert server
+    pids = [member.pid for member in process.members(real.records["shared"])]
+    spans = [(pid, span) for pid in pids for span in regions(pid)]
+    if not spans:
+        pytest.skip("no mapping as large as L1 in the cache server")
+    try:
+        done, document = harmed_in_memory(real, spans)
+    except PermissionError as error:
+        pytest.skip(f"the memory of the cache server is not ours to write: {error}")
+    assert done.returncode == 1, done
+    assert document["answer"]["same"] is False
+    assert "NO: 1 of 1 reuses differ" in done.stdout
+
+
+def harmed_in_memory(
+    real: Real, spans: list[tuple[int, tuple[int, int]]]
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Bench, stopped (SIGSTOP) between write and read while L1 is harmed."""
+    import signal
+
+    argv = [sys.executable, "-m", "kvdemo", "bench", "--context", "context.txt", "--result-dir", "memory"]
+    argv += ["--no-limit", "--trials", "1"]
+    running = subprocess.Popen(
+        argv, cwd=real.path, env=real.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr
+    said = []
+    for line in running.stderr:
+        said.append(line)
+        if "b reuse" in line:
+            running.send_signal(signal.SIGSTOP)
+            break
+    try:
+        for pid, span in spans:
+            harm_memory(pid, span)
+    finally:
+        running.send_signal(signal.SIGCONT)
+        out, err = running.communicate(timeout=START)
+    (samples,) = (real.path / "memory").glob("*.jsonl")
+    done = subprocess.CompletedProcess(argv, running.returncode, out, err)
+    return done, json.loads(real.do("report", "--json", samples))
+
+
+def harm_memory(pid: int, span: tuple[int, int]) -> None:
+    """Flip a bit in every so many bytes of what has been written (pages of zeros stay)."""
+    block = 1024**2
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:  # noqa: PTH123 (a path cannot be opened unbuffered)
+        for at in range(span[0], span[1], block):
+            memory.seek(at)
+            data = memory.read(min(block, span[1] - at))
+            if not data.strip(b"\0"):
+                continue
+            harmed = bytearray(data)
+            for position in range(EVERY // 2, len(harmed), EVERY):
+                harmed[position] ^= 0x40
+            memory.seek(at)
+            memory.write(harmed)
+
+
+def test_the_matrix(real: Real) -> None:
+    """LOCAL on the diagonal, SHARED between the cached engines, COLD elsewhere."""
+    done, document = bench(real, "matrix", "--matrix", "--trials", "1")
+    assert done.returncode == 0, done
+    cells = {(cell["writer"], cell["reader"]): cell["verdict"] for cell in document["matrix"]["cells"]}
+    engines = ("plain", "other", "a", "b")
+    cached = {"a", "b"}
+    assert cells == {
+        (w, r): "LOCAL" if w == r else "SHARED" if {w, r} <= cached else "COLD" for w in engines for r in engines
+    }
+
+
+def test_cold_against_cold(real: Real) -> None:
+    """The noise floor: two plain engines take the same time, as far as a shared machine allows; and what it all costs."""
+    done, document = bench(real, "noise", "--trials", "5", "--costs")
+    assert done.returncode == 0, done
+    assert document["noise_floor"]["n"] == 5
+    assert 0.8 <= document["noise_floor"]["median"] <= 1.25
+    assert {"store_tax", "lookup_tax", "visibility_lag", "decode_tax"} <= set(document["costs"])
+    until(lambda: not files(real), 5)
+
+
+def test_a_foreign_answer_is_noticed(real: Real) -> None:
+    """Another client asks the plain engine during the cold request: that sample proves nothing."""
+    stop = threading.Event()
+
+    def pester() -> None:
+        while not stop.is_set():
+            real.ask("plain", str(time.monotonic_ns()), f"foreign-{time.monotonic_ns()}")
+
+    thread = threading.Thread(target=pester)
+    thread.start()
+    try:
+        done, document = bench(real, "foreign", "--trials", "1")
+    finally:
+        stop.set()
+        thread.join()
+    found = next(r for r in document["rows"] if (r["engine"], r["arm"]) == ("plain", "cold"))
+    assert found["verdict"] == "UNPROVEN"
+    assert "another client used the engine" in found["why"]
+    assert done.returncode == 0 or document["baseline"] == "plain"
