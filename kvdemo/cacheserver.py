@@ -48,6 +48,17 @@ def objects(server: str) -> int:
     return int(health.status(server).get("storage_manager", {}).get("l1_manager", {}).get("total_object_count", 0))
 
 
+def settle(server: str) -> None:
+    """Wait until no store is in hand, where the server tells: chunks that come late count as the next writer's."""
+    deadline = time.monotonic() + STORE_PATIENCE
+    while _in_hand(health.counters(server)) > 0 and time.monotonic() < deadline:
+        time.sleep(POLL)
+
+
+def _in_hand(counters: Mapping[str, float]) -> float:
+    return counters.get("num_submitted_stores", 0) - counters.get("num_finished_stores", 0)
+
+
 def wait_until_stored(server: str, stored: int, before: Mapping[str, float], chunks: int) -> int:
     """Storing goes on after the answer: wait for the chunks to be there. How many of them arrived?
 
@@ -59,8 +70,7 @@ def wait_until_stored(server: str, stored: int, before: Mapping[str, float], chu
         seen = int(max(now.get("l1_write_chunks", 0) - before.get("l1_write_chunks", 0), objects(server) - stored))
         if seen > arrived:
             arrived, progress = seen, time.monotonic()
-        in_hand = now.get("num_submitted_stores", 1) > now.get("num_finished_stores", 0)
-        patience = STORE_PATIENCE if in_hand else IDLE_PATIENCE
+        patience = STORE_PATIENCE if _in_hand(now) > 0 else IDLE_PATIENCE
         if arrived >= chunks or not now or time.monotonic() - progress > patience:
             return arrived
         time.sleep(POLL)

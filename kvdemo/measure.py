@@ -55,6 +55,8 @@ class Meter:
     def ask(self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0) -> Sample:
         """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server."""
         server = self.cache_url(step.engine)
+        if chunks:
+            cacheserver.settle(server)
         before = health.counters(step.engine.url)
         cache_before = health.counters(server) if server else {}
         stored_before = cacheserver.objects(server) if chunks else 0

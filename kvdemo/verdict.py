@@ -82,9 +82,10 @@ def _missing(sample: Sample) -> str:
 class CacheFacts:
     """What is known of a cache server when a request got less than expected; an unknown number is None.
 
-    ``engines`` should have registered with it, ``registered`` have, and not who asked if it is ``strange``. Of the
-    prompt's ``chunks`` ``stored`` arrived and ``filed`` are in L2; ``evicted``, ``refused`` (L1 was full) and ``unreadable`` (in L2) are
-    the chunks it counted since. Its lookup ``found`` tokens. ``kv_bytes`` are the prompt's, ``l1_bytes`` L1's size.
+    ``engines`` should have registered with it, ``registered`` have; not who asked, if it is ``strange``. Of the
+    prompt's ``chunks`` ``stored`` arrived and ``filed`` are in L2; ``evicted``, ``refused`` (L1 was full) and
+    ``unreadable`` (in L2) are the chunks it counted since. Its lookup ``found`` tokens. ``kv_bytes`` are the prompt's,
+    ``l1_bytes`` L1's size.
     """
 
     server: str

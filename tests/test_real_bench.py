@@ -94,7 +94,8 @@ def cut(file: Path) -> None:
 @contextmanager
 def vandal(real: Real, harm: Callable[[Path], None]) -> Iterator[list[Path]]:
     """Harm every KV file as soon as it is whole; the files."""
-    ended, harmed = threading.Event(), []
+    ended = threading.Event()
+    harmed: list[Path] = []
 
     def work() -> None:
         while not ended.is_set():
@@ -127,7 +128,7 @@ def test_the_disk_tier_is_proved(real: Real) -> None:
 
 
 def test_corrupted_files_are_caught(real: Real) -> None:
-    """Bits flipped in the store between write and read: the answer is NO, exit code 1, and the first difference shown."""
+    """Bits flipped in the store between write and read: the answer is NO, with the first difference, exit code 1."""
     with vandal(real, flip) as harmed:
         done, document = bench(real, "flipped", "--tier", "l2", "--trials", "1")
     assert harmed
@@ -242,7 +243,7 @@ def test_the_matrix(real: Real) -> None:
 
 
 def test_cold_against_cold(real: Real) -> None:
-    """The noise floor: two plain engines take the same time, as far as a shared machine allows; and what it all costs."""
+    """Two plain engines take the same time, as far as a shared machine allows; and what caching costs is told."""
     done, document = bench(real, "noise", "--trials", "5", "--costs")
     assert done.returncode == 0, done
     assert document["noise_floor"]["n"] == 5

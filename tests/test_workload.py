@@ -1,0 +1,139 @@
+"""What is asked of whom, in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvdemo import workload
+from kvdemo.errors import UsageError
+from kvdemo.plan import Plan, ServiceSpec
+from runs import CALM
+
+
+def engine(name: str, cache: str = "", model: str = "m") -> ServiceSpec:
+    """An engine."""
+    return ServiceSpec(
+        name=name, kind="engine", argv=("python",), env={}, host="127.0.0.1", port=1, ports=(1,),
+        start_timeout=1, stop_timeout=1, cache=cache, model=model,
+    )  # fmt: skip
+
+
+def fleet(*engines: ServiceSpec) -> Plan:
+    """A plan of these engines."""
+    return Plan(project="t", profile="t.yaml", services=engines)
+
+
+FOUR = fleet(engine("p"), engine("q"), engine("a", "c"), engine("b", "c"))
+
+
+def test_the_first_two_of_a_cache_write_and_read() -> None:
+    """The plain engines are cold, the last of them is the baseline."""
+    cast = workload.roles(FOUR)
+    assert [spec.name for spec in cast.plain] == ["p", "q"]
+    assert (cast.writer.name, cast.reader.name, cast.baseline.name) == ("a", "b", "q")
+    assert [spec.name for spec in cast.engines] == ["p", "q", "a", "b"]
+
+
+def test_roles_can_be_swapped() -> None:
+    """By name; only among those that share."""
+    cast = workload.roles(FOUR, writer="b", reader="a")
+    assert (cast.writer.name, cast.reader.name) == ("b", "a")
+    with pytest.raises(UsageError, match="p is not one of"):
+        workload.roles(FOUR, writer="p")
+
+
+def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:
+    """There is a cold request in any case."""
+    assert workload.roles(fleet(engine("a", "c"), engine("b", "c"))).baseline.name == "a"
+
+
+def test_only_engines_of_one_model_share() -> None:
+    """KV of another model is of no use; a plain engine of another model is no baseline."""
+    cast = workload.roles(fleet(engine("p", model="x"), engine("x", "c", "x"), engine("a", "c"), engine("b", "c")))
+    assert (cast.plain, cast.writer.name, cast.reader.name) == ((), "a", "b")
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        (engine("p"), engine("q")),
+        (engine("a", "c"),),
+        (engine("a", "c"), engine("b", "d")),
+        (engine("a", "c", "x"), engine("b", "c", "y")),
+    ],
+    ids=["plain", "one", "two caches", "two models"],
+)
+def test_nobody_to_share_with(engines: tuple[ServiceSpec, ...]) -> None:
+    """Is said before anything is asked."""
+    with pytest.raises(UsageError, match="no two engines of this fleet share a cache"):
+        workload.roles(fleet(*engines))
+
+
+@CALM
+@given(st.integers(1, 100_000), st.integers(16, 1024))
+def test_reusable_tokens_are_whole_chunks(tokens: int, chunk: int) -> None:
+    """All but the last one at most, since the last token is always computed."""
+    found = workload.reusable(tokens, chunk)
+    assert found < tokens
+    assert found % chunk == 0 or found == tokens - 1
+    assert tokens - found <= chunk
+
+
+@CALM
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_the_order_of_arms_is_balanced(count: int, seed: int) -> None:
+    """Every arm once a trial; reuse right after store and again after reuse; each even trial reverses the one before."""
+    trials = list(workload.interleaved(count, workload.roles(FOUR), seed))
+    assert len(trials) == count
+    for steps in trials:
+        names = [(arm, spec.name) for arm, spec in steps]
+        assert Counter(names) == Counter([("cold", "p"), ("cold", "q"), ("store", "a"), ("reuse", "b"), ("again", "b")])
+        first = names.index(("store", "a"))
+        assert names[first + 1 : first + 3] == [("reuse", "b"), ("again", "b")]
+    first_arms = [[step for step in steps if step[0] in {"cold", "store"}] for steps in trials]
+    for odd, even in zip(first_arms[::2], first_arms[1::2], strict=False):
+        assert even == odd[::-1]
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    """Two runs of one seed ask in the same order."""
+    cast = workload.roles(FOUR)
+    assert list(workload.interleaved(9, cast, 1)) == list(workload.interleaved(9, cast, 1))
+    assert list(workload.interleaved(9, cast, 1)) != list(workload.interleaved(9, cast, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("", ()), ("1k", (1000,)), ("1K, 2.5k,300", (1000, 2500, 300)), ("16k,,4k", (16000, 4000))]
+)
+def test_lengths(text: str, found: tuple[int, ...]) -> None:
+    """Numbers of tokens, k is a thousand."""
+    assert workload.lengths(text) == found
+
+
+@CALM
+@given(st.text(max_size=12))
+def test_other_lengths_are_refused(text: str) -> None:
+    """Any text is either positive numbers or a UsageError."""
+    try:
+        assert all(length > 0 for length in workload.lengths(text))
+    except UsageError as error:
+        assert "--lengths" in str(error)
+
+
+def test_bodies_are_greedy_and_salted() -> None:
+    """The same question twice gives the same tokens, each named; the salt keeps trials apart."""
+    body = workload.body("m", {"prompt": "x"}, max_tokens=5, salt="s")
+    wanted = {"temperature": 0, "max_tokens": 5, "ignore_eos": True, "cache_salt": "s", "stream": True}
+    assert {key: body[key] for key in wanted} == wanted
+    assert body["return_tokens_as_token_ids"] is True
+
+
+def test_the_document_comes_before_the_question() -> None:
+    """Two questions about one document share its prefix, in chat and in completions."""
+    one, other = workload.messages("s", "d", "one?"), workload.messages("s", "d", "other?")
+    assert one[:-1] == other[:-1]
+    assert workload.text("s", "d", "x").startswith("s\n\nd\n\n")
