@@ -58,7 +58,8 @@ def disk_read(directory: Path) -> float | None:
     except OSError:
         return None
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def _read_once(file: Path) -> float:

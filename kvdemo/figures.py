@@ -144,12 +144,14 @@ def lengths(document: Mapping[str, Any]) -> Markup:
         return Markup()
     even = number(given.get("break_even_tokens"))
     say = "Time to first token over the length of the prompt in tokens."
-    if even is not None and even > 0:
+    mark: tuple[float, str] | None = None
+    if even is not None and even <= min(p["prompt_tokens"] for p in points):
+        say += " Loading is quicker than computing at every length measured."
+    elif even is not None:
         say += f" From about {even:,.0f} tokens on, loading is quicker than computing."
-        mark: tuple[float, str] | None = (even, f"break-even: {even:,.0f} tokens")
+        mark = (even, f"break-even: {even:,.0f} tokens")
     else:
         say += " No break-even was seen."
-        mark = None
     cells = [[f"{p['prompt_tokens']:,.0f}", *(span(number(p.get(f"{a}_ms"))) for a in names)] for p in points]
     table = _table(["Prompt tokens", "Cold", "Reuse", "Floor"], cells)
     plot = svg.curves(lines, (lambda x: f"{x:,.0f}", _tick), mark)

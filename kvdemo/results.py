@@ -34,6 +34,7 @@ def summarize(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[
         "trials_run": max((sample.trial for sample in samples if sample.arm != "decode"), default=0),
         "completed": sum(verdict is not Verdict.FAILED for verdict in everything),
         "failed": sum(verdict is Verdict.FAILED for verdict in everything),
+        "prompt_tokens": longest or conditions["prompt_tokens"],
         "rows": rows,
         "speedup": reuse["speedup"] if reuse else None,
         "noise_floor": _ratio(judged, conditions["baseline"], "cold", _others(rows, conditions)),

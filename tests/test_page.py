@@ -33,7 +33,7 @@ SECTIONS: dict[str, Any] = {
             }
             for n in (1000, 500, 16000)
         ],
-        "break_even_tokens": 420,
+        "break_even_tokens": 620,
     },
     "matrix": {
         "engines": ["a", "b"],
@@ -150,7 +150,7 @@ def test_sections_only_where_there_is_something() -> None:
     names = ["By length of the prompt", "From every writer to every reader", "What it costs", "The limit"]
     full = of(**SECTIONS)
     assert set(names) <= set(full.text["h2"])
-    for words in ("break-even: 420 tokens", "5.2x", "MISS", "2 % of cold", "(range)", "296 ms", "62 %"):
+    for words in ("break-even: 620 tokens", "5.2x", "MISS", "2 % of cold", "(range)", "296 ms", "62 %"):
         assert words in full.said()
     bare = of(costs={}, limit=None, matrix={"engines": []}, lengths={"points": []})
     assert not set(names) & set(bare.text["h2"])
