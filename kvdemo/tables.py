@@ -35,7 +35,7 @@ def _heading(document: Mapping[str, Any]) -> Text:
 
 def latency(document: Mapping[str, Any]) -> Table:
     """The table of arms; narrow enough for a terminal of 80 columns."""
-    grid = Table(box=None, header_style="bold underline", padding=(0, 2, 0, 0), pad_edge=False)
+    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("Engine", "Phase"):
         grid.add_column(heading, no_wrap=True)
     for heading in ("Cached tokens", "TTFT (ms)", "min-max", "Sooner"):
@@ -162,7 +162,7 @@ def matrix(document: Mapping[str, Any]) -> Table | Text:
     if "matrix" not in document:
         return Text("")
     found = document["matrix"]
-    grid = Table(box=None, header_style="bold underline", padding=(0, 2, 0, 0), pad_edge=False)
+    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("writer \\ reader", no_wrap=True)
     for engine in found["engines"]:
         grid.add_column(engine, justify="right", no_wrap=True)
@@ -185,7 +185,7 @@ def lengths(document: Mapping[str, Any]) -> Table | Text:
         return Text("")
     points = document["lengths"]["points"]
     longest = max(point["cold_ms"] for point in points)
-    grid = Table(box=None, header_style="bold underline", padding=(0, 2, 0, 0), pad_edge=False)
+    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("Prompt tokens", "Cold (ms)", "Reuse (ms)", "Floor (ms)", "Sooner"):
         grid.add_column(heading, justify="right", no_wrap=True)
     grid.add_column("cold / reuse")
