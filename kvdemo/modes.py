@@ -52,24 +52,26 @@ def lengths(rig: Rig) -> Generator[Doing | Sample]:
 
 
 def control(rig: Rig, prompt: Prompt, length: int = 0) -> Generator[Doing | Sample]:
-    """The same prompt on an engine that has exactly the reused tokens in its own prefix cache.
+    """The same prompt on each plain engine that has exactly the reused tokens in its own prefix cache.
 
-    It gets them from a prompt of the same length and the same first tokens whose next token differs: the same
-    prefill shapes, hence the same bits. Requests that share a batch round differently, so there is none for them.
+    Without a plain engine, on the writer. It gets them from a prompt of the same length and the same first tokens
+    whose next token differs: the same prefill shapes, hence the same bits. Requests that share a batch round
+    differently, so there is none for them.
     """
     if rig.options.concurrency > 1:
         return
-    engine, ids = rig.cast.baseline, list(prompt.ids)
-    yield Doing(f"control: a local hit of the same length on {engine.name}")
+    ids = list(prompt.ids)
     hit = workload.reusable(len(ids), rig.chunk)
-    salt = rig.salt(f"{length}-control")
     other = [*ids[:hit], *reversed(ids[hit:])]
     if other[hit] == ids[hit]:
         other[hit] = ids[0]
-    body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
-    step = Step(0, "control", engine, salt, hit, length=length)
-    rig.meter.ask(replace(step, expected=0), "/v1/completions", body)  # and its tokens are counted before the next
-    yield rig.meter.ask(step, prompt.path, prompt.body(engine, salt))
+    for engine in rig.cast.plain[::-1] or (rig.cast.writer,):
+        yield Doing(f"control: a local hit of the same length on {engine.name}")
+        salt = rig.salt(f"{length}-control")
+        body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
+        step = Step(0, "control", engine, salt, hit, length=length)
+        rig.meter.ask(replace(step, expected=0), "/v1/completions", body)  # and its tokens are counted before the next
+        yield rig.meter.ask(step, prompt.path, prompt.body(engine, salt))
 
 
 def decode_tax(rig: Rig) -> Generator[Doing | Sample]:

@@ -131,10 +131,14 @@ def why_missing(facts: CacheFacts) -> str:
             filed is not None and filed < facts.chunks,
             f"only {filed} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
         ),
-        (facts.evicted > 0, f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}"),
         (
-            facts.unreadable > 0,
-            f"{facts.unreadable:,} chunks could not be read from L2: files are missing, cut short or damaged",
+            facts.unreadable > 0 or bool(filed and found is not None and found < facts.expected),
+            f"of the {facts.chunks} chunks in L2 some could not be read: files are missing, cut short or damaged",
+        ),
+        # Clearing L1, as a run about L2 does, counts as eviction too.
+        (
+            facts.evicted > 0 and filed is None,
+            f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
         ),
         (
             found is not None and found >= facts.expected,

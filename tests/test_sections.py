@@ -193,7 +193,8 @@ def test_mixed_sources(local: int, shared: int, verdict: Verdict) -> None:
         ({"stored": 3}, "only 3 of the writer's 7 chunks had been stored"),
         ({"stored": 7, "filed": 5}, "only 5 of the writer's 7 chunks had become files"),
         ({"stored": 7, "evicted": 2}, "2 chunks were evicted"),
-        ({"stored": 7, "filed": 7, "unreadable": 6}, "6 chunks could not be read from L2"),
+        ({"stored": 7, "filed": 7, "unreadable": 6}, "of the 7 chunks in L2 some could not be read"),
+        ({"stored": 7, "filed": 7, "evicted": 7, "found": 0}, "of the 7 chunks in L2 some could not be read"),
         ({"stored": 7, "found": HIT}, "found 896 tokens, the engine did not load them"),
         ({"stored": 7, "found": 128}, "found only 128 tokens"),
         ({}, ""),
@@ -205,3 +206,16 @@ def test_reasons_follow_from_facts(facts: dict[str, Any], why: str) -> None:
     said = why_missing(CacheFacts("shared", expected=HIT, **given))
     assert why in said
     assert bool(said) == bool(why)
+
+
+def test_an_engine_that_rounds_otherwise_is_no_control() -> None:
+    """Its cold answer differs from the writer's already: exactness is judged by the other one, or not at all."""
+    odd = (-0.5, -0.25, -1.0, -2.1)
+    made = [replace(s, logprobs=odd) if s.engine == "plain" else s for s in samples()]
+    found = summarize(CONDITIONS, made)["answer"]
+    assert found["same"] is None
+    assert "plain already computes other bits than the writer" in found["text"]
+    second = [sample("cold", 1, engine="other"), sample("control", 0, engine="other")]
+    assert summarize(CONDITIONS, [*made, *second])["answer"]["same"] is True
+    wrong = [replace(s, logprobs=odd) if s.arm == "reuse" else s for s in [*made, *second]]
+    assert summarize(CONDITIONS, wrong)["answer"]["same"] is False
