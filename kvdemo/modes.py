@@ -54,9 +54,9 @@ def lengths(rig: Rig) -> Generator[Doing | Sample]:
 def control(rig: Rig, prompt: Prompt, length: int = 0) -> Generator[Doing | Sample]:
     """The same prompt on each plain engine that has exactly the reused tokens in its own prefix cache.
 
-    Without a plain engine, on the writer. It gets them from a prompt of the same length and the same first tokens
-    whose next token differs: the same prefill shapes, hence the same bits. Requests that share a batch round
-    differently, so there is none for them.
+    Without a plain engine, on the writer. It gets them from a prompt of the same length and the same first tokens whose
+    next token differs: the same prefill shapes, hence the same bits. Requests that share a batch round differently, so
+    there is none for them.
     """
     if rig.options.concurrency > 1:
         return
