@@ -134,7 +134,7 @@ def test_bench_saves_what_it_saw(real: Real, benched: dict[str, Any]) -> None:
     """The samples' sources add up to their prompts; judged again they give the same result as was saved and printed."""
     saved = next((real.path / "results").glob(f"*{benched['run_id'][:4]}.jsonl"))
     conditions, samples = record.read(saved)
-    assert len(samples) == 2 * 5 + 1
+    assert len(samples) == 2 * 5 + 2  # two trials, and a control on each plain engine
     for sample in samples:
         assert sample.sources is not None
         assert sample.sources.total == sample.prompt_tokens == benched["prompt_tokens"]
