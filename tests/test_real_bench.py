@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from guarding import until
-from kvdemo import process
+from kvdemo import process, workload
+from kvdemo.client import Client
 from real_fleet import HANDBOOK, MODEL, START, Real, needs_engines
 
 pytestmark = needs_engines
@@ -257,8 +258,13 @@ def test_a_foreign_answer_is_noticed(real: Real) -> None:
     stop = threading.Event()
 
     def pester() -> None:
-        while not stop.is_set():
-            real.ask("plain", str(time.monotonic_ns()), f"foreign-{time.monotonic_ns()}")
+        spec = real.plan.service("plain")
+        with Client(spec.url) as client:
+            while not stop.is_set():
+                salt = f"foreign-{time.monotonic_ns()}"
+                client.stream(
+                    "/v1/completions", workload.body(spec.model, {"prompt": salt}, max_tokens=8, salt=salt, logprobs=1)
+                )
 
     thread = threading.Thread(target=pester)
     thread.start()
