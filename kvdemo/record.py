@@ -76,7 +76,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
         # Not splitlines(): an answer may hold U+2028, which is no end of line in JSON.
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     conditions: dict[str, Any] = {}
     samples: list[Sample] = []
     for number, line in enumerate(lines, 1):

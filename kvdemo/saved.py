@@ -77,7 +77,7 @@ def any_result(path: Path) -> Result:
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if isinstance(document, dict) and isinstance(document.get("rows"), list):
         beside = path.with_suffix(".jsonl")
         if beside.exists() and (found := run(beside)).document.get("run_id") == document.get("run_id"):
