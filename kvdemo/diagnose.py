@@ -19,6 +19,9 @@ class Cause:
     fix: str = ""
 
 
+UNREACHABLE = "Cannot reach the LMCache MP server|LMCache server did not respond"
+"""What an engine says when it ends because its cache server does not answer."""
+
 SIGNATURES: tuple[tuple[str, str], ...] = (
     (
         r"Free memory on device .* is less than desired GPU memory utilization",
@@ -58,7 +61,7 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"unrecognized arguments?:", "this vLLM or LMCache does not know the flag: correct `args`"),
     (r"invalid choice:|error: argument", "a flag's value is wrong: correct `args`"),
     (
-        r"LMCache server did not respond|Failed to connect to .*LMCache|entering degraded mode",
+        rf"{UNREACHABLE}|Failed to connect to .*LMCache|entering degraded mode",
         "the cache server is not answering: kvdemo logs CACHE",
     ),
     (r"No registered GPU context|Device UUID .* not found", "the cache server was restarted: kvdemo restart CACHE"),

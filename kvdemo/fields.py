@@ -77,3 +77,4 @@ Env = Annotated[
     _schema(_MAPPING | {"propertyNames": {"pattern": VARIABLE}, "additionalProperties": _VALUES}),
 ]
 Args = Annotated[dict[str, Any], BeforeValidator(values.args), _schema(_MAPPING)]
+Adapter = Annotated[dict[str, Any], BeforeValidator(values.adapter), _schema(_MAPPING)]

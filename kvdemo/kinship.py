@@ -67,6 +67,8 @@ def store_of(profile: Profile, cache: str, facts: Facts) -> str:
                 + ": KV of one would silently be wrong in the other",
                 "make them equal, or give each its own cache",
             )
-    root = profile.caches[cache].l2
-    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()))
+    settings = profile.caches[cache]
+    root, serde = settings.l2, settings.l2_adapter.get("serde")
+    # Compressed files have the names of plain ones, but not their content.
+    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()) + [serde] * bool(serde))
     return str(root / hashlib.sha256(text.encode()).hexdigest()[:16]) if root else ""

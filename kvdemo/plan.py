@@ -169,12 +169,15 @@ def _cache(
     users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
     port, http = facts.ports[name], facts.ports[f"{name}.http"]
+    python = kinship.python_of(profile, name, facts)
+    interpreter = facts.interpreters.get(python)
     return ServiceSpec(
         name=name,
         kind="cache",
         argv=caches.argv(
             cache,
-            python=kinship.python_of(profile, name, facts),
+            python=python,
+            lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
             port=port,
             http_port=http,
             engines=len(users),

@@ -75,6 +75,8 @@ class Cache(_Service):
     """Host memory for KV, in bytes or such as 8GiB. Default: 2GiB."""
     l2: fields.OptionalPath = None
     """Directory for KV on disk, relative to the profile. Default: none (host memory only)."""
+    l2_adapter: fields.Adapter = {}
+    """Fields of LMCache's L2 adapter, such as {type: fs, use_odirect: true}. Default: files, by native threads."""
     chunk_size: fields.Chunk = 256
     """Tokens per stored chunk, at least 16; only whole chunks are shared. Default: 256."""
     port: fields.Port = None

@@ -147,6 +147,14 @@ def args(value: Any) -> dict[str, Any]:
     return flags
 
 
+def adapter(value: Any) -> dict[str, Any]:
+    """Fields of an L2 adapter, except the one that kvdemo gives it."""
+    given = mapping(value)
+    if "base_path" in given:
+        refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
+    return dict(given)
+
+
 def texts(value: Any) -> list[str]:
     """One text or more."""
     if not isinstance(value, list):

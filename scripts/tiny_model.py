@@ -8,6 +8,9 @@ neither ends early nor hides its first token in half a character.
 The same seed, document and library versions give the same bytes on every machine: the numbers are uniform (integers
 scaled once, no logarithm of anybody's libm), and they are rounded to bfloat16 here. Limit: it says nothing about
 the quality of an answer.
+
+``--like mistral-7b`` makes a directory of that model's shape with the same tokenizer and no weights, for engines that
+make up their own (``--load-format dummy``): times are those of the real model, and answers say nothing at all.
 """
 
 from __future__ import annotations
@@ -62,6 +65,25 @@ class Shape:
     mlp: float = 0.6  # the same for one layer's MLP
     spread: float = 4.0  # standard deviation of a logit
 
+
+LIKE: dict[str, dict[str, Any]] = {
+    # https://huggingface.co/mistralai/Mistral-7B-Instruct-v0.2/blob/main/config.json
+    "mistral-7b": {
+        "architectures": ["MistralForCausalLM"],
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "vocab_size": 32000,
+    },
+}
+"""What ``config.json`` says of models that are imitated."""
 
 Tensors = Iterator[tuple[str, tuple[int, ...], float]]
 
@@ -195,8 +217,10 @@ def replace_directory(new: Path, out: Path) -> None:
     shutil.rmtree(old)
 
 
-def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None) -> tuple[int, int]:
+def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, like: str = "") -> tuple[int, int]:
     """Make the model directory ``out``; return how many tokens ``document`` has and how many parameters the model.
+
+    With ``like`` it gets that model's shape, and no weights.
 
     Raises:
         OSError: the document cannot be read or the directory cannot be written.
@@ -209,10 +233,13 @@ def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None) -
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         scratch.chmod(0o755)
-        for name, content in configurations(shape, tokenizer.get_vocab_size()).items():
+        files = configurations(shape, tokenizer.get_vocab_size())
+        if like:
+            files["config.json"] |= LIKE[like]
+        for name, content in files.items():
             (scratch / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(str(scratch / "tokenizer.json"))
-        parameters = write_weights(scratch / "model.safetensors", shape, tokenizer, seed)
+        parameters = 0 if like else write_weights(scratch / "model.safetensors", shape, tokenizer, seed)
         replace_directory(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -226,15 +253,17 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=ROOT / "profiles" / "handbook.txt", help="UTF-8 text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=Shape.layers)
+    parser.add_argument("--like", choices=LIKE, default="", help="this model's shape, without weights")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         shape = Shape(layers=arguments.layers)
-        count, parameters = make(arguments.out, arguments.document, arguments.seed, shape)
+        count, parameters = make(arguments.out, arguments.document, arguments.seed, shape, arguments.like)
     except (OSError, UnicodeDecodeError) as error:
         print(f"tiny_model: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.out}: {parameters / 1e6:.1f} M parameters; {arguments.document.name} has {count} tokens")
+    size = f"{parameters / 1e6:.1f} M parameters" if parameters else f"shaped like {arguments.like}, no weights"
+    print(f"{arguments.out}: {size}; {arguments.document.name} has {count} tokens")
     return 0
 
 

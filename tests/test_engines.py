@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kvdemo import budget, caches, engines, environment
 from kvdemo.facts import Facts, Gpu
 from kvdemo.profile import Cache, Engine, Profile
@@ -138,6 +140,25 @@ def test_a_cache_server() -> None:
     assert json.loads(value(argv, "--l2-adapter")) == {"type": "fs", "base_path": "/kv/x", "shared": True}
     assert value(argv, "--max-workers") == "9"
     assert "--no-l1-use-lazy" in argv
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "expected"),
+    [
+        ("0.5.6", {}, {"type": "fs_native", "num_workers": 8, "shared": True}),
+        ("0.5.3", {}, {"type": "fs", "shared": True}),
+        ("", {}, {"type": "fs", "shared": True}),
+        ("0.5.6", {"type": "fs"}, {"type": "fs", "shared": True}),
+        ("0.5.6", {"use_odirect": True}, {"type": "fs_native", "num_workers": 8, "shared": True, "use_odirect": True}),
+        ("0.5.3", {"type": "fs_native", "num_workers": 2}, {"type": "fs_native", "num_workers": 2, "shared": True}),
+        ("0.5.6", {"type": "dax", "slot": 1}, {"type": "dax", "slot": 1, "shared": True}),
+    ],
+)
+def test_l2_takes_the_best_adapter_that_works(version: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Native files from the LMCache that can store salted requests with them; the profile's fields come on top."""
+    common: dict[str, Any] = {"python": "py", "port": 1111, "http_port": 2222, "engines": 1, "on_gpu": True}
+    argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", lmcache=version, **common))
+    assert json.loads(value(argv, "--l2-adapter")) == {**expected, "base_path": "/kv/x"}
 
 
 def test_automatic_gpus_spread() -> None:

@@ -121,6 +121,9 @@ def test_stores_are_kept_apart_by_fingerprint() -> None:
     python = Interpreter("py", VERSIONS | {"python": "3.12.0"})
     assert store(profile(caches=caches), replace(FACTS, interpreters={"py": python})) == base
     assert plan.make(profile(), FACTS).service("shared").store == ""
+    packed = {"shared": Cache(l2="/kv", l2_adapter={"serde": {"type": "fp8"}})}
+    assert store(profile(caches=packed)) != base
+    assert store(profile(caches={"shared": Cache(l2="/kv", l2_adapter={"num_workers": 2})})) == base
 
 
 @pytest.mark.parametrize(
