@@ -16,13 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from kvdemo import diagnose, environment, gpus, health, process, stores, survey, teardown, watch
+from kvdemo import diagnose, health, launchers, stores, survey, teardown, watch
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
+from kvdemo.launcher import Event, Launcher, State
 from kvdemo.plan import Plan, ServiceSpec
-from kvdemo.process import segments
-from kvdemo.procfs import alive
 from kvdemo.state import Project
-from kvdemo.watch import Event, State
 
 
 def up(
@@ -42,31 +40,30 @@ def up(
     """
     wanted = _closure(plan, names)
     previous = survey.saved_plan(project)
-    same = _unchanged(wanted, previous, project)
-    running = {name for name, record in project.records().items() if process.members(record) or alive(record.guardian)}
+    launcher = launchers.of(project, lock_fd)
+    same = _unchanged(wanted, previous, launcher)
+    running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
     document = project.load(strict=False) or {}
-    found = set(document.get("segments", []))
-    yield from teardown.stop(project, stale, previous, found)
-    if not running - stale or "gpu_used" not in document:
-        document["gpu_used"] = gpus.used()
+    yield from teardown.stop(launcher, stale, previous)
+    document |= launcher.prepare(fresh=not running - stale)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
-    project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json(), "segments": sorted(found)})
+    project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json()})
     started: list[str] = []
     try:
-        yield from _Starter(plan, project, environ, lock_fd, started).run(wanted, same, wait=wait, timeout=timeout)
+        yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
     except (Exception, KeyboardInterrupt):
         if not keep:
-            yield from teardown.stop(project, started, plan, found)
-            process.remove_segments(found)
+            yield from teardown.stop(launcher, started, plan)
+            launcher.tidy()
         raise
     except GeneratorExit:
-        for _ in () if keep else teardown.stop(project, started, plan, found):
+        for _ in () if keep else teardown.stop(launcher, started, plan):
             pass
-        process.remove_segments(found)
+        launcher.tidy()
         raise
-    _remember_segments(project)
+    launcher.settled()
 
 
 def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
@@ -90,14 +87,13 @@ def _known(plan: Plan, names: Collection[str]) -> set[str]:
     return set(names) or known
 
 
-def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, project: Project) -> set[str]:
+def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
     """Services that run exactly as planned; the engines of a cache that is replaced must follow it."""
     before = {spec.name: spec.digest for spec in previous.services} if previous else {}
-    records = project.records()
     same: set[str] = set()
     for spec in wanted:  # caches come first
-        record = records.get(spec.name)
-        lives = record and alive(record.leader) and alive(record.guardian) and not health.doomed(spec.url)
+        status = launcher.status(spec.name)
+        lives = status and status.alive and status.guarded and not health.doomed(spec.url)
         follows = not spec.cache or spec.cache in same
         if lives and follows and before.get(spec.name) == spec.digest:
             same.add(spec.name)
@@ -108,9 +104,9 @@ class _Starter:
     """Spawns services as soon as what they need is ready, and watches all of them at once."""
 
     def __init__(
-        self, plan: Plan, project: Project, environ: Mapping[str, str], lock_fd: int, started: list[str]
+        self, plan: Plan, project: Project, environ: Mapping[str, str], launcher: Launcher, started: list[str]
     ) -> None:
-        self.plan, self.project, self.environ, self.lock_fd, self.started = plan, project, environ, lock_fd, started
+        self.plan, self.project, self.environ, self.launcher, self.started = plan, project, environ, launcher, started
         self.run_id = secrets.token_hex(8)
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.stopping = threading.Event()
@@ -148,27 +144,18 @@ class _Starter:
             self.stopping.set()
 
     def _spawn(self, spec: ServiceSpec) -> None:
-        log = self.project.rotate_log(spec.name)
         if spec.store:
             stores.make(Path(spec.store), dict(self.plan.models), self.project.stores)
-        Path(survey.sockets(self.project)).mkdir(mode=0o700, exist_ok=True)
         self.started.append(spec.name)
-        self.project.forget(spec.name)
-        environ = environment.of_service(self.environ, spec.env, spec.secrets)
-        home = self.project.dir
-        process.spawn(home, spec.name, self.run_id, spec.argv, environ, home, log, self.lock_fd)
+        self.launcher.start(spec, self.run_id, self.environ)
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
         cache = self.plan.service(spec.cache).url if spec.cache else ""
         known = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
         try:
-            record = self.project.record(spec.name)
-            if record is None:
-                raise ServiceError("its record is gone")
             watch.until_ready(
                 spec,
-                record,
-                self.project,
+                self.launcher,
                 deadline=deadline,
                 stopped=self.stopping.is_set,
                 emit=lambda event: self.events.put(replace(event, detail=diagnose.redact(event.detail, known))),
@@ -205,13 +192,6 @@ def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
     return environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
 
 
-def _remember_segments(project: Project) -> None:
-    """Note the shared memory in use, so that `down` can tell ours from others' even after a SIGKILL."""
-    pids = {member.pid for record in project.records().values() for member in process.members(record)}
-    if document := project.load(strict=False):
-        project.save({**document, "segments": sorted(set(document.get("segments", [])) | segments(pids))})
-
-
 def restart(
     project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
 ) -> Generator[Event]:
@@ -220,9 +200,9 @@ def restart(
     _closure(plan, names)
     chosen = set(names)
     chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
-    found: set[str] = set()
-    yield from teardown.stop(project, chosen, plan, found)
-    process.remove_segments(found)
+    launcher = launchers.of(project, lock_fd)
+    yield from teardown.stop(launcher, chosen, plan)
+    launcher.tidy()
     yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
 
 
@@ -240,6 +220,6 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
     plan = loaded(project)
     known = _known(plan, names)
     chosen = [spec for spec in plan.services if spec.name in known]
-    records = project.records()
+    launcher = launchers.of(project)
     with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
-        return list(pool.map(lambda s: watch.observe(s, records.get(s.name), key_of(s, environ)), chosen))
+        return list(pool.map(lambda s: watch.observe(s, launcher.status(s.name), key_of(s, environ)), chosen))

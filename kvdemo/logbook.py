@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
 
-from kvdemo import diagnose
+from kvdemo import diagnose, launchers
 from kvdemo.errors import UsageError
+from kvdemo.launcher import BEGIN, Launcher
 from kvdemo.state import Project
 from kvdemo.survey import saved_plan
 
@@ -17,35 +15,34 @@ POLL = 0.2
 """Seconds between two looks at the files while following: reading a growing file gives no event to wait for."""
 
 
-def select(project: Project, names: Collection[str], *, previous: bool = False) -> dict[str, Path]:
-    """The log file of each service asked for (all if none is named). Raises UsageError for one that has none."""
-    suffix = ".1" if previous else ""
-    there = {path.name.removesuffix(f".log{suffix}"): path for path in project.dir.glob(f"logs/*.log{suffix}")}
+def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
+    """The services asked for (all if none is named). Raises UsageError for one that has no log."""
+    there = launchers.of(project).logs(previous=previous)
     for name in names:
         if name not in there:
             what = "previous log" if previous else "log"
             raise UsageError(
-                f"service {name} has no {what} in project {project.name}",
-                f"there are: {', '.join(sorted(there)) or 'none'}",
+                f"service {name} has no {what} in project {project.name}", f"there are: {', '.join(there) or 'none'}"
             )
-    return {name: path for name, path in sorted(there.items()) if not names or name in names}
+    return [name for name in there if not names or name in names]
 
 
 def lines(
     project: Project,
-    files: Mapping[str, Path],
+    services: Collection[str],
     environ: Mapping[str, str],
     *,
     tail: int | None = None,
     follow: bool = False,
     previous: bool = False,
 ) -> Iterator[tuple[str, str]]:
-    """(service, line) of each file in turn, then, with ``follow``, whatever is added, a new start's file included."""
+    """(service, line) of each log in turn, then, with ``follow``, whatever is added, a new start's log included."""
     plan = saved_plan(project)
     secrets = {
         name: environ[name] for spec in (plan.services if plan else ()) for name in spec.secrets if name in environ
     }
-    books = {service: _Book(path) for service, path in files.items()}
+    launcher = launchers.of(project)
+    books = {service: _Book(launcher, service, previous) for service in services}
     for service, book in books.items():
         rows = book.read_on() if follow else book.read()
         for row in rows if tail is None else rows[max(0, len(rows) - tail) :]:
@@ -58,11 +55,11 @@ def lines(
 
 
 class _Book:
-    """One service's log, held open: its last lines can be read when a new start has put it aside."""
+    """One service's log and how far it was read; a last line without its end waits for it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rest = path, b""
-        self.stream: BinaryIO | None = None
+    def __init__(self, launcher: Launcher, service: str, previous: bool) -> None:
+        self.launcher, self.service, self.previous = launcher, service, previous
+        self.place, self.rest = BEGIN, b""
 
     def read(self) -> list[str]:
         """Every line there is, the last one whole or not."""
@@ -73,22 +70,7 @@ class _Book:
         return rows
 
     def read_on(self) -> list[str]:
-        """The whole lines since the last call, of the file read so far and then of the one that took its place."""
-        data = self.rest + (self.stream.read() if self.stream else b"")
-        if fresh := self._fresh():
-            data += fresh.read()
-            if self.stream:
-                self.stream.close()
-            self.stream = fresh
-        whole, newline, self.rest = data.rpartition(b"\n")
+        """The whole lines since the last call."""
+        self.place, new = self.launcher.read_log(self.service, self.place, previous=self.previous)
+        whole, newline, self.rest = (self.rest + new).rpartition(b"\n")
         return (whole + newline).decode(errors="replace").splitlines()
-
-    def _fresh(self) -> BinaryIO | None:
-        """The file at the path, if it is not the one that is open."""
-        try:
-            found = self.path.stat().st_ino
-            if self.stream and os.fstat(self.stream.fileno()).st_ino == found:
-                return None
-            return self.path.open("rb")
-        except FileNotFoundError:
-            return None

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,6 +162,13 @@ class Project:
             if older.exists():
                 older.replace(f"{log}.{number + 1}")
         return log
+
+    @property
+    def sockets(self) -> Path:
+        """A private directory for ZMQ sockets; short, whatever TMPDIR and the project's name are."""
+        mark = hashlib.sha256(str(self.dir).encode()).hexdigest()[:8]
+        base = tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp"
+        return Path(base) / f"kvdemo-{os.getuid()}-{mark}"
 
     @property
     def stores(self) -> Path:

@@ -11,10 +11,8 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -49,7 +47,7 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
         memory=psutil.virtual_memory().available + own,
         shm=shutil.disk_usage("/dev/shm").free + own,
-        sockets=str(sockets(project)),
+        sockets=str(project.sockets),
     )
 
 
@@ -63,12 +61,6 @@ def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[
     before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
     found = gpus.detect(environ)
     return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
-
-
-def sockets(project: Project) -> Path:
-    """The private directory for a project's ZMQ sockets; short, whatever TMPDIR and the project's name are."""
-    mark = hashlib.sha256(str(project.dir).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"kvdemo-{os.getuid()}-{mark}"
 
 
 def saved_plan(project: Project) -> Plan | None:

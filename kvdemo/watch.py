@@ -9,47 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import replace
 
-from kvdemo import diagnose, health, process
+from kvdemo import diagnose, health
+from kvdemo.launcher import BEGIN, Event, Launcher, State, Status
 from kvdemo.plan import ServiceSpec
-from kvdemo.procfs import Record, alive
-from kvdemo.state import Project
+
+__all__ = ["Event", "State", "observe", "place", "registered", "until_ready"]
 
 TICK = 0.5
 """Seconds between two questions to a service that is not ready yet."""
-
-
-class State(StrEnum):
-    """What a service is, in every table, JSON document and event."""
-
-    ABSENT = "absent"
-    WAITING = "waiting"
-    STARTING = "starting"
-    READY = "ready"
-    UNCHANGED = "unchanged"
-    UNHEALTHY = "unhealthy"
-    STOPPING = "stopping"
-    EXITED = "exited"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Event:
-    """What was seen of a service. ``elapsed`` seconds since its start, ``memory`` bytes (anonymous and shared)."""
-
-    service: str
-    state: State
-    kind: str = ""
-    phase: str = ""
-    detail: str = ""
-    fix: str = ""
-    elapsed: float = 0.0
-    memory: int = 0
-    at: str = ""
-    """Where it listens, and on which GPUs."""
 
 
 def place(spec: ServiceSpec) -> str:
@@ -58,20 +27,20 @@ def place(spec: ServiceSpec) -> str:
     return f":{spec.port}{gpus}"
 
 
-def observe(spec: ServiceSpec, record: Record | None, key: str = "") -> Event:
-    """The state of a service at this moment."""
+def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
+    """The state of a service at this moment, from what its launcher knows and what it says itself."""
     event = Event(spec.name, State.ABSENT, spec.kind, at=place(spec))
-    if record is None:
+    if status is None:
         return event
-    event = replace(event, elapsed=time.time() - record.started_at)
-    if not alive(record.leader):
-        ended = record.exit
+    event = replace(event, elapsed=time.time() - status.started_at)
+    if not status.alive:
+        ended = status.exit
         if ended is None:
             return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
-        return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - record.started_at)
-    event = replace(event, memory=process.resident(record))
-    guarded = "" if alive(record.guardian) else "its guardian was killed"
+        return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
+    event = replace(event, memory=status.memory)
+    guarded = "" if status.guarded else "its guardian was killed"
     if not health.healthy(spec.url, spec.kind):
         return replace(
             event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
@@ -84,26 +53,20 @@ def observe(spec: ServiceSpec, record: Record | None, key: str = "") -> Event:
 class Follower:
     """Reads what is new in a log, and keeps the phase that it shows."""
 
-    def __init__(self, log: Path) -> None:
-        self.log, self.offset, self.phase = log, 0, "import"
+    def __init__(self, launcher: Launcher, service: str) -> None:
+        self.launcher, self.service = launcher, service
+        self.place, self.phase = BEGIN, "import"
 
     def update(self) -> str:
         """The phase of starting, after whatever was written since the last call."""
-        try:
-            with self.log.open("rb") as stream:
-                stream.seek(self.offset)
-                new = stream.read()
-        except OSError:
-            return self.phase
-        self.offset += len(new)
+        self.place, new = self.launcher.read_log(self.service, self.place)
         self.phase = diagnose.phase(new.decode(errors="replace"), self.phase)
         return self.phase
 
 
 def until_ready(
     spec: ServiceSpec,
-    record: Record,
-    project: Project,
+    launcher: Launcher,
     *,
     deadline: float,
     stopped: Callable[[], bool],
@@ -116,23 +79,25 @@ def until_ready(
     A ready service is watched on, because the others still need it: FAILED may follow. ``deadline`` is on the monotonic
     clock. Returns when ``stopped`` says so.
     """
-    follower = Follower(project.log(spec.name))
+    follower = Follower(launcher, spec.name)
     event = Event(spec.name, State.STARTING, spec.kind, at=place(spec))
     doubt = "health check not answered"
     began = time.monotonic()
     while not stopped():
-        elapsed = time.time() - record.started_at
         # Ask at once, then ever more seldom: what runs already is found so without a wait.
-        if process.wait_exit([record], min(TICK, (time.monotonic() - began) / 2)):
-            cause = _cause(spec, project)
-            emit(replace(event, state=State.FAILED, phase="", elapsed=elapsed, detail=cause.line, fix=cause.fix))
+        ended = launcher.ended(spec.name, min(TICK, (time.monotonic() - began) / 2))
+        status = launcher.status(spec.name)
+        if ended or status is None:
+            cause = _cause(spec, launcher, status)
+            emit(replace(event, state=State.FAILED, phase="", detail=cause.line, fix=cause.fix))
             return
-        event = replace(event, phase=follower.update(), elapsed=elapsed, memory=process.resident(record))
+        elapsed = time.time() - status.started_at
+        event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
         if health.healthy(spec.url, spec.kind):
-            doubt = _doubt(spec, record, cache_url, key, deadline)
+            doubt = _doubt(spec, launcher, cache_url, key, deadline)
             if not doubt:
-                emit(replace(event, state=State.READY, phase="", elapsed=time.time() - record.started_at))
-                _until_stopped(spec, record, project, stopped, emit)
+                emit(replace(event, state=State.READY, phase="", elapsed=time.time() - status.started_at))
+                _until_stopped(spec, launcher, stopped, emit)
                 return
         if time.monotonic() > deadline:
             late = f"not ready in time: {doubt}; last phase: {event.phase}"
@@ -144,22 +109,20 @@ def until_ready(
 
 
 def _until_stopped(
-    spec: ServiceSpec, record: Record, project: Project, stopped: Callable[[], bool], emit: Callable[[Event], None]
+    spec: ServiceSpec, launcher: Launcher, stopped: Callable[[], bool], emit: Callable[[Event], None]
 ) -> None:
     while not stopped():
-        if process.wait_exit([record], TICK):
-            cause = _cause(spec, project)
+        if launcher.ended(spec.name, TICK):
+            cause = _cause(spec, launcher, launcher.status(spec.name))
             detail = f"ended after it was ready: {cause.line}"
             emit(Event(spec.name, State.FAILED, spec.kind, detail=detail, fix=cause.fix, at=place(spec)))
             return
 
 
-def _doubt(spec: ServiceSpec, record: Record, cache_url: str, key: str, deadline: float) -> str:
+def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, deadline: float) -> str:
     """Why a service that says it is healthy is not ready yet; empty when it is."""
-    pids = {member.pid for member in process.members(record)}
-    strangers = [pid for pid in process.listeners(spec.port) if pid not in pids]
-    if strangers and not pids & set(process.listeners(spec.port)):
-        return f"port {spec.port} is answered by another program (pid {strangers[0]})"
+    if stranger := launcher.stranger(spec):
+        return f"port {spec.port} is answered by another program (pid {stranger})"
     if spec.kind == "cache":
         return ""
     models = health.served_models(spec.url, key)
@@ -177,12 +140,8 @@ def registered(cache_url: str) -> int:
     return len(health.status(cache_url).get("registered_gpu_ids", []))
 
 
-def _cause(spec: ServiceSpec, project: Project) -> diagnose.Cause:
+def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diagnose.Cause:
     """What the log and the guardian's record of a dead service say."""
-    try:
-        text = project.log(spec.name).read_text(errors="replace")
-    except OSError:
-        text = ""
-    record = project.record(spec.name)
-    ended = record.exit if record else None
+    text = launcher.read_log(spec.name)[1].decode(errors="replace")
+    ended = status.exit if status else None
     return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)

@@ -89,8 +89,8 @@ def test_sockets_are_private_and_short(lab: Lab, monkeypatch: pytest.MonkeyPatch
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", "/" + "very-long/" * 9)
-    assert len(str(survey.sockets(lab.project()))) < 60
-    assert survey.sockets(lab.project()) != survey.sockets(lab.project(f"{lab.name}x"))
+    assert len(str(lab.project().sockets)) < 60
+    assert lab.project().sockets != lab.project(f"{lab.name}x").sockets
 
 
 def test_secrets_that_are_set(lab: Lab) -> None:
