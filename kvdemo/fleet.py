@@ -1,12 +1,14 @@
 """The stories ``up``, ``restart`` and ``ps``: streams of events about services; nothing here prints.
 
-``up`` starts what is missing and replaces what changed. Caches start first, plain engines beside them, cached engines
-when their cache answers; engines that measure the memory of one GPU start one after another, all others at once.
+``up`` starts what is missing and replaces what changed: caches first, and their engines beside them, which take longer
+until they ask for it than the cache takes until it answers. An engine that came too early all the same is started again
+when its cache is ready. Engines that measure the memory of a GPU start one after another, and after their cache.
 What a failing or interrupted ``up`` started, it stops again; consume it under ``contextlib.closing``.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -119,6 +121,7 @@ class _Starter:
         deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
         pending = {spec.name: _needs(spec, wanted) for spec in wanted}
         ready: set[str] = set()
+        early: set[str] = set()
         try:
             yield from (Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec)) for spec in wanted)
             while pending or (self.watching and wait):
@@ -137,6 +140,11 @@ class _Starter:
                     self.watching.discard(event.service)
                     if event.service in same:
                         event = replace(event, state=State.UNCHANGED)
+                if event.state is State.FAILED and event.service not in early and _too_early(event):
+                    early.add(event.service)
+                    self.watching.discard(event.service)
+                    pending[event.service] = {self.plan.service(event.service).cache}
+                    event = Event(event.service, State.WAITING, event.kind, detail="for its cache", at=event.at)
                 yield event
                 if event.state is State.FAILED:
                     raise self._failure(event)
@@ -171,9 +179,14 @@ class _Starter:
         return kind(f"{event.service}: {event.detail}", f"{event.fix}\n{hint}" if event.fix else hint)
 
 
+def _too_early(event: Event) -> bool:
+    """Whether an engine ended because its cache server did not answer (yet)."""
+    return bool(re.search(diagnose.UNREACHABLE, event.detail))
+
+
 def _needs(spec: ServiceSpec, wanted: Sequence[ServiceSpec]) -> set[str]:
     """What must be ready before this service may start."""
-    needs = {other.name for other in wanted if other.name == spec.cache}
+    needs = {other.name for other in wanted if other.name == spec.cache} if _measures(spec) else set()
     for other in wanted:
         if other.name == spec.name:
             break

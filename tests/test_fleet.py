@@ -43,13 +43,27 @@ def plain(**env: str) -> dict[str, dict[str, object]]:
 
 
 def test_up_makes_everything_ready_caches_first(lab: Lab) -> None:
-    """A cached engine starts only when its cache answers; a plain one does not wait for it."""
-    events = lab.up(lab.profile())
+    """A cached engine starts beside its cache, not after it, and is ready only when that is."""
+    caches = {"shared": {"l1": "16MiB", "chunk_size": 64, "env": {"FAKE_START_S": "1"}}}
+    events = lab.up(lab.profile({"plain": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}}, caches))
     assert states(events) == dict.fromkeys(("shared", "plain", "a", "b"), State.READY)
-    order = [event.service for event in events if event.state is State.READY]
-    assert order.index("shared") < min(order.index("a"), order.index("b"))
-    cache_ready = next(n for n, event in enumerate(events) if event.state is State.READY and event.service == "shared")
-    assert not any(event.service in ("a", "b") and event.state is State.STARTING for event in events[:cache_ready])
+    born = {name: record.started_at for name, record in lab.project().records().items()}
+    assert min(born, key=lambda name: born[name]) == "shared"
+    assert max(born.values()) - born["shared"] < 1
+
+
+def test_an_engine_that_came_before_its_cache_is_started_again(lab: Lab) -> None:
+    """Its end is no failure of the fleet; a second one is."""
+    impatient = {"a": {"cache": "shared", "env": {"FAKE_CACHE_PATIENCE_S": "0"}}}
+    slow = {"shared": {"l1": "16MiB", "chunk_size": 64, "env": {"FAKE_BIND_S": "1.5"}}}
+    path = lab.profile(impatient, slow)
+    events = lab.up(path)
+    assert states(events) == {"shared": State.READY, "a": State.READY}
+    assert [event.detail for event in events if event.state is State.WAITING and event.service == "a"][-1] == (
+        "for its cache"
+    )
+    log = lab.project().log("a")
+    assert "Cannot reach the LMCache MP server" in log.with_name(f"{log.name}.1").read_text()
 
 
 def test_engines_share_through_the_cache(lab: Lab) -> None:

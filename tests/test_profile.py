@@ -276,7 +276,7 @@ BROKEN = {
     ),
     "the adapter's directory": (
         "model: m\nengines: {a: {cache: s}}\ncaches: {s: {l2: ./kv, l2_adapter: {type: fs, base_path: /x}}}\n",
-        ["3:45: caches.s.l2_adapter.base_path: kvdemo makes the directory: write 'l2', beside l2_adapter"],
+        ["3:47: caches.s.l2_adapter.base_path: kvdemo makes the directory: write 'l2', beside l2_adapter"],
     ),
     "variables": (
         "model: ${MODEL}\nname: ${NAME:?which fleet}\nengines: {a: {port: '${PORT:-http}', gpus: [$GPU]}}\n",

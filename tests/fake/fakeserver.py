@@ -7,10 +7,12 @@ the ones of *requests* while the process runs, ``{}`` takes them all back.
 Of the process, engine and cache:
     FAKE_DIE=TEXT          write TEXT to the log at start and exit with FAKE_DIE_CODE (default 1)
     FAKE_KILL=1            be killed (SIGKILL) at start
+    FAKE_BIND_S=X          take X seconds until the ports answer
     FAKE_START_S=X         take X seconds until healthy; FAKE_NEVER_HEALTHY=1: for ever
     FAKE_CHILD=1           fork a child in the same session that ignores SIGTERM and outlives its parent
     FAKE_IGNORE_SIGTERM=1  go on after SIGTERM
     FAKE_LEAK=NAME         leave a file NAME in /dev/shm, mapped
+    FAKE_CACHE_PATIENCE_S=X engine: end if its cache server does not answer within X seconds (10)
 Of every request, engine:
     FAKE_MODEL_ID=NAME     offer this model instead of --served-model-name
     FAKE_CANNOT_GENERATE=1 answer completions with 500
@@ -168,6 +170,7 @@ def begin() -> None:
             signal.pause()
     if fault("KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(number("BIND_S", 0))
     if fault("DIE"):
         say(fault("DIE"))
         sys.exit(int(number("DIE_CODE", 1)))

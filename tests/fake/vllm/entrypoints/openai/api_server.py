@@ -90,10 +90,17 @@ class Shared:
             connection.close()
 
     def register(self) -> None:
-        """Tell the server about this engine and learn its chunk size."""
-        self.chunk_size = self.ask("register").get("chunk_size", 0)
-        if not self.chunk_size:
-            fake.say("LMCache ERROR: LMCache server did not respond, entering degraded mode")
+        """Tell the server about this engine and learn its chunk size; end if nobody answers in time, as vLLM does."""
+        patience = fake.number("CACHE_PATIENCE_S", 10)
+        until = time.monotonic() + patience
+        while not self.chunk_size:
+            self.chunk_size = self.ask("register").get("chunk_size", 0)
+            if not self.chunk_size and time.monotonic() >= until:
+                fake.say(
+                    f"ConnectionError: Cannot reach the LMCache MP server at 'tcp://{self.host}' within {patience}s."
+                )
+                sys.exit(1)
+            time.sleep(0 if self.chunk_size else 0.02)
 
 
 @dataclass
