@@ -131,7 +131,7 @@ def _clean(line: str) -> str:
 # A line that ends one phase names the next; the last one seen in the log is the phase. vLLM mentions torch.compile also
 # where it compiles nothing (its configuration, warnings): only the lines of a running compiler count.
 PHASES: tuple[tuple[str, str], ...] = (
-    (r"Starting to load model", "load weights"),
+    (r"Starting to load model|Loading model from scratch", "load weights"),
     (r"Loading weights took|Model loading took|torch\.compile (?:took|takes)", "profile"),
     (r"for vLLM's torch\.compile|Dynamo bytecode transform|Compiling a graph for", "compile"),
     (r"[CG]PU KV cache size:|Graph capturing finished", "warm up"),

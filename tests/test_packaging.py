@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from kvdemo import runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test")] + [ROOT / ".ci" / "run"]
 CORE = {"httpx", "nvidia-ml-py", "psutil", "pydantic", "pyyaml", "rich", "typer"}
@@ -48,12 +50,12 @@ def lock(name: str) -> dict[str, str]:
     return {pin["name"]: pin["version"] for pin in pins if pin}
 
 
-def make_model(out: Path, seed: int) -> dict[str, str]:
+def make_model(out: Path, seed: int, *more: str) -> dict[str, str]:
     """Run scripts/tiny_model.py for one layer; return the sha256 of every file it made."""
     document = out.parent / "document.txt"
     document.write_text(TEXT)
     command = [sys.executable, str(ROOT / "scripts" / "tiny_model.py"), str(out), "--document", str(document)]
-    subprocess.run([*command, "--seed", str(seed), "--layers", "1"], check=True, capture_output=True, timeout=60)
+    subprocess.run([*command, "--seed", str(seed), "--layers", "1", *more], check=True, capture_output=True, timeout=60)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
 
 
@@ -132,3 +134,13 @@ def test_tiny_model_of_a_missing_document_is_an_error_in_words(tmp_path: Path) -
     assert "none.txt" in result.stderr
     assert "Traceback" not in result.stderr
     assert not out.exists()
+
+
+@has_tokenizers
+def test_a_model_can_be_shaped_like_a_large_one(tmp_path: Path) -> None:
+    """It has the sizes that decide about time and memory, a tokenizer, and no weights."""
+    made = make_model(tmp_path / "model", 0, "--like", "mistral-7b")
+    model = runtime.model(str(tmp_path / "model"), {})
+    assert (model.context, model.kv_bytes_per_token, model.dtype) == (32768, 131072, "bfloat16")
+    assert "tokenizer.json" in made
+    assert "model.safetensors" not in made
