@@ -1,4 +1,4 @@
-"""Which engine runs on which GPU, and whether the memory is there: pure arithmetic over profile and facts.
+"""Which engine runs on which GPU, and with which share of it: pure arithmetic over profile and facts.
 
 GPUs are counted as CUDA counts the visible ones. On a machine without the GPUs that a profile names the assignment is
 still made, as if they were there, and every absent one is reported.
@@ -7,22 +7,15 @@ still made, as if they were there, and every absent one is reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvdemo.engines import GIB
+from kvdemo import demand, kinship
 from kvdemo.facts import Facts, Gpu
 
 if TYPE_CHECKING:
     from kvdemo.profile import Engine, Profile
-
-CACHE_GPU_BYTES = int(0.65 * GIB)
-"""GPU memory of one LMCache server's CUDA context and staging (522 to 650 MiB were reported, LMCache#4287)."""
-
-CPU_ENGINE_BYTES = int(1.3 * GIB)
-"""Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
-processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +25,11 @@ class Assignment:
     gpus: tuple[int, ...]
     devices: tuple[str, ...]
     memory: float | None
+    uuids: tuple[str, ...] = ()
 
 
 def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
-    """Give every engine its GPUs; ``auto`` takes the GPU that the fewest engines use."""
+    """Give every engine its GPUs; ``auto`` takes the one with most memory left, then with the fewest engines."""
     chosen = _chosen(profile, facts)
     users = Counter(gpu for gpus in chosen.values() for gpu in gpus)
     by_index = {gpu.index: gpu for gpu in facts.gpus}
@@ -43,6 +37,7 @@ def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
         name: Assignment(
             gpus=gpus,
             devices=tuple(by_index[gpu].device if gpu in by_index else str(gpu) for gpu in gpus),
+            uuids=tuple(by_index[gpu].uuid for gpu in gpus if gpu in by_index),
             memory=_fraction(profile.engines[name], [by_index[gpu] for gpu in gpus if gpu in by_index], users, gpus),
         )
         for name, gpus in chosen.items()
@@ -55,15 +50,32 @@ def _chosen(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
     for name, engine in profile.engines.items():
         if engine.gpus != "auto":
             chosen[name] = tuple(gpu if isinstance(gpu, int) else uuids.get(gpu, -1) for gpu in engine.gpus)
-    used = Counter(gpu for gpus in chosen.values() for gpu in gpus)
     automatic = [name for name, engine in profile.engines.items() if engine.gpus == "auto"]
     # Without a GPU in sight, plan for a machine that has one for each.
-    pool = [gpu.index for gpu in facts.gpus] or list(range(len(used) + len(automatic)))
+    count = len({gpu for gpus in chosen.values() for gpu in gpus}) + len(automatic)
+    pool = facts.gpus or tuple(Gpu(n, str(n), "", "", 0, 0) for n in range(count))
     for name in automatic:
-        pick = min(pool, key=lambda gpu: (used[gpu], gpu))
-        used[pick] += 1
-        chosen[name] = (pick,)
+        kept = facts.kept.get(name, ())
+        stays = kept and {*kept} <= {gpu.index for gpu in pool}
+        chosen[name] = kept if stays else (_roomiest(profile, facts, chosen, pool),)
     return {name: chosen[name] for name in profile.engines}
+
+
+def _roomiest(profile: Profile, facts: Facts, chosen: Mapping[str, tuple[int, ...]], pool: Sequence[Gpu]) -> int:
+    """The GPU with most memory left, in tenths of it: small differences must not move an engine at the next `up`."""
+    users = Counter(gpu for gpus in chosen.values() for gpu in gpus)
+    planned: Counter[int] = Counter()
+    for name, gpus in chosen.items():
+        engine = profile.engines[name]
+        need = demand.of(engine, kinship.model_of(engine, facts), len(gpus))
+        for gpu in gpus:
+            planned[gpu] += need.fixed + (engine.kv_cache or need.kv or 0)
+
+    def order(gpu: Gpu) -> tuple[float, int, int]:
+        left = round(10 * (gpu.free - planned[gpu.index]) / gpu.total) if gpu.total else 0
+        return -left, users[gpu.index], gpu.index
+
+    return min(pool, key=order).index
 
 
 def _fraction(engine: Engine, gpus: list[Gpu], users: Mapping[int, int], indices: tuple[int, ...]) -> float | None:
@@ -80,36 +92,14 @@ def _fraction(engine: Engine, gpus: list[Gpu], users: Mapping[int, int], indices
     return round(0.9 / sharing, 2) if sharing > 1 else None
 
 
-def shortages(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
-    """What this machine lacks for the profile: GPUs, GPU memory, host memory, shared memory."""
-    yield from _absent(profile, facts, assigned)
-    for gpu in facts.gpus:
-        yield from _short_gpu(profile, gpu, assigned)
-    cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
-    l1 = sum(cache.l1 for cache in profile.caches.values())
-    need = l1 + sum(_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items())
-    if facts.memory is not None and need > facts.memory:
-        yield (
-            f"host memory: {need / GIB:.1f} GiB are needed ({l1 / GIB:.1f} GiB of it L1), {facts.memory / GIB:.1f} GiB "
-            "are available; lower caches.*.l1 or kv_cache, or run fewer engines"
-        )
-    mapped = sum(kv for name, kv in cpu.items() if profile.engines[name].cache)
-    if facts.shm is not None and mapped > facts.shm:
-        yield (
-            f"/dev/shm: cached engines map {mapped / GIB:.1f} GiB of KV cache there, {facts.shm / GIB:.1f} GiB are "
-            "free; in a container start it with a larger --shm-size, or lower kv_cache"
-        )
-
-
-def _host_bytes(engine: Engine) -> int:
-    """What an engine without a GPU needs beside its KV cache: what the profile says, else what was measured."""
-    return engine.memory if isinstance(engine.memory, int) else CPU_ENGINE_BYTES
-
-
-def _absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
+def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
+    """GPUs that engines want and this machine does not have."""
     here = {gpu.index for gpu in facts.gpus}
+    parts = {gpu.index for gpu in facts.gpus if gpu.parent}
     have = f"this machine has {len(here) or 'no'} usable GPU{'' if len(here) == 1 else 's'}"
     for name, assignment in assigned.items():
+        if len(assignment.gpus) > 1 and parts & {*assignment.gpus}:
+            yield f"engine {name}: a process can use one MIG instance only; give it one, or whole GPUs"
         for index, wanted in zip(assignment.gpus, _wanted(profile.engines[name], assignment), strict=True):
             if index not in here:
                 yield f"engine {name}: GPU {wanted} is not here; {have}"
@@ -117,22 +107,3 @@ def _absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) 
 
 def _wanted(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:
     return assignment.gpus if engine.gpus == "auto" else engine.gpus
-
-
-def _short_gpu(profile: Profile, gpu: Gpu, assigned: Mapping[str, Assignment]) -> Iterator[str]:
-    tenants = [name for name, assignment in assigned.items() if gpu.index in assignment.gpus]
-    caches = {profile.engines[name].cache for name in tenants} - {None}
-    need = len(caches) * CACHE_GPU_BYTES
-    parts = [f"{len(caches)} LMCache server(s) {need / GIB:.1f} GiB"] if caches else []
-    for name in tenants:
-        fraction = assigned[name].memory
-        share = int((0.9 if fraction is None else fraction) * gpu.total) + (profile.engines[name].kv_cache or 0)
-        need += share
-        parts.append(f"{name} {share / GIB:.1f} GiB")
-    if tenants and need > gpu.free:
-        holders = f"; held by {', '.join(gpu.holders)}" if gpu.holders else ""
-        yield (
-            f"GPU {gpu.index} ({gpu.name}): {need / GIB:.1f} GiB are needed ({', '.join(parts)}), "
-            f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB are free{holders}; "
-            "lower `memory` of its engines or free the GPU"
-        )

@@ -38,9 +38,37 @@ def python_of(profile: Profile, name: str, facts: Facts) -> str:
     return service.runtime.python or facts.default_python
 
 
+HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+"""Where an engine looks for Hugging Face models; the first one that is set decides."""
+
+
+def model_key(engine: Engine) -> str:
+    """What tells one model of the profile from another: its name, and for Hugging Face the revision and the place."""
+    if engine.model.startswith("/"):
+        return engine.model
+    place = next((engine.env[name] for name in HUB_VARIABLES if engine.env.get(name)), "")
+    revision = revision_of(engine)
+    return engine.model + (f"@{revision}" if revision != "main" else "") + (f" in {place}" if place else "")
+
+
+def revision_of(engine: Engine) -> str:
+    """The revision of its model that an engine loads."""
+    return str(engines.normalized(engine.args).get("revision") or "main")
+
+
 def model_of(engine: Engine, facts: Facts) -> Model:
     """What is known about an engine's model."""
-    return facts.models.get(engine.model, Model(engine.model))
+    return facts.models.get(model_key(engine), Model(engine.model))
+
+
+def absent(profile: Profile, facts: Facts) -> list[Engine]:
+    """One engine for each model that must be downloaded."""
+    found: dict[str, Engine] = {}
+    for engine in profile.engines.values():
+        model = model_of(engine, facts)
+        if not (model.path or model.problem):
+            found.setdefault(model_key(engine), engine)
+    return list(found.values())
 
 
 def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kvdemo import hub, kinship, report, state, survey
 from kvdemo import plan as planning
-from kvdemo import report, runtime, state, survey
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.plan import Plan
 from kvdemo.state import Project
+
+if TYPE_CHECKING:
+    from kvdemo.profile import Profile
 
 
 def project_of(profile: Path, name: str) -> Project:
@@ -19,22 +23,32 @@ def project_of(profile: Path, name: str) -> Project:
     return Project(state.root(os.environ), name or load(profile, os.environ).name)
 
 
+def profile_of(path: Path, project: Project) -> Profile:
+    """The profile, for that project. Raises ProfileError."""
+    from kvdemo.profile import load  # noqa: PLC0415
+
+    return load(path, os.environ).model_copy(update={"name": project.name})
+
+
 def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     """Load, survey, plan; with ``fetch`` download the models first that are not here.
 
     Raises ProfileError, and PreflightError for a model that cannot be downloaded.
     """
-    from kvdemo.profile import load  # noqa: PLC0415
-
-    profile = load(path, os.environ).model_copy(update={"name": project.name})
+    profile = profile_of(path, project)
     facts = survey.survey(profile, project, os.environ)
     planned = planning.make(profile, facts)
-    if fetch and planned.fetch and not planned.missing:
-        for name in planned.fetch:
-            report.out.print(f"Downloading {name} from Hugging Face (once) ...")
-            engine = next(engine for engine in profile.engines.values() if engine.model == name)
-            runtime.fetch(name, engine.runtime.python or facts.default_python, {**os.environ, **engine.env})
-        planned = planning.make(profile, survey.survey(profile, project, os.environ))
+    # The config first: whoever has too little memory should hear of it before 15 GB are downloaded.
+    for part in ("config", "weights"):
+        if not fetch or not planned.fetch or planned.missing:
+            break
+        for engine in kinship.absent(profile, facts):
+            if part == "weights":
+                report.out.print(f"Downloading {engine.model} from Hugging Face (once) ...")
+            python, environ = engine.runtime.python or facts.default_python, {**os.environ, **engine.env}
+            hub.fetch(engine.model, python, environ, part=part, revision=kinship.revision_of(engine))
+        facts = survey.survey(profile, project, os.environ)
+        planned = planning.make(profile, facts)
     return planned
 
 

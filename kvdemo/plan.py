@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvdemo import budget, caches, engines, kinship
+from kvdemo import budget, caches, engines, kinship, sums
 from kvdemo.facts import Facts
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class ServiceSpec:
     """One process to start. ``env`` comes on top of the user's environment; ``secrets`` are names, never values.
 
     ``port`` is where its HTTP API listens, ``ports`` everything it binds. ``context`` is the longest sequence in
-    tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2.
+    tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2; ``uuids`` are those of an
+    engine's GPUs.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ServiceSpec:
     kv_bytes_per_token: int | None = None
     store: str = ""
     budget: str = ""
+    uuids: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -68,13 +70,16 @@ def _reachable(host: str) -> str:
 class Plan:
     """All services of a profile in start order (caches first), and what stands in the way on this machine.
 
-    ``missing`` must be mended before ``up``; ``fetch`` are Hugging Face models that ``up`` downloads first.
+    ``missing`` must be mended before ``up``, ``warnings`` need not; ``sums`` are what it needs of each GPU, of memory
+    and disk. ``fetch`` are Hugging Face models that ``up`` downloads first.
     """
 
     project: str
     profile: str
     services: tuple[ServiceSpec, ...]
     missing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
     fetch: tuple[str, ...] = ()
     bench: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -120,22 +125,20 @@ def make(profile: Profile, facts: Facts) -> Plan:
     specs = [_cache(profile, name, facts, assigned, stores[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
-    fetch = sorted(
-        {
-            e.model
-            for e in profile.engines.values()
-            if not (kinship.model_of(e, facts).path or kinship.model_of(e, facts).problem)
-        }
-    )
+    fetch = sorted({engine.model for engine in kinship.absent(profile, facts)})
+    counted = list(sums.sums(profile, facts, assigned))
+    missing = [*_missing(profile, facts, assigned, bool(fetch)), *(str(s) for s in counted if s.hard and not s.fits)]
     return Plan(
         project=profile.name,
         profile=str(profile.path),
         services=tuple(specs),
-        missing=tuple(dict.fromkeys(_missing(profile, facts, assigned, bool(fetch)))),
+        missing=tuple(dict.fromkeys(missing)),
+        warnings=tuple(str(s) for s in counted if not s.hard and not s.fits),
+        sums=tuple(str(s) for s in counted if s.fits),
         fetch=tuple(fetch),
         bench=profile.bench.model_dump(mode="json"),
         versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
-        models={name: model.digest for name, model in facts.models.items()},
+        models={model.name: model.digest for model in facts.models.values()},
     )
 
 
@@ -159,7 +162,8 @@ def _missing(
     for key, port in facts.ports.items():
         if port in facts.busy:
             yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
-    yield from budget.shortages(profile, facts, assigned)
+    yield from budget.absent(profile, facts, assigned)
+    yield from sums.too_small(profile, facts, assigned)
 
 
 def _cache(
@@ -231,6 +235,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         port=facts.ports[name],
         ports=(facts.ports[name],),
         gpus=assignment.gpus,
+        uuids=assignment.uuids,
         cache=engine.cache or "",
         model=served,
         context=engine.max_model_len or model.context,

@@ -136,6 +136,8 @@ def plan_text(plan: Plan) -> Group:
     parts: list[Text | str] = [f"[bold]{escape(plan.project)}[/] from {escape(plan.profile)}, in this order:\n"]
     for spec in plan.services:
         parts.append(_service_text(spec))
+    parts += [f"[green]fits[/]      {escape(line)}" for line in plan.sums]
+    parts += [f"[yellow]warning[/]   {escape(line)}" for line in plan.warnings]
     for name in plan.fetch:
         parts.append(f"[yellow]to fetch[/]  model {escape(name)} is downloaded from Hugging Face first")
     for problem in plan.missing:

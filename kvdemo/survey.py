@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kvdemo import gpus, process, runtime
-from kvdemo.facts import Facts, Gpu
+from kvdemo import gpus, kinship, machine, process, runtime
+from kvdemo.facts import Facts, Gpu, Model
 from kvdemo.plan import Plan, wanted_ports
 from kvdemo.procfs import alive
 from kvdemo.state import Project, projects
@@ -41,19 +40,26 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         default_python=sys.executable,
         gpus=_gpus(environ, project, bool(running)),
         interpreters={python: runtime.interpreter(python) for python in pythons},
-        models={name: runtime.model(name, {**environ, **env}) for name, env in _models(profile).items()},
+        models=_models(profile, environ),
         ports=ports,
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
-        memory=psutil.virtual_memory().available + own,
-        shm=shutil.disk_usage("/dev/shm").free + own,
+        memory=machine.memory() + own,
+        shm=machine.free("/dev/shm") + own,
+        open_files=machine.open_files(),
+        disks={name: machine.free(cache.l2) for name, cache in profile.caches.items() if cache.l2},
+        kept=_kept(project, running),
         sockets=str(project.sockets),
     )
 
 
-def _models(profile: Profile) -> dict[str, Mapping[str, str]]:
-    """Every model once, however many engines run it (its weights are hashed), with the environment to find it in."""
-    return {engine.model: engine.env for engine in profile.engines.values()}
+def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
+    """Every model once, however many engines run it (its weights are hashed)."""
+    users = {kinship.model_key(engine): engine for engine in profile.engines.values()}
+    return {
+        key: runtime.model(engine.model, {**environ, **engine.env}, kinship.revision_of(engine))
+        for key, engine in users.items()
+    }
 
 
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
@@ -61,6 +67,11 @@ def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[
     before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
     found = gpus.detect(environ)
     return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
+
+
+def _kept(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    plan = saved_plan(project) if running else None
+    return {spec.name: spec.gpus for spec in plan.engines if spec.name in running} if plan else {}
 
 
 def saved_plan(project: Project) -> Plan | None:
