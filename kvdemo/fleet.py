@@ -23,6 +23,7 @@ from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeout
 from kvdemo.launcher import Event, Launcher, State
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.state import Project
+from kvdemo.turns import Turns, measures
 
 
 def up(
@@ -113,6 +114,7 @@ class _Starter:
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.stopping = threading.Event()
         self.watching: set[str] = set()
+        self.turns = Turns(plan.project, self.events.put, self.stopping)
 
     def run(
         self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
@@ -126,6 +128,8 @@ class _Starter:
             yield from (Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec)) for spec in wanted)
             while pending or (self.watching and wait):
                 for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
+                    if spec.name not in same and not self.turns.may_start(spec, deadline):
+                        continue
                     del pending[spec.name]
                     if spec.name not in same:
                         self._spawn(spec)
@@ -135,6 +139,7 @@ class _Starter:
                 if not (pending or wait):
                     break
                 event = self.events.get()
+                self.turns.note(event)
                 if event.state is State.READY:
                     ready.add(event.service)
                     self.watching.discard(event.service)
@@ -150,6 +155,7 @@ class _Starter:
                     raise self._failure(event)
         finally:
             self.stopping.set()
+            self.turns.close()
 
     def _spawn(self, spec: ServiceSpec) -> None:
         if spec.store:
@@ -186,18 +192,13 @@ def _too_early(event: Event) -> bool:
 
 def _needs(spec: ServiceSpec, wanted: Sequence[ServiceSpec]) -> set[str]:
     """What must be ready before this service may start."""
-    needs = {other.name for other in wanted if other.name == spec.cache} if _measures(spec) else set()
+    needs = {other.name for other in wanted if other.name == spec.cache} if measures(spec) else set()
     for other in wanted:
         if other.name == spec.name:
             break
-        if _measures(other) and set(other.gpus) & set(spec.gpus) and other.kind == spec.kind == "engine":
+        if measures(other) and set(other.gpus) & set(spec.gpus) and other.kind == spec.kind == "engine":
             needs.add(other.name)
     return needs
-
-
-def _measures(spec: ServiceSpec) -> bool:
-    """VLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
-    return bool(spec.gpus) and "--kv-cache-memory-bytes" not in spec.argv
 
 
 def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
