@@ -219,9 +219,10 @@ def _bandwidths(rig: Rig, environ: Mapping[str, str]) -> dict[str, float | None]
     """How fast KV could be moved here at best, in bytes a second."""
     reader, store = rig.cast.reader, rig.plan.service(rig.cast.reader.cache).store
     variables = environment.of_service(environ, reader.env, ())
+    disk = bandwidth.disk(Path(store)) if store else None
     return {
         "memory_bandwidth": bandwidth.copy(reader.argv[0], variables, gpu=bool(reader.gpus)),
-        "disk_bandwidth": bandwidth.disk_read(Path(store)) if store else None,
+        "disk_bandwidth": disk.best if disk else None,
     }
 
 

@@ -82,6 +82,16 @@ def plan(
 
 
 @app.command()
+def doctor(
+    profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
+) -> None:
+    """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
+    from kvdemo import checkup
+
+    checkup.run(profile, project_name, as_json=json)
+
+
+@app.command()
 def ps(
     services: Services = None,
     project_name: ProjectOption = "",
@@ -218,9 +228,7 @@ def compare(
 def down(
     project_name: ProjectOption = "",
     volumes: options.Volumes = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)
-    ] = None,
+    timeout: options.KillTimeout = None,
     all_projects: options.AllProjects = False,
 ) -> None:
     """Stop everything, engines before caches, and prove that nothing is left."""

@@ -21,6 +21,7 @@ Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=
 ProfileArgument = Annotated[
     Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")
 ]
+MaybeProfile = Annotated[Path | None, typer.Argument(metavar="[PROFILE]", help="A profile (YAML); else this machine.")]
 ProjectOption = Annotated[
     str,
     typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
@@ -69,4 +70,5 @@ Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every servic
 Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")]
 Volumes = Annotated[bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")]
+KillTimeout = Annotated[float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)]
 AllProjects = Annotated[bool, typer.Option("--all", help="Every project of this user.")]
