@@ -45,11 +45,10 @@ def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
 
 
 def _chosen(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
-    uuids = {gpu.uuid: gpu.index for gpu in facts.gpus}
     chosen: dict[str, tuple[int, ...]] = {}
     for name, engine in profile.engines.items():
         if engine.gpus != "auto":
-            chosen[name] = tuple(gpu if isinstance(gpu, int) else uuids.get(gpu, -1) for gpu in engine.gpus)
+            chosen[name] = tuple(gpu if isinstance(gpu, int) else _index(gpu, facts) for gpu in engine.gpus)
     automatic = [name for name, engine in profile.engines.items() if engine.gpus == "auto"]
     # Without a GPU in sight, plan for a machine that has one for each.
     count = len({gpu for gpus in chosen.values() for gpu in gpus}) + len(automatic)
@@ -59,6 +58,12 @@ def _chosen(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
         stays = kept and {*kept} <= {gpu.index for gpu in pool}
         chosen[name] = kept if stays else (_roomiest(profile, facts, chosen, pool),)
     return {name: chosen[name] for name in profile.engines}
+
+
+def _index(uuid: str, facts: Facts) -> int:
+    """The GPU whose UUID is, or as the only one begins with, this text; -1 if it is not here."""
+    fits = [gpu.index for gpu in facts.gpus if gpu.uuid.startswith(uuid)]
+    return fits[0] if len(fits) == 1 else -1
 
 
 def _roomiest(profile: Profile, facts: Facts, chosen: Mapping[str, tuple[int, ...]], pool: Sequence[Gpu]) -> int:
@@ -84,7 +89,8 @@ def _fraction(engine: Engine, gpus: list[Gpu], users: Mapping[int, int], indices
     if isinstance(engine.memory, float):
         return engine.memory
     if engine.memory is not None:
-        return round(engine.memory / min(gpu.total for gpu in gpus), 4) if gpus else None
+        total = min((gpu.total for gpu in gpus), default=0)
+        return round(engine.memory / total, 4) if total else None
     if engine.kv_cache:
         # vLLM sizes the KV cache from the bytes then; the fraction is only checked against free memory at start.
         return 0.1

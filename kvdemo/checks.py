@@ -11,9 +11,9 @@ from kvdemo.engines import GIB
 from kvdemo.facts import Driver, Gpu, Interpreter
 from kvdemo.plan import Plan
 from kvdemo.predict import Prediction, sentence
+from kvdemo.sums import FEW_FILES
 
-FEW_FILES, ENOUGH_FILES = 1024, 4096
-"""Open files of a process. Engines and LMCache idle with 30 to 52; connections and KV files in flight come on top."""
+ENOUGH_FILES = 4 * FEW_FILES
 
 SMALL_SHM = GIB
 """Docker gives 64 MiB of /dev/shm unless told otherwise; vLLM's processes and LMCache share memory there."""

@@ -19,7 +19,7 @@ from kvdemo.checks import Check
 from kvdemo.errors import PreflightError
 from kvdemo.facts import Facts, Model
 from kvdemo.plan import Plan, ServiceSpec
-from kvdemo.state import Project
+from kvdemo.state import Project, root
 
 if TYPE_CHECKING:
     from kvdemo.profile import Profile
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generator[Check]:
     """Check this machine and this interpreter, without a profile; ``store`` is where KV files would be."""
-    found = gpus.detect(environ)
+    found = survey.owned(gpus.detect(environ), root(environ))
     yield from _machine(found)
     interpreter = runtime.interpreter(python)
     yield checks.versions(interpreter)

@@ -24,6 +24,9 @@ CPU_ENGINE_BYTES = int(1.3 * GIB)
 """Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
 processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
 
+FEW_FILES = 1024
+"""Open files of a process. Engines and LMCache idle with 30 to 52; connections and KV files in flight come on top."""
+
 VLLM_MEMORY = 0.92
 """The share of a GPU that vLLM takes unless told (0.92 since 0.32, 0.9 before)."""
 
@@ -119,7 +122,14 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
     else:
         fits = _memory_that_fits({n: needs[n] for n in tenants if n not in fixed}, room - sum(fixed.values()), gpu)
     advice = f"{fits}, or free the GPU" if gpu.holders else fits
-    return Sum(f"GPU {gpu.index} ({gpu.name})", servers + sum(shares.values()), gpu.free, tuple(parts), advice, held)
+    return Sum(
+        f"GPU {gpu.index} ({gpu.name}, {_gib(gpu.total)})",
+        servers + sum(shares.values()),
+        gpu.free,
+        tuple(parts),
+        advice,
+        held,
+    )
 
 
 def _made_of(engine: Engine, need: demand.Demand) -> str:
@@ -152,7 +162,7 @@ def _that_fits(needs: Mapping[str, demand.Demand], kv: int, value: str) -> str:
 
 
 def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
-    """Engines that vLLM itself would refuse to start: their KV cache could not hold one sequence of full length."""
+    """What vLLM itself would refuse: a KV cache that cannot hold one sequence of full length, too few open files."""
     totals = {gpu.index: gpu.total for gpu in facts.gpus}
     for name, engine in profile.engines.items():
         assignment = assigned[name]
@@ -173,6 +183,10 @@ def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]
             made_of = f"{_gib(need.weights or 0)} weights + {_gib(need.overhead)} overhead + {full}"
             advice = _or_shorter(enough, need, share - need.fixed)
             yield f"{name}: its share of the GPU is {_gib(share)}, but needs {_gib(need.least)} ({made_of}); {advice}"
+
+    if facts.open_files is not None and facts.open_files < FEW_FILES:
+        few = f"a process may have {facts.open_files:,}, engines need {FEW_FILES:,}"
+        yield f"open files: {few}; raise it: ulimit -Hn 65535"
 
 
 def _or_shorter(enough: str, need: demand.Demand, kv: int) -> str:

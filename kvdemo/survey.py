@@ -65,8 +65,24 @@ def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
     """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
     before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
-    found = gpus.detect(environ)
+    found = owned(gpus.detect(environ), project.dir.parent)
     return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
+
+
+def owned(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
+    """The same GPUs, those holders named that are services of this user's projects."""
+    if not any(gpu.holders for gpu in found):
+        return found
+    owners = {
+        member.pid: f"service {name} of project {project.name}"
+        for project in projects(root)
+        for name, record in project.records().items()
+        for member in process.members(record)
+    }
+    return tuple(
+        replace(gpu, holders=tuple(replace(one, service=owners.get(one.pid, "")) for one in gpu.holders))
+        for gpu in found
+    )
 
 
 def _kept(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,6 @@ were told the size of their KV cache share it. Limits: other users' engines are 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kvdemo.errors import ServiceError
 from kvdemo.launcher import Event, State
 from kvdemo.plan import ServiceSpec
 from kvdemo.watch import place
@@ -120,9 +120,11 @@ class Turns:
 
 
 def _open(uuid: str) -> int:
-    home = directory()
-    with contextlib.suppress(FileExistsError):
-        home.mkdir(mode=0o700)
-    name = re.sub(r"[^A-Za-z0-9-]", "-", uuid)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(home / f"{name}.lock", flags, 0o600)
+    file = directory() / f"{re.sub(r'[^A-Za-z0-9-]', '-', uuid)}.lock"
+    try:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot lock a GPU with {file}: {error.strerror}", "remove it if it is not yours"
+        ) from error

@@ -1,17 +1,14 @@
-"""The words on the command lines, and who gets which GPU: pure functions."""
+"""The words on the command lines: pure functions."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvdemo import budget, caches, engines, environment
-from kvdemo.facts import Facts, Gpu
-from kvdemo.profile import Cache, Engine, Profile
+from kvdemo import caches, engines, environment
+from kvdemo.profile import Cache, Engine
 
 GIB = 1024**3
 
@@ -30,19 +27,6 @@ def words(one: Engine, **changes: Any) -> list[str]:
 def value(argv: list[str], flag: str) -> str:
     """What follows a flag."""
     return argv[argv.index(flag) + 1]
-
-
-def profile(**services: Any) -> Profile:
-    """A profile with these engines."""
-    found = {name.replace("_", "-"): one for name, one in services.items()}
-    return Profile(path=Path("/p.yaml"), engines={n: e for n, e in found.items() if isinstance(e, Engine)},
-                   caches={n: c for n, c in found.items() if isinstance(c, Cache)})  # fmt: skip
-
-
-def gpus(count: int, total: int = 80 * GIB, free: int | None = None) -> Facts:
-    """A machine with so many equal GPUs."""
-    free = total if free is None else free
-    return Facts("py", gpus=tuple(Gpu(n, str(n), f"GPU-{n}", "H", total, free) for n in range(count)))
 
 
 def test_flags() -> None:
@@ -159,66 +143,6 @@ def test_l2_takes_the_best_adapter_that_works(version: str, given: dict[str, Any
     common: dict[str, Any] = {"python": "py", "port": 1111, "http_port": 2222, "engines": 1, "on_gpu": True}
     argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", lmcache=version, **common))
     assert json.loads(value(argv, "--l2-adapter")) == {**expected, "base_path": "/kv/x"}
-
-
-def test_automatic_gpus_spread() -> None:
-    """`auto` takes the GPU that the fewest engines use, after the named ones."""
-    given = profile(a=engine(), b=engine(gpus=[0]), c=engine(), d=engine())
-    found = budget.assign(given, gpus(2))
-    assert {name: one.gpus for name, one in found.items()} == {"a": (1,), "b": (0,), "c": (0,), "d": (1,)}
-    assert {one.memory for one in found.values()} == {0.45}
-
-
-def test_fractions_and_sizes() -> None:
-    """A fraction stays; bytes become one; alone on a GPU vLLM's default holds; with kv_cache only the check's."""
-    given = profile(a=engine(gpus=[0], memory=0.3), b=engine(gpus=[1], memory=20 * GIB), c=engine(gpus=[2]),
-                    d=engine(gpus=[3], kv_cache=GIB), e=engine(gpus=[]))  # fmt: skip
-    found = budget.assign(given, gpus(4))
-    assert {name: one.memory for name, one in found.items()} == {"a": 0.3, "b": 0.25, "c": None, "d": 0.1, "e": None}
-
-
-def test_gpus_by_uuid_and_without_any() -> None:
-    """A UUID finds its GPU; without GPUs the plan is made for a machine that has them, and each one is missed."""
-    given = profile(a=engine(gpus=["GPU-1"]))
-    assert budget.assign(given, gpus(2))["a"].devices == ("1",)
-    nowhere = profile(a=engine(), b=engine())
-    found = budget.assign(nowhere, gpus(0))
-    assert [one.gpus for one in found.values()] == [(0,), (1,)]
-    missing = list(budget.shortages(nowhere, gpus(0), found))
-    assert missing == [
-        f"engine {n}: GPU {i} is not here; this machine has no usable GPUs" for n, i in (("a", 0), ("b", 1))
-    ]
-    lost = profile(a=engine(gpus=["GPU-9"]))
-    (said,) = budget.shortages(lost, gpus(1), budget.assign(lost, gpus(1)))
-    assert said == "engine a: GPU GPU-9 is not here; this machine has 1 usable GPU"
-
-
-def test_too_little_gpu_memory_names_the_holders() -> None:
-    """What each tenant needs, what is free, and who holds the rest."""
-    gpu = Gpu(0, "0", "GPU-0", "H200", 80 * GIB, 30 * GIB, ("pid 42 (50.0 GiB)",))
-    given = profile(a=engine(cache="c"), b=engine(), c=Cache())
-    facts = Facts("py", gpus=(gpu,))
-    (said,) = budget.shortages(given, facts, budget.assign(given, facts))
-    for text in (
-        "GPU 0 (H200): 72.6 GiB are needed",
-        "a 36.0 GiB",
-        "1 LMCache server(s)",
-        "held by pid 42",
-        "30.0 of 80.0",
-    ):
-        assert text in said
-
-
-def test_too_little_host_memory_and_shm() -> None:
-    """CPU engines and L1 against free memory; the KV of cached CPU engines against /dev/shm."""
-    given = profile(a=engine(gpus=[], cache="c", kv_cache=2 * GIB), b=engine(gpus=[]), c=Cache(l1=4 * GIB))
-    facts = Facts("py", memory=8 * GIB, shm=GIB)
-    memory, shm = budget.shortages(given, facts, budget.assign(given, facts))
-    assert memory.startswith("host memory: 9.6 GiB are needed (4.0 GiB of it L1), 8.0 GiB are available")
-    assert shm.startswith("/dev/shm: cached engines map 2.0 GiB")
-    assert list(budget.shortages(given, Facts("py"), budget.assign(given, facts))) == []
-    small = profile(a=engine(gpus=[], memory=GIB), c=Cache(l1=4 * GIB))
-    assert list(budget.shortages(small, replace(facts, memory=6 * GIB), budget.assign(small, facts))) == []
 
 
 def test_inherited_variables() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from conftest import Lab
 from kvdemo import runtime
-from kvdemo.errors import PreflightError
 
 CONFIG = {
     "hidden_size": 512,
@@ -144,26 +143,29 @@ def test_a_hugging_face_model(tmp_path: Path) -> None:
     assert runtime.model("org/model", {"XDG_CACHE_HOME": str(tmp_path / "none")}).path is None
     assert runtime.model("org/other", here).path is None
     (path / "model.safetensors").unlink()
-    assert runtime.model("org/model", here).path is None
+    half = runtime.model("org/model", here)
+    assert (half.path, half.digest, half.kv_bytes_per_token) == (None, "", 8192)
 
 
-@pytest.mark.parametrize(
-    ("stderr", "hint"),
-    [
-        ("huggingface_hub.errors.GatedRepoError: 403", "https://huggingface.co/org/model and accept it"),
-        ("huggingface_hub.errors.RepositoryNotFoundError: 404", "check the spelling"),
-        ("requests.exceptions.HTTPError: 401 Client Error", "set HF_TOKEN"),
-        ("httpx.ConnectError: [Errno -2] Name or service not known", "cannot be reached"),
-        ("OSError: [Errno 28] No space left on device", "set HF_HOME to a larger one"),
-        ("ValueError: unheard of", "see the message above"),
-    ],
-)
-def test_a_failed_download(tmp_path: Path, stderr: str, hint: str) -> None:
-    """The last line of the traceback, and what to do about it."""
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho 'Traceback' >&2\necho '{stderr}' >&2\nexit 1\n")
-    python.chmod(0o755)
-    with pytest.raises(PreflightError, match="model org/model cannot be downloaded: ") as caught:
-        runtime.fetch("org/model", str(python), {})
-    assert stderr in str(caught.value)
-    assert hint in caught.value.hint
+def test_revisions(tmp_path: Path) -> None:
+    """By name or by commit; another one is not here."""
+    path = snapshot(tmp_path)
+    here = {"HF_HOME": str(tmp_path)}
+    assert runtime.model("org/model", here, "abc123").path == str(path)
+    assert runtime.model("org/model", here, "v2").path is None
+
+
+def test_shards(tmp_path: Path) -> None:
+    """All that the index names must be here; its sum of sizes counts, and no weights twice."""
+    path = snapshot(tmp_path)
+    names = [f"model-{n}-of-2.safetensors" for n in (1, 2)]
+    index = {"metadata": {"total_size": 99}, "weight_map": dict(zip("ab", names, strict=True))}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / names[0]).write_bytes(b"x")
+    here = {"HF_HOME": str(tmp_path)}
+    assert (runtime.model("org/model", here).path, runtime.model("org/model", here).weight_bytes) == (None, 99)
+    (path / names[1]).write_bytes(b"x")
+    assert runtime.model("org/model", here).path == str(path)
+    again = model(tmp_path / "m")
+    (again / "consolidated.safetensors").write_bytes(b"weights")
+    assert runtime.model(str(again), {}).weight_bytes == 7
