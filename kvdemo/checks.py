@@ -145,9 +145,11 @@ def _why_not(step: str, error: str, gpu: bool) -> str:
     return "reinstall it for this interpreter; scripts/setup makes one that works on a CPU"
 
 
-def plan(found: Plan) -> Iterator[Check]:
-    """What the plan says: what is missing, what is short, what fits."""
+def plan(found: Plan, told: set[str]) -> Iterator[Check]:
+    """What the plan says: what is missing (but for problems that are ``told`` elsewhere), what is short, what fits."""
     for text in found.missing:
+        if any(problem and text.endswith(problem) for problem in told):
+            continue
         said, _, fix = text.rpartition("; ")
         yield failure("plan", said or text, fix if said else "")
     for text in found.warnings:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvdemo import bandwidth, checks, engines, environment, gpus, hub, kinship, machine, predict, runtime, survey
 from kvdemo import plan as planning
-from kvdemo.checks import Check
+from kvdemo.checks import Check, Level
 from kvdemo.errors import PreflightError
-from kvdemo.facts import Facts, Model
+from kvdemo.facts import Facts, Interpreter, Model
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.state import Project, root
 
@@ -29,12 +29,10 @@ def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generato
     """Check this machine and this interpreter, without a profile; ``store`` is where KV files would be."""
     found = survey.owned(gpus.detect(environ), root(environ))
     yield from _machine(found)
-    interpreter = runtime.interpreter(python)
-    yield checks.versions(interpreter)
     variables = environment.of_service(environ, engines.QUIET, ())
-    if not interpreter.problem:
-        yield from _loaded(python, variables, gpu=bool(found), cached=True)
-    yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
+    loads = yield from _interpreter(runtime.interpreter(python), variables, gpu=bool(found), cached=True)
+    if loads:
+        yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
     yield _disk(store)[0]
 
 
@@ -43,17 +41,16 @@ def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], r
     facts = survey.survey(profile, project, environ)
     plan = planning.make(profile, facts)
     yield from _machine(facts.gpus)
-    yield from _interpreters(plan, facts, environ)
-    yield from checks.plan(plan)
+    yield from checks.plan(plan, told={one.problem for one in facts.interpreters.values()})
     yield from _models(profile, facts, environ)
+    working = yield from _interpreters(plan, facts, environ)
     rates: dict[str, float] = {}
     reader = next((spec for spec in reversed(plan.engines) if spec.cache), None)
     model = _model(profile, facts, reader)
-    usable = reader and not facts.interpreters[reader.argv[0]].problem
-    if reader and usable and {*reader.gpus} <= {gpu.index for gpu in facts.gpus}:
+    if reader and reader.argv[0] in working:
         rates = _rates(plan, reader, model, environ)
         yield from _copies(rates)
-    bandwidths = {"memory": rates["load"]} if "load" in rates else {}
+    bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
     for name, cache in profile.caches.items():
         if cache.l2:
             check, found = _disk(Path(cache.l2), name)
@@ -70,22 +67,33 @@ def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
     yield from checks.limits(machine.open_files(), machine.locked_memory(), shm, gpu=bool(found))
 
 
-def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Iterator[Check]:
-    """Each interpreter once, with the environment and on the device of the first service that it runs."""
+def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
+    """Each interpreter once, with the environment and on the device of the first engine that it runs; which work."""
     here = {gpu.index for gpu in facts.gpus}
+    working = set()
     for python, interpreter in facts.interpreters.items():
-        yield checks.versions(interpreter)
         users = [spec for spec in plan.services if spec.argv[0] == python]
         spec = next((spec for spec in users if spec.kind == "engine"), users[0])
-        if not interpreter.problem and {*spec.gpus} <= here:
-            variables = environment.of_service(environ, spec.env, ())
-            cached = any(spec.cache or spec.kind == "cache" for spec in users)
-            yield from _loaded(python, variables, gpu=bool(spec.gpus), cached=cached)
+        cached = any(spec.cache or spec.kind == "cache" for spec in users)
+        variables = environment.of_service(environ, spec.env, ())
+        if not {*spec.gpus} <= here:
+            yield checks.versions(interpreter)
+        elif (yield from _interpreter(interpreter, variables, gpu=bool(spec.gpus), cached=cached)):
+            working.add(python)
+    return working
 
 
-def _loaded(python: str, environ: Mapping[str, str], *, gpu: bool, cached: bool) -> Iterator[Check]:
-    answer = bandwidth.ask(python, environ, "imports", gpu=gpu, cached=cached)
-    yield from checks.loaded(answer.findings, answer.code, answer.stderr, gpu)
+def _interpreter(
+    found: Interpreter, environ: Mapping[str, str], *, gpu: bool, cached: bool
+) -> Generator[Check, None, bool]:
+    """Versions, and whether the compiled parts load together; whether all is well."""
+    yield checks.versions(found)
+    if found.problem:
+        return False
+    answer = bandwidth.ask(found.python, environ, "imports", gpu=gpu, cached=cached)
+    loaded = list(checks.loaded(answer.findings, answer.code, answer.stderr, gpu))
+    yield from loaded
+    return all(check.level is Level.OK for check in loaded)
 
 
 def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -174,11 +182,13 @@ def _prediction(
     if not (model.shape and model.kv_bytes_per_token and reader.chunk_size and tokens):
         yield from checks.prediction(None, "", "the model's config is not here, or not of the usual form")
         return
+    ranks = max(1, len(reader.gpus))
     names = sorted({gpu.name for gpu in facts.gpus if gpu.index in reader.gpus})
     device = ", ".join(names) or f"{os.cpu_count()} processor cores"
     times = predict.from_results(_saved(results), model.digest, device, model.shape, tokens)
     if times is None and {"matmul", "attention"} <= rates.keys():
-        speed = predict.Rates(rates["matmul"], rates["attention"], rates.get("tokenizing", 0.0))
+        # Each GPU of a tensor-parallel engine does its part, and gets its part of the KV.
+        speed = predict.Rates(ranks * rates["matmul"], ranks * rates["attention"], rates.get("tokenizing", 0.0))
         times = predict.from_rates(model.shape, speed, tokens, reader.chunk_size)
     if times is None or not bandwidths:
         yield from checks.prediction(None, "", "this machine's speed could not be measured")

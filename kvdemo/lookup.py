@@ -49,6 +49,8 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
             hub.fetch(engine.model, python, environ, part=part, revision=kinship.revision_of(engine))
         facts = survey.survey(profile, project, os.environ)
         planned = planning.make(profile, facts)
+    for warning in planned.warnings if fetch else ():
+        report.err.print(f"warning: {warning}", markup=False)
     return planned
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from conftest import FAKES, Lab
-from kvdemo import checks, shape
+from hub_server import serve
+from kvdemo import checks, doctor, gpus, profile, shape
 from kvdemo.checks import Level
 from kvdemo.facts import Driver, Gpu, Holder, Interpreter, Link
 from nvml import GIB, H200, machine
@@ -227,6 +229,40 @@ def test_a_gpu_plan_on_recorded_facts(lab: Lab) -> None:
     (lab.path / "nvml.json").write_text(json.dumps(machine({})))
     done = lab.run("plan", path, PYTHONPATH=f"{FAKES / 'nvml'}{os.pathsep}{ROOT}")
     assert "fits      GPU 0 (NVIDIA H200, 140.4 GiB): " in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("huggingface_hub") is None, reason="comes with vLLM")
+def test_access_to_a_model(lab: Lab) -> None:
+    """Asked without a download; a refusal is a failure with its fix."""
+    python = lab.path / "python-with-hub"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKES} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    engine = {"env": {"HF_HOME": str(lab.path / "hub")}}
+    path = lab.profile({"a": engine}, model="org/model", runtime={"python": str(python)})
+    wanted = profile.load(path, lab.environ)
+
+    def told(url: str) -> checks.Check:
+        found = doctor.of_profile(wanted, lab.project(), {**lab.environ, "HF_ENDPOINT": url}, lab.path)
+        return next(check for check in found if check.name == "model")
+
+    with serve("org/model", {"config.json": b"{}", "model.safetensors": b"w" * 2000}) as hub:
+        assert told(hub.url).text.startswith("org/model can be downloaded: 0.0 GB of weights")
+        hub.gated = True
+        refused = told(hub.url)
+        assert not any(line.startswith("GET") and "/resolve/" in line for line in hub.asked)
+    assert (refused.level, "it is gated" in refused.text) == (Level.FAILURE, True)
+    assert "accept its licence" in refused.fix
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus.detect(os.environ), reason="needs an NVIDIA GPU")
+def test_a_real_gpu() -> None:
+    """Everything loads on it, and pinned copies are at least as fast as PCIe 3.0 can be."""
+    found = list(doctor.of_machine(sys.executable, os.environ, Path.cwd()))
+    named = {check.name: check for check in found}
+    assert not [check for check in found if check.level is Level.FAILURE]
+    assert named["copy"].values["load"] > 5e9
+    assert named["GPU 0"].values["total"] > GIB
 
 
 class TestReal:
