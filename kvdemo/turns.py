@@ -111,7 +111,7 @@ class Turns:
     def note(self, event: Event) -> None:
         """Give the turn of a service back that is ready or has failed."""
         if event.state in (State.READY, State.FAILED) and event.service in self.all:
-            self.all[event.service].release()
+            self.all.pop(event.service).release()
 
     def close(self) -> None:
         """Give all turns back."""

@@ -44,4 +44,5 @@ def test_disk_and_limits(tmp_path: Path) -> None:
     total, free = machine.shared_memory()
     assert total >= free >= 0
     assert machine.open_files() > 0
-    assert machine.locked_memory() is None or machine.locked_memory() >= 0
+    locked = machine.locked_memory()
+    assert locked is None or locked >= 0
