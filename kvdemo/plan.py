@@ -78,8 +78,8 @@ class Plan:
     profile: str
     services: tuple[ServiceSpec, ...]
     missing: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    sums: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    sums: tuple[str, ...] = field(default=(), compare=False)
     fetch: tuple[str, ...] = ()
     bench: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -102,7 +102,7 @@ def test_who_holds_a_gpu(see: Any) -> None:
     assert str(ours).startswith(f"pid {os.getpid()} (5.0 GiB)")
     assert (gone.memory, gone.command, str(gone)) == (None, "", f"pid {2**22 + 1}")
     outside = Path("/proc/self/ns/pid").stat().st_ino == gpus.FIRST_PID_NAMESPACE
-    assert ("python" in ours.command) == outside
+    assert bool(ours.command) == outside
 
 
 @pytest.mark.parametrize(
