@@ -108,7 +108,7 @@ def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -
             yield f"engine {name}: a process can use one MIG instance only; give it one, or whole GPUs"
         for index, wanted in zip(assignment.gpus, _wanted(profile.engines[name], assignment), strict=True):
             if index not in here:
-                yield f"engine {name}: GPU {wanted} is not here; {have}"
+                yield f"engine {name}: GPU {wanted} is not here ({have})"
 
 
 def _wanted(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:

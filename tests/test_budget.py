@@ -82,11 +82,11 @@ def test_gpus_by_uuid_and_without_any() -> None:
     assert [one.gpus for one in assigned.values()] == [(0,), (1,)]
     missing = list(budget.absent(nowhere, gpus(0), assigned))
     assert missing == [
-        f"engine {n}: GPU {i} is not here; this machine has no usable GPUs" for n, i in (("a", 0), ("b", 1))
+        f"engine {n}: GPU {i} is not here (this machine has no usable GPUs)" for n, i in (("a", 0), ("b", 1))
     ]
     lost = profile(a=engine(gpus=["GPU-9"]))
     (said,) = budget.absent(lost, gpus(2), budget.assign(lost, gpus(2)))
-    assert said == "engine a: GPU GPU-9 is not here; this machine has 2 usable GPUs"
+    assert said == "engine a: GPU GPU-9 is not here (this machine has 2 usable GPUs)"
 
 
 def test_mig_instances_are_used_one_by_one() -> None:

@@ -19,7 +19,7 @@ from kvdemo import checks, doctor, gpus, profile, shape
 from kvdemo.checks import Level
 from kvdemo.facts import Driver, Gpu, Holder, Interpreter, Link
 from nvml import GIB, H200, machine
-from real_fleet import MODEL, ROOT, needs_engines
+from real_fleet import MODEL, ROOT, START, needs_engines
 
 GPU = Gpu(0, "0", "GPU-0", "NVIDIA H200", 140 * GIB, 139 * GIB, numa=1, link=Link(5, 16, 5, 16))
 
@@ -272,7 +272,9 @@ class TestReal:
 
     def test_cpu_profile(self, lab: Lab) -> None:
         """All is well where the other tests start real engines, and reuse is predicted to win."""
-        found = json.loads(lab.run("doctor", "--json", ROOT / "profiles" / "cpu.yaml", KVDEMO_MODEL=str(MODEL)).stdout)
+        run = lab.start("doctor", "--json", ROOT / "profiles" / "cpu.yaml", KVDEMO_MODEL=str(MODEL))
+        out, _ = run.communicate(timeout=START)
+        found = json.loads(out)
         assert {check["level"] for check in found["checks"]} <= {"ok", "warning"}, found
         assert found["prediction"]["tokens"] > 30000
         assert all(tier["wins"] for tier in found["prediction"]["tiers"])
