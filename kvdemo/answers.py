@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from kvdemo.sample import Sample
 
-FLAT = 1e-6
+FLAT = 1e-4
 """Log-probabilities of a whole answer closer than this are those of a model that does not look at its input."""
+
+SURE = -1.0
+"""... unless they say that the model is sure of every token: then they are close for that reason."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sampl
 
 def _flat(sample: Sample) -> bool:
     """Whether the model says the same of every token: such an answer would not change with wrong KV either."""
-    return len(sample.logprobs) > 1 and max(sample.logprobs) - min(sample.logprobs) < FLAT
+    low, high = min(sample.logprobs, default=0.0), max(sample.logprobs, default=0.0)
+    return len(sample.logprobs) > 1 and high - low < FLAT and high < SURE
 
 
 def _against_cold(reused: Sequence[Sample], control: Sample, cold: Sequence[Sample]) -> str:

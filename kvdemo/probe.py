@@ -6,8 +6,9 @@ vllm, lmcache and tokenizers are used, each where it is needed. Every finding is
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import importlib.util
+import importlib.machinery
 import json
 import os
 import sys
@@ -65,11 +66,20 @@ def _lmcache_parts(gpu: bool) -> tuple[str, ...]:
 
 
 def _compiled(package: str, parts: tuple[str, ...]) -> str:
-    """Load those of a package's compiled parts that it has."""
-    importlib.import_module(package)
-    there = [part for part in parts if importlib.util.find_spec(f"{package}.{part}")]
-    for part in there:
+    """Load those of a package's compiled parts that it has.
+
+    A package may put a module of its own in the place of a part (LMCache 0.5.3 does, and hides a part that does not
+    load): what counts is that the file itself is mapped into this process.
+    """
+    folders = importlib.import_module(package).__path__
+    specs = [(part, importlib.machinery.PathFinder.find_spec(part, folders)) for part in parts]
+    there = {part: str(spec.origin) for part, spec in specs if spec}
+    for part, file in there.items():
         importlib.import_module(f"{package}.{part}")
+        with open("/proc/self/maps") as maps:  # noqa: PTH123
+            if file not in maps.read():
+                ctypes.CDLL(file)  # says why not
+                raise RuntimeError(f"{package} did without {file}")
     if not there:
         raise RuntimeError(f"{package} has none of its compiled parts ({', '.join(parts)})")
     return "loaded " + ", ".join(f"{package}.{part}" for part in there)

@@ -134,6 +134,18 @@ def test_without_a_control_nothing_is_claimed() -> None:
     assert summarize(CONDITIONS, [*samples()[:-1], shorter])["answer"]["same"] is None
 
 
+@pytest.mark.parametrize(
+    ("logprobs", "same"),
+    [((-10.373476, -10.373475, -10.373473), None), ((-1e-6, -3e-6, -2e-6), True), ((-0.5, -2.0, -1.0), True)],
+)
+def test_equal_answers_of_a_model_that_ignores_its_input_prove_nothing(
+    logprobs: tuple[float, ...], same: bool | None
+) -> None:
+    """Dummy weights give every token the same small probability; a model that is sure of every token is no such one."""
+    one = sample(token_ids=(1, 2, 3), logprobs=logprobs)
+    assert answers.check([one], replace(one, arm="control"), []).same is same
+
+
 @CALM
 @given(st.lists(times, min_size=3, max_size=12))
 def test_intervals_hold_their_median(values: list[float]) -> None:
