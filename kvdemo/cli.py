@@ -70,13 +70,11 @@ def plan(
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo import export, lookup, report
+    from kvdemo import lookup, report
 
     planned = lookup.plan(profile, lookup.project_of(profile, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
-    elif format == "shell":
-        typer.echo(export.shell(planned))
     else:
         report.out.print(report.plan_text(planned))
 
@@ -89,6 +87,24 @@ def doctor(
     from kvdemo import checkup
 
     checkup.run(profile, project_name, as_json=json)
+
+
+@app.command()
+def export(
+    format: options.ExportFormat,
+    profile: ProfileArgument,
+    output: options.Output = None,
+    nodes: options.Nodes = 1,
+    project_name: options.ProjectName = "",
+) -> None:
+    """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
+    from kvdemo import export, lookup
+
+    text = export.export(lookup.plan(profile, lookup.project_of(profile, project_name)), format, nodes)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        frame.save(output, text)
 
 
 @app.command()

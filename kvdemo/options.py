@@ -64,7 +64,12 @@ NoLogPrefix = Annotated[bool, typer.Option("--no-log-prefix", help="Without the 
 MaxRegress = Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")]
 Across = Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")]
 Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")]
-Format = Annotated[Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")]
+Format = Annotated[Literal["text", "json"], typer.Option(help="json: for programs.")]
+ExportFormat = Annotated[
+    Literal["compose", "k8s", "slurm", "shell"], typer.Argument(metavar="compose|k8s|slurm|shell", help="The format.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")]
+Nodes = Annotated[int, typer.Option(min=1, help="For slurm: so many nodes, through Ray if more than one.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]
