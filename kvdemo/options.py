@@ -51,6 +51,18 @@ With = Annotated[
     Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
     typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
 ]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=URL", help="An engine that something else started; repeat it. The last two share."),
+]
+Writer = Annotated[str, typer.Option(metavar="NAME", help="The engine that stores; else the first that shares.")]
+Reader = Annotated[str, typer.Option(metavar="NAME", help="The engine that loads; else the next that shares.")]
+Baseline = Annotated[str, typer.Option(metavar="NAME", help="The plain engine to compare with; else the last one.")]
+TargetModel = Annotated[str, typer.Option(metavar="ID", help="With --target: the model, if they offer several.")]
+ChunkSize = Annotated[
+    int | None, typer.Option(min=1, help="With --target: tokens a chunk; else LMCache's answer, or 256.")
+]
+LmcacheUrl = Annotated[str, typer.Option(metavar="URL", help="With --target: HTTP address of the writer's LMCache.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the arms.")]
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
 

@@ -24,7 +24,7 @@ class ServiceSpec:
 
     ``port`` is where its HTTP API listens, ``ports`` everything it binds. ``context`` is the longest sequence in
     tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2; ``uuids`` are those of an
-    engine's GPUs.
+    engine's GPUs. ``address`` is the base URL of what something else started.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ServiceSpec:
     store: str = ""
     budget: str = ""
     uuids: tuple[str, ...] = ()
+    address: str = ""
 
     @property
     def digest(self) -> str:
@@ -56,8 +57,8 @@ class ServiceSpec:
 
     @property
     def url(self) -> str:
-        """Base URL of its HTTP API."""
-        return f"http://{_reachable(self.host)}:{self.port}"
+        """Base URL of its HTTP API; empty if nobody knows it."""
+        return self.address or (f"http://{_reachable(self.host)}:{self.port}" if self.port else "")
 
 
 def _reachable(host: str) -> str:
@@ -93,6 +94,11 @@ class Plan:
     def engines(self) -> tuple[ServiceSpec, ...]:
         """The engines among the services."""
         return tuple(spec for spec in self.services if spec.kind == "engine")
+
+    @property
+    def attached(self) -> bool:
+        """Whether something else started it: nothing of it is on this machine, or ours to change."""
+        return any(spec.address for spec in self.services)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document; ``from_json`` reads it back."""

@@ -243,6 +243,25 @@ def test_the_matrix(real: Real) -> None:
     }
 
 
+def test_the_same_from_outside(real: Real) -> None:
+    """--target: addresses alone, in a state directory where nothing was ever up; what the project proves is proved."""
+    urls = [word for spec in real.plan.engines for word in ("--target", f"{spec.name}={spec.url}")]
+    given = ("--context", "context.txt", "--result-dir", "outside", "--no-limit", "--trials", "1", "--json")
+    environ = {**real.environ, "KVDEMO_STATE_DIR": str(real.path / "nothing")}
+    argv = [sys.executable, "-m", "kvdemo", "bench", *given, *urls, "--chunk-size", "128"]
+    done = subprocess.run(argv, cwd=real.path, env=environ, capture_output=True, text=True, timeout=START, check=False)
+    assert done.returncode == 0, done
+    document = json.loads(done.stdout)
+    found = {(r["engine"], r["arm"]): r["verdict"] for r in document["rows"]}
+    cold = dict.fromkeys([("plain", "cold"), ("other", "cold"), ("a", "store")], "COLD")
+    assert found == cold | {("b", "reuse"): "SHARED", ("b", "again"): "LOCAL"}
+    assert row(document, "reuse")["cached_tokens"] == document["expected_hit_tokens"]
+    assert document["answer"]["same"] is True
+    # What no project is there to delete: nobody else can ever hit it.
+    for file in files(real):
+        file.unlink()
+
+
 def test_cold_against_cold(real: Real) -> None:
     """Two plain engines take the same time, as far as a shared machine allows; and what caching costs is told."""
     done, document = bench(real, "noise", "--trials", "5", "--costs")

@@ -180,8 +180,12 @@ class Engine:
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""
+        if fake.fault("NO_METRICS"):
+            handler.fail(404, "Not Found")
+            return
         rows = {'num_requests_running{engine="0"}': float(self.running), **self.counters}
-        handler.reply("".join(f"vllm:{name} {float(value)}\n" for name, value in rows.items()))
+        lines = [f"vllm:{name} {float(value)}\n" for name, value in rows.items()]
+        handler.reply("".join([*lines, f"process_start_time_seconds {fake.STARTED}\n"]))
 
 
 class Api:
@@ -397,6 +401,7 @@ def main() -> None:
         "POST /v1/chat/completions": api.chat,
         "POST /reset_prefix_cache": api.reset,
         "GET /metrics": engine.metrics,
+        "GET /version": lambda handler, _: handler.reply({"version": "0.32.0"}),
     }
     server = fake.Server(given.get("host", "127.0.0.1"), int(given["port"]), routes)
     fake.say(f"(EngineCore pid={os.getpid()}) INFO Starting to load model {given['model']}...")
