@@ -58,6 +58,7 @@ exit "$code"
 """
 _LOCAL = 'bash -c "$story" story "$@" &'
 _RAY = """\
+# The node must be this job's alone: at its end symmetric-run stops every Ray process of this user on it.
 export RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 # Ray would lower the priority of the engines
 head=${{HEAD:-$(hostname -I | cut -d " " -f 1)}} # this node's address towards the others
 srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 \\

@@ -27,6 +27,9 @@ UNSEEN_STORE = 2.0
 """Seconds that a writer's chunks get to arrive in a cache server that nobody can ask."""
 
 POLL = 0.005
+BIRTH = ("start_time_seconds", "generation_tokens_created")
+"""Of two processes one of these differs: engines that start together may have the same start, in its coarse unit."""
+
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
@@ -178,12 +181,11 @@ def _sources(before: Mapping[str, float], after: Mapping[str, float]) -> Sources
 
 def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Why these counters do not tell where the tokens of a request came from; empty if they do."""
-    born = "start_time_seconds"
     if not after:
         return "the engine's /metrics cannot be read"
     if not all(f"prompt_tokens_by_source{{{source}}}" in after for source in SOURCES):
         return "the engine's counters do not tell where prompt tokens come from (or they are those of a router)"
-    if born in before and before[born] != after.get(born):
+    if any(name in before and before[name] != after.get(name) for name in BIRTH):
         return "the counters are of several processes: give the address of one engine, not of a router before several"
     return ""
 

@@ -185,7 +185,8 @@ class Engine:
             return
         rows = {'num_requests_running{engine="0"}': float(self.running), **self.counters}
         lines = [f"vllm:{name} {float(value)}\n" for name, value in rows.items()]
-        handler.reply("".join([*lines, f"process_start_time_seconds {fake.STARTED}\n"]))
+        lines += [f"vllm:generation_tokens_created {fake.STARTED}\n", "process_start_time_seconds 1.0\n"]
+        handler.reply("".join(lines))
 
 
 class Api:
