@@ -9,6 +9,7 @@ LMCache's key; KV files do not share the host's directory, since the image may h
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,18 @@ def dockerfile(plan: Plan) -> str:
         "RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \\\n"
         f"    {packages} && pip uninstall -y torchvision torchaudio torchcodec\n"
     )
+
+
+def measuring(plan: Plan, *, reached: str = "") -> str:
+    """How to measure the fleet from outside, if it has two engines that share; ``reached``: at this host."""
+    shared = next((spec.name for spec in plan.services if sum(e.cache == spec.name for e in plan.engines) > 1), "")
+    if not shared:
+        return ""
+    chosen = [spec for spec in plan.engines if not spec.cache] + [s for s in plan.engines if s.cache == shared]
+    urls = {spec.name: f"http://{reached}:{spec.port}" if reached else spec.url for spec in plan.services}
+    words = [word for spec in chosen for word in ("--target", f"{spec.name}={urls[spec.name]}")]
+    context = plan.bench.get("context") or "FILE"
+    return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--lmcache-url", urls[shared]])
 
 
 def versions(plan: Plan) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 What LMCache asks of containers decides the layout. On GPUs, CUDA IPC needs the host's IPC namespace. On a CPU an engine
 and its cache map the same shared memory, whose name holds the engine's process id: both must see the same IPC and the
-same process ids, or two engines, each with the id 1, would write into one segment.
+same process ids, or two engines, each with the id 1, would want one segment, and the second could not start.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ The fleet of project {project}, made by `kvdemo export compose` from its profile
     docker compose -f FILE logs -f SERVICE
     docker compose -f FILE down              the KV files stay in {store}
 
-Ports are published on this machine's loopback only: {ports}
-Measure it: kvdemo bench --context FILE {targets}
+Published: {ports}
+{measuring}
 
 To adapt: VLLM_IMAGE ({image} unless set), KV_DIR (the KV files){paths}.
 Another image, other weights or another dtype need an empty KV directory: LMCache's keys know none of them.
@@ -52,8 +52,8 @@ def _head(plan: Plan, made: list[Container], image: str) -> str:
         project=plan.project,
         store=store or "nothing: there is no L2",
         image=image,
-        ports=", ".join(f"{one.spec.name} {one.port}" for one in made),
-        targets=" ".join(f"--target {spec.name}={spec.url}" for spec in plan.engines),
+        ports=", ".join(f"{one.spec.name} at {_published(one.spec.host)}:{one.port}" for one in made),
+        measuring=containers.measuring(plan),
         paths="".join(f"; {text}" for text in from_host),
     )
     return head + ("" if any(spec.gpus for spec in plan.services) else _CPU)

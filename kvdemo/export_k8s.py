@@ -23,11 +23,12 @@ The fleet of project {project}, made by `kvdemo export k8s` from its profile. It
     kubectl delete -f FILE                         the volumes' data go with their claims
 
 The namespace must admit pods that share the node's IPC (label pod-security.kubernetes.io/enforce=privileged).
-Measure it: kubectl port-forward service/NAME PORT for each engine, then kvdemo bench --context FILE {targets}
+To reach a service from outside: kubectl port-forward service/NAME PORT
+{measuring}
 
-To adapt: the image ({image}){paths}; the storage classes and sizes of the claims; with several nodes the
-claims must be ReadWriteMany. Engines and caches need the nvidia container runtime (where it is not the default, add
-runtimeClassName: nvidia). Another image, other weights or another dtype need an empty KV volume.
+To adapt: the image ({image}){paths}; storage classes and sizes of the claims.
+On GPUs the nvidia container runtime must be the default one; else add runtimeClassName: nvidia to each pod.
+Another image, other weights or another dtype need an empty KV volume.
 """
 _SHARED_GPU = """\
 In the profile {names} share a GPU. Kubernetes gives each a whole one,
@@ -73,7 +74,7 @@ def _head(plan: Plan, made: list[Container], image: str, *, gpu: bool) -> str:
         gpus="engines ask for NVIDIA GPUs" if gpu else "no GPUs are needed",
         secret=secret if wanted else "",
         timeout=max(spec.start_timeout for spec in plan.services),
-        targets=" ".join(f"--target {spec.name}=http://127.0.0.1:{spec.port}" for spec in plan.engines),
+        measuring=containers.measuring(plan, reached="127.0.0.1"),
         image=image,
         paths=paths,
     )

@@ -15,7 +15,7 @@ _HEAD = """#!/usr/bin/env bash
 #
 #     bash FILE       starts everything and waits until it is ready; Ctrl-C stops it. Logs: NAME.log here
 #
-# Measure it: kvdemo bench --context FILE {targets}
+# {measuring}
 # To adapt: nothing on this machine. Elsewhere the paths of the interpreter, the model and the KV files, ports and GPUs.
 # shellcheck disable=SC2016 # a dollar in a value is one
 set -euo pipefail
@@ -52,8 +52,7 @@ _TAIL = 'echo "all ready; Ctrl-C stops them"\nwait\n'
 
 def shell(plan: Plan) -> str:
     """The script. Secrets appear as ``${NAME:?}``, never as values."""
-    targets = " ".join(f"--target {spec.name}={spec.url}" for spec in plan.engines)
-    parts = [_HEAD.format(project=plan.project, targets=targets)]
+    parts = [_HEAD.format(project=plan.project, measuring=containers.measuring(plan))]
     awaited: set[str] = set()
     for spec in plan.services:
         for other in plan.services:

@@ -37,6 +37,7 @@ class Outside:
         lab.up(path)
         self.plan: Plan = lab.plan(path)
         self.runs = 0
+        self.cache = ("--lmcache-url", self.plan.service("shared").url)
 
     def urls(self, *names: str) -> list[str]:
         """Options that name these engines."""
@@ -87,8 +88,7 @@ def rows(document: dict[str, Any]) -> dict[tuple[str, str], tuple[str, int]]:
 def test_verdicts_are_those_of_the_project(outside: Outside) -> None:
     """Four addresses in the order of the profile, with or without that of the LMCache server: the same is proved."""
     inside = outside.judged(KVDEMO_STATE_DIR=outside.lab.environ["KVDEMO_STATE_DIR"])
-    cache = ("--lmcache-url", outside.plan.service("shared").url)
-    asked = outside.judged(*outside.urls(*ENGINES), *cache)
+    asked = outside.judged(*outside.urls(*ENGINES), *outside.cache)
     blind = outside.judged(*outside.urls(*ENGINES), "--chunk-size", str(CHUNK))
     for document in (asked, blind):
         assert rows(document) == rows(inside)
@@ -104,11 +104,11 @@ def test_verdicts_are_those_of_the_project(outside: Outside) -> None:
 
 def test_roles_can_be_given(outside: Outside) -> None:
     """Any order, with the roles named; two targets alone are writer and reader, the writer's cold the baseline."""
-    roles = ("--writer", "b", "--reader", "a", "--baseline", "plain", "--chunk-size", str(CHUNK))
-    document = outside.judged(*outside.urls("a", "plain", "b", "other"), *roles)
+    roles = ("--writer", "b", "--reader", "a", "--baseline", "plain")
+    document = outside.judged(*outside.urls("a", "plain", "b", "other"), *roles, *outside.cache)
     assert [document[role] for role in ("baseline", "writer", "reader")] == ["plain", "b", "a"]
     assert rows(document)["a", "reuse"][0] == "SHARED"
-    document = outside.judged(*outside.urls("a", "b"), "--chunk-size", str(CHUNK))
+    document = outside.judged(*outside.urls("a", "b"), *outside.cache)
     assert (document["baseline"], rows(document)["b", "reuse"][0]) == ("a", "SHARED")
 
 
@@ -140,7 +140,7 @@ def test_nothing_is_shared(outside: Outside) -> None:
 def test_counters_that_cannot_be_read(outside: Outside) -> None:
     """Without /metrics nothing is proved."""
     outside.break_("b", NO_METRICS=1)
-    done = outside.run(*outside.urls("a", "b"), "--chunk-size", str(CHUNK))
+    done = outside.run(*outside.urls("a", "b"), *outside.cache)
     assert done.returncode == 1
     assert "UNPROVEN" in done.stdout
     assert "/metrics cannot be read" in done.stderr
@@ -151,7 +151,7 @@ def test_a_router_proves_nothing(outside: Outside) -> None:
     ports = [outside.plan.service(name).port for name in ("a", "b")]
     with relay(*ports) as port:
         targets = [word for name in ("one", "two") for word in ("--target", f"{name}=http://127.0.0.1:{port}")]
-        done = outside.run(*targets, "--chunk-size", str(CHUNK))
+        done = outside.run(*targets, *outside.cache)
     assert done.returncode == 1
     assert "UNPROVEN" in done.stdout
     assert "the address of one engine, not of a router" in done.stderr
@@ -165,7 +165,7 @@ def test_https(outside: Outside, tmp_path: Path) -> None:
         relay(outside.plan.service("b").port, tls=pem) as b,
     ):
         targets = ["--target", f"a=https://127.0.0.1:{a}/v1", "--target", f"b=https://127.0.0.1:{b}/"]
-        document = outside.judged(*targets, "--chunk-size", str(CHUNK), SSL_CERT_FILE=str(pem))
+        document = outside.judged(*targets, *outside.cache, SSL_CERT_FILE=str(pem))
         assert rows(document)["b", "reuse"][0] == "SHARED"
         refused = outside.run(*targets)
     assert refused.returncode == 7
