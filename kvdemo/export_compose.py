@@ -83,7 +83,6 @@ def _service(plan: Plan, one: Container, image: str, build: Shared | None) -> di
             "timeout": "5s",
             "retries": 6,
             "start_period": f"{spec.start_timeout:g}s",
-            "start_interval": "2s",
         },
         "stop_grace_period": f"{spec.stop_timeout:g}s",
         "restart": "no",

@@ -171,6 +171,25 @@ def test_kubernetes_says_what_the_plan_says(lab: Lab) -> None:
     assert odd == ODD.replace("$(", "$$(")
 
 
+def test_kubernetes_names_lead_somewhere(lab: Lab) -> None:
+    """What no schema sees: selectors find their pods, ports are bound, claims exist."""
+    found = list(yaml.safe_load_all(export(fleet(lab, hub=True), "k8s")))
+    pods = [d["spec"]["template"] for d in found if d["kind"] in {"DaemonSet", "Deployment"}]
+    claims = {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    for document in found:
+        spec = document["spec"]
+        if document["kind"] == "Service":
+            (pod,) = (p for p in pods if spec["selector"].items() <= p["metadata"]["labels"].items())
+            bound = {port["containerPort"] for c in pod["spec"]["containers"] for port in c["ports"]}
+            assert {port["targetPort"] for port in spec["ports"]} <= bound
+        if document["kind"] == "NetworkPolicy":
+            (source,) = spec["ingress"][0]["from"]
+            wanted = source["podSelector"]["matchLabels"].items()
+            assert sum(wanted <= p["metadata"]["labels"].items() for p in pods) == len(pods) - 1
+    used = {v["persistentVolumeClaim"]["claimName"] for p in pods for v in p["spec"]["volumes"] if len(v) > 1}
+    assert used == claims == {"shared-kv", "models"}
+
+
 @pytest.fixture
 def script(lab: Lab) -> str:
     """The script of a fleet with a cache, two engines and a secret."""
