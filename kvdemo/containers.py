@@ -79,6 +79,11 @@ def secrets(spec: ServiceSpec, *, fetches: bool) -> tuple[str, ...]:
     return tuple(name for name in spec.secrets if fetches or name != "HF_TOKEN")
 
 
+def directory(spec: ServiceSpec) -> str:
+    """Where its KV files lie; empty if it has none, or if L2 is a server."""
+    return spec.store if spec.store.startswith("/") else ""
+
+
 def value_of(spec: ServiceSpec, flag: str) -> str:
     """The value of a flag of its command line; empty if it has none."""
     return next((value for name, value in zip(spec.argv, spec.argv[1:], strict=False) if name == flag), "")
@@ -90,7 +95,7 @@ def _arguments(spec: ServiceSpec, words: list[str], adapter: dict[str, str]) -> 
             words[at] = ANYWHERE
         elif flag == "--kv-transfer-config" and spec.cache:
             words[at] = _edited(words[at], "kv_connector_extra_config", {"lmcache.mp.host": f"tcp://{spec.cache}"})
-        elif flag == "--l2-adapter" and spec.store:
+        elif flag == "--l2-adapter" and directory(spec):
             words[at] = _edited(words[at], "", {"base_path": KV, **adapter})
     return words
 

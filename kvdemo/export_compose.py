@@ -47,7 +47,7 @@ def compose(plan: Plan) -> str:
 def _head(plan: Plan, made: list[Container], image: str) -> str:
     from_host = [f"the directory {path}" for path in dict.fromkeys(path for one in made for path in one.mounts)]
     from_host += [f"models from {_HUB}"] if any(one.fetches for one in made) else []
-    store = next((_store(one) for one in made if one.spec.store), "")
+    store = next((_store(one) for one in made if containers.directory(one.spec)), "")
     head = _HEAD.format(
         project=plan.project,
         store=store or "nothing: there is no L2",
@@ -117,7 +117,7 @@ def _volumes(one: Container) -> list[dict[str, Any]]:
     found = [{**_bind(_literal(path), _literal(path), make=False), "read_only": True} for path in one.mounts]
     if one.fetches:
         found.append(_bind(_HUB, containers.HUB))
-    if one.spec.store:
+    if containers.directory(one.spec):
         found.append(_bind(f"${{KV_DIR:-{_literal(_store(one))}}}", containers.KV))
     return found
 

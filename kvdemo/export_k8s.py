@@ -55,7 +55,7 @@ def k8s(plan: Plan) -> str:
     gpu = any(spec.gpus for spec in plan.services)
     image = containers.image(plan, gpu=gpu)
     documents: list[dict[str, Any]] = []
-    documents += [_claim(plan, f"{one.spec.name}-kv", "100Gi") for one in made if one.spec.store]
+    documents += [_claim(plan, f"{one.spec.name}-kv", "100Gi") for one in made if containers.directory(one.spec)]
     documents += [_claim(plan, "models", "100Gi")] if any(one.fetches for one in made) else []
     for one in made:
         documents += _cache(plan, one, image) if one.spec.kind == "cache" else _engine(plan, one, image)
@@ -207,7 +207,7 @@ def _volumes(one: Container) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         volumes.append({"name": f"host-{number}", "hostPath": {"path": path}})
         mounts.append({"name": f"host-{number}", "mountPath": path, "readOnly": True})
     claims = [("models", "models", containers.HUB)] if one.fetches else []
-    claims += [("kv", f"{one.spec.name}-kv", KV)] if one.spec.store else []
+    claims += [("kv", f"{one.spec.name}-kv", KV)] if containers.directory(one.spec) else []
     for name, claim, target in claims:
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": name, "mountPath": target})

@@ -73,7 +73,7 @@ def _start(spec: ServiceSpec) -> str:
     env = [shlex.quote(f"{name}={value}") for name, value in spec.env.items()]
     env += [f'{name}="${{{name}:?set it first}}"' for name in containers.secrets(spec, fetches=not offline)]
     words = " \\\n  ".join([" ".join(env), *(_grouped(spec.argv))])
-    folders = [folder for folder in (spec.store, spec.env.get("VLLM_RPC_BASE_PATH", "")) if folder]
+    folders = [folder for folder in (containers.directory(spec), spec.env.get("VLLM_RPC_BASE_PATH", "")) if folder]
     made = f"mkdir -p {shlex.join(folders)}\n" if folders else ""
     array = "caches" if spec.kind == "cache" else "engines"
     # setsid: Ctrl-C reaches this script alone, and the whole group of a service can be found by its id.
