@@ -119,7 +119,7 @@ def image(plan: Plan, *, gpu: bool) -> str:
 
 
 def dockerfile(plan: Plan) -> str:
-    """How to build an image for engines without a GPU: nobody publishes one that holds LMCache too.
+    """How to build an image for engines without a GPU: none that holds LMCache too is known to be published.
 
     The ordinary torchvision, torchaudio and torchcodec are CUDA builds and break imports beside a CPU torch.
     """

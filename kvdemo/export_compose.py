@@ -28,7 +28,7 @@ To adapt: VLLM_IMAGE ({image} unless set), KV_DIR (the KV files){paths}.
 Another image, other weights or another dtype need an empty KV directory: LMCache's keys know none of them.
 """
 _CPU = """\
-Without GPUs there is no published image with both vLLM and LMCache: the first `up` builds one.
+No published image holds vLLM's CPU build and LMCache, as far as we know: the first `up` builds one.
 """
 _HUB = "${HF_HOME:-${HOME}/.cache/huggingface}"
 _CHECK = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=4)"

@@ -20,7 +20,7 @@ The fleet of project {project}, made by `kvdemo export k8s` from its profile. It
     kubectl label node NODE kvdemo={project}      each node that runs a part of it; {gpus}
 {secret}    kubectl apply -f FILE
     kubectl rollout status deployment -l app.kubernetes.io/part-of={project} --timeout={timeout:g}s
-    kubectl delete -f FILE                         the volumes' data go with their claims
+    kubectl delete -f FILE                         the claims too: their data go as the storage class says
 
 The namespace must admit pods that share the node's IPC (label pod-security.kubernetes.io/enforce=privileged).
 To reach a service from outside: kubectl port-forward service/NAME PORT
@@ -35,7 +35,7 @@ In the profile {names} share a GPU. Kubernetes gives each a whole one,
 unless the device plugin shares them (time slicing).
 """
 _CPU = """\
-Without GPUs there is no published image with both vLLM and LMCache. Build one, push it, and put its name here:
+No published image holds vLLM's CPU build and LMCache, as far as we know. Build one, push it, put its name here:
 
 {dockerfile}"""
 _WAIT = """\
