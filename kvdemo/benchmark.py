@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,22 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kvdemo import (
-    __version__,
-    bandwidth,
-    bench,
-    cacheserver,
-    calibrate,
-    context,
-    environment,
-    fleet,
-    gpus,
-    page,
-    report,
-    results,
-    tables,
-    workload,
-)
+from kvdemo import attach, bench, cacheserver, conditions, context, fleet, page, report, results, tables, workload
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 from kvdemo.plan import Plan
 from kvdemo.record import Recorder
@@ -57,44 +40,59 @@ class Arguments:
     costs: bool
     limit: bool
     expected_ttft_gain: float | None
+    writer: str
+    reader: str
+    baseline: str
     seed: int
     result_dir: Path
 
 
-def run(project: Project, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
+def of_project(project: Project, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
+    """Measure a fleet that is up, as ``run`` does. Raises NotReadyError too, if it is not."""
+    plan = fleet.loaded(project)
+    options = _options(plan, arguments, fleet.key_of(plan.engines[0], environ))
+    _refuse_unless_ready(project, environ)
+    run(plan, options, arguments, environ, as_json=as_json)
+
+
+def of_targets(targets: attach.Targets, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
+    """Measure engines that something else started, as ``run`` does. Raises NotReadyError for one that is not there."""
+    _refuse_for_targets(arguments)
+    key = attach.key_of(environ)
+    plan = attach.plan(targets, key)
+    run(plan, _options(plan, arguments, key), arguments, environ, as_json=as_json)
+
+
+def run(plan: Plan, options: Options, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
     """Measure, save, print.
 
     Raises ServiceError when the measurement proves nothing or the answer is wrong, GateError when the gate is missed.
     """
-    plan = fleet.loaded(project)
-    options = _options(plan, arguments, environ)
-    _refuse_unless_ready(project, environ)
     samples: list[Sample] = []
     with Rig(plan, options) as rig:
         prepared = rig.prepare()
-        conditions = _conditions(rig, arguments, environ) | prepared
-        if arguments.limit:
-            conditions |= _calibration(options)
+        found = conditions.of(rig, arguments.context, environ, limit=arguments.limit) | prepared
         name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
-        recorder = Recorder(arguments.result_dir, name, conditions)
+        recorder = Recorder(arguments.result_dir, name, found)
         try:
             _drive(rig, recorder, samples, quiet=as_json)
         except KeyboardInterrupt:
-            conditions["interrupted"] = True
-            recorder.amend(conditions)
-            _finish(conditions, samples, recorder, as_json=as_json)
+            found["interrupted"] = True
+            recorder.amend(found)
+            _finish(found, samples, recorder, as_json=as_json)
             raise
         finally:
             cacheserver.forget(plan, f"kvdemo-{options.run_id}-*")
-    document = _finish(conditions, samples, recorder, as_json=as_json)
-    _judge(document, arguments.expected_ttft_gain)
+    document = _finish(found, samples, recorder, as_json=as_json)
+    _judge(document, arguments.expected_ttft_gain, attached=plan.attached)
 
 
-def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Options:
+def _options(plan: Plan, arguments: Arguments, key: str) -> Options:
     given = plan.bench
     path = arguments.context or (Path(given["context"]) if given.get("context") else None)
     if path is None:
-        raise UsageError("no context: the profile names none", "give a text file: --context FILE")
+        whose = "" if plan.attached else ": the profile names none"
+        raise UsageError(f"no context{whose}", "give a text file: --context FILE")
     _refuse_contradictions(arguments)
     return Options(
         document=context.read(path),
@@ -105,7 +103,7 @@ def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Op
         max_tokens=arguments.max_tokens or given["max_tokens"],
         seed=arguments.seed,
         run_id=secrets.token_hex(6),
-        key=fleet.key_of(plan.engines[0], environ),
+        key=key,
         endpoint=arguments.endpoint,
         tier="" if arguments.tier == "any" else arguments.tier,
         drop_page_cache=arguments.drop_page_cache,
@@ -113,6 +111,9 @@ def _options(plan: Plan, arguments: Arguments, environ: Mapping[str, str]) -> Op
         matrix=arguments.matrix,
         lengths=workload.lengths(arguments.lengths),
         costs=arguments.costs,
+        writer=arguments.writer,
+        reader=arguments.reader,
+        baseline=arguments.baseline,
     )
 
 
@@ -131,6 +132,12 @@ def _refuse_contradictions(given: Arguments) -> None:
         raise UsageError(f"--max-trials: {given.max_trials} is not a number of trials", "for example --max-trials 30")
     if given.question != given.question.encode(errors="replace").decode():
         raise UsageError("--question: is not UTF-8", "check the terminal's encoding")
+
+
+def _refuse_for_targets(given: Arguments) -> None:
+    """What needs a fleet that kvdemo started. Raises UsageError."""
+    if given.tier != "any":
+        raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
 
 
 def _refuse_unless_ready(project: Project, environ: Mapping[str, str]) -> None:
@@ -168,74 +175,16 @@ def _finish(
     return document
 
 
-def _conditions(rig: Rig, arguments: Arguments, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that must be equal for two runs to be compared, and what the limit needs."""
-    plan, cast, options = rig.plan, rig.cast, rig.options
-    reader = cast.reader
-    names = sorted({gpu.name for gpu in gpus.detect(environ) for spec in cast.engines if gpu.index in spec.gpus})
-    return {
-        "kvdemo_version": __version__,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "project": plan.project,
-        "run_id": options.run_id,
-        "backend": "openai-chat" if options.endpoint == "chat" else "openai",
-        "model_id": reader.model,
-        "model_digest": next(iter(plan.models.values()), ""),
-        "versions": next(iter(plan.versions.values()), {}),
-        "device": ", ".join(names) or f"{os.cpu_count()} processor cores",
-        "num_trials": options.trials,
-        "max_concurrency": options.concurrency,
-        "max_tokens": options.max_tokens,
-        "tier": options.tier or "any",
-        "drop_page_cache": options.drop_page_cache,
-        "seed": options.seed,
-        "question": options.question,
-        "context": (arguments.context or Path(plan.bench["context"])).name,
-        "chunk_size": reader.chunk_size,
-        "kv_bytes_per_token": cacheserver.kv_bytes_per_token(rig.meter.cache_url(reader)) or reader.kv_bytes_per_token,
-        "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
-        "baseline": cast.baseline.name,
-        "writer": cast.writer.name,
-        "reader": cast.reader.name,
-        "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services},
-        **(_bandwidths(rig, environ) if arguments.limit else {}),
-    }
-
-
-def _without_folders(word: str) -> str:
-    """Reports are shown to others: the folders of this machine are nobody's business."""
-    return re.sub(r"(?<![\w.:/])/(?:[^/\s\"']+/)+", ".../", word)
-
-
-def _calibration(options: Options) -> dict[str, Any]:
-    """What this client adds to each TTFT, at the size of this run's prompt."""
-    found = calibrate.calibrate(len(options.document.encode()))
-    milliseconds = {"p50_ms": found.p50, "p90_ms": found.p90, "max_ms": found.max}
-    rounded = {name: round(value * 1000, 3) for name, value in milliseconds.items()}
-    return {"client_overhead": {"n": found.n, "prompt_bytes": found.prompt_bytes, **rounded}}
-
-
-def _bandwidths(rig: Rig, environ: Mapping[str, str]) -> dict[str, float | None]:
-    """How fast KV could be moved here at best, in bytes a second."""
-    reader, store = rig.cast.reader, rig.plan.service(rig.cast.reader.cache).store
-    variables = environment.of_service(environ, reader.env, ())
-    disk = bandwidth.disk(Path(store)) if store else None
-    return {
-        "memory_bandwidth": bandwidth.copy(reader.argv[0], variables, gpu=bool(reader.gpus)),
-        "disk_bandwidth": disk.best if disk else None,
-    }
-
-
-def _judge(document: Mapping[str, Any], gain: float | None) -> None:
+def _judge(document: Mapping[str, Any], gain: float | None, *, attached: bool) -> None:
     if document["answer"]["same"] is False:
         raise ServiceError(
             f"reuse gives another answer than computing: {document['answer']['text']}",
-            "the KV that was loaded is wrong: kvdemo down -v",
+            f"the KV that was loaded is wrong: {'empty the cache of these engines' if attached else 'kvdemo down -v'}",
         )
     if not document["valid"]:
         raise ServiceError(
             "\n  ".join(["the run does not prove the reuse", *tables.complaints(document)]),
-            "kvdemo logs shows what the services say",
+            "the engines' logs show what they say" if attached else "kvdemo logs shows what the services say",
         )
     reached = (document["speedup"] or {}).get("median", 0.0)
     if gain is not None and reached < gain:

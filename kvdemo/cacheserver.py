@@ -131,6 +131,11 @@ def why_missing(
     ``before`` and ``after`` are its counters around the request. Empty if that does not tell.
     """
     cache = plan.service(engine.cache)
+    if not cache.url:
+        return (
+            "nobody can ask its cache server why (--lmcache-url): the writer's chunks came too late, were evicted, or "
+            "are under another model name, chunk size (--chunk-size) or server"
+        )
     report, since = health.status(cache.url), stored.before if stored else before
     registered = report.get("registered_gpu_ids")
 
@@ -157,4 +162,5 @@ def why_missing(
         kv_bytes=(sample.prompt_tokens or 0) * (kv_bytes_per_token(cache.url) or engine.kv_bytes_per_token or 0),
         l1_bytes=l1_bytes(cache),
     )
-    return verdict.why_missing(facts)
+    why = verdict.why_missing(facts)
+    return why.replace("`kvdemo restart`", "restart").replace("`kvdemo logs`", "its log") if plan.attached else why

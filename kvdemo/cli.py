@@ -6,13 +6,12 @@ Every import beyond typer waits until a verb needs it: ``kvdemo --help`` must no
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 import typer.core
 
-from kvdemo import frame, options
+from kvdemo import cli_bench, frame, options
 from kvdemo.errors import NotReadyError, PreflightError
 from kvdemo.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 
@@ -70,13 +69,11 @@ def plan(
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo import export, lookup, report
+    from kvdemo import lookup, report
 
     planned = lookup.plan(profile, lookup.project_of(profile, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
-    elif format == "shell":
-        typer.echo(export.shell(planned))
     else:
         report.out.print(report.plan_text(planned))
 
@@ -89,6 +86,24 @@ def doctor(
     from kvdemo import checkup
 
     checkup.run(profile, project_name, as_json=json)
+
+
+@app.command()
+def export(
+    format: options.ExportFormat,
+    profile: ProfileArgument,
+    output: options.Output = None,
+    nodes: options.Nodes = 1,
+    project_name: options.ProjectName = "",
+) -> None:
+    """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
+    from kvdemo import export, lookup
+
+    text = export.export(lookup.plan(profile, lookup.project_of(profile, project_name)), format, nodes)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        frame.save(output, text)
 
 
 @app.command()
@@ -155,73 +170,8 @@ def restart(
         frame.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
-@app.command()
-def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
-    project_name: ProjectOption = "",
-    context: options.Context = None,
-    question: options.Question = "",
-    trials: options.Trials = None,
-    max_trials: options.MaxTrials = 0,
-    max_tokens: options.MaxTokens = None,
-    endpoint: options.Endpoint = "chat",
-    tier: options.Tier = "any",
-    drop_page_cache: options.DropPageCache = False,
-    concurrency: options.Concurrency = 1,
-    matrix: options.Matrix = False,
-    lengths: options.Lengths = "",
-    costs: options.Costs = False,
-    limit: options.Limit = True,
-    expected_ttft_gain: options.ExpectedTtftGain = None,
-    peer: options.With = None,
-    seed: options.Seed = 0,
-    result_dir: options.ResultDir = Path("results"),
-    json: JsonOption = False,
-) -> None:
-    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
-    from kvdemo import benchmark, fleet, lookup, peers
-
-    if peer:
-        typer.echo("\n".join(peers.commands(fleet.loaded(lookup.project(project_name)), peer)))
-        return
-    values = {key: value for key, value in locals().items() if key in benchmark.Arguments.__annotations__}
-    benchmark.run(lookup.project(project_name), benchmark.Arguments(**values), os.environ, as_json=json)
-
-
-@app.command()
-def report(
-    result: Annotated[Path, typer.Argument(metavar="RESULT.jsonl", help="The samples of a run, as bench saved them.")],
-    html: options.Html = None,
-    json: JsonOption = False,
-) -> None:
-    """Judge a saved run again, without a server: the table, and a report as one HTML file."""
-    from kvdemo import page, report, saved, tables
-
-    found = saved.run(result)
-    target = page.save(html or result.with_suffix(".html"), page.render(found.document, found.samples or ()))
-    if json:
-        typer.echo(found.to_json())
-    else:
-        report.out.print(tables.result(found.document))
-    report.err.print(f"Report: {target}", markup=False)
-
-
-@app.command()
-def compare(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="A result of kvdemo bench or of vllm bench serve.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
-    max_regress: options.MaxRegress = "",
-    across: options.Across = None,
-    arm: options.Arm = "reuse",
-) -> None:
-    """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable."""
-    from kvdemo import compare, saved
-
-    limit = compare.percentage(max_regress) if max_regress else None
-    pair = (saved.any_result(old), saved.any_result(new))
-    found = compare.compare(*pair, across_versions=across is not None, arm=arm)
-    typer.echo(compare.text(found))
-    if limit is not None:
-        typer.echo(compare.gate(found, limit))
+for verb in (cli_bench.bench, cli_bench.report, cli_bench.compare):
+    app.command()(verb)
 
 
 @app.command()

@@ -78,12 +78,12 @@ class Client:
             raise UsageError("the API key holds characters that no HTTP header can carry", "check where it was set")
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.patience, self.pause = patience, pause
-        parts = urlsplit(url)
-        self.prefix = parts.path.rstrip("/")
-        self.line = Line(parts.hostname or "", parts.port)
+        self.prefix = urlsplit(url).path.rstrip("/")
+        self.line = Line(url)
         # trust_env: a proxy variable of the user's must not stand between us and a server on this machine.
         timeout = httpx.Timeout(patience, connect=CONNECT_PATIENCE)
-        self.http = httpx.Client(base_url=url, headers=self.headers, timeout=timeout, trust_env=False)
+        tls = self.line.tls or True
+        self.http = httpx.Client(base_url=url, headers=self.headers, timeout=timeout, trust_env=False, verify=tls)
 
     def __enter__(self) -> Client:
         return self

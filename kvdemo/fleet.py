@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from kvdemo import diagnose, health, launchers, stores, survey, teardown, watch
+from kvdemo import diagnose, health, launchers, order, stores, survey, teardown, watch
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.launcher import Event, Launcher, State
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.state import Project
-from kvdemo.turns import Turns, measures
+from kvdemo.turns import Turns
 
 
 def up(
@@ -121,7 +121,7 @@ class _Starter:
     ) -> Generator[Event]:
         """Events until all are ready; raises on the first failure."""
         deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
-        pending = {spec.name: _needs(spec, wanted) for spec in wanted}
+        pending = {spec.name: order.at_start(spec, wanted) for spec in wanted}
         ready: set[str] = set()
         early: set[str] = set()
         try:
@@ -188,17 +188,6 @@ class _Starter:
 def _too_early(event: Event) -> bool:
     """Whether an engine ended because its cache server did not answer (yet)."""
     return bool(re.search(diagnose.UNREACHABLE, event.detail))
-
-
-def _needs(spec: ServiceSpec, wanted: Sequence[ServiceSpec]) -> set[str]:
-    """What must be ready before this service may start."""
-    needs = {other.name for other in wanted if other.name == spec.cache} if measures(spec) else set()
-    for other in wanted:
-        if other.name == spec.name:
-            break
-        if measures(other) and set(other.gpus) & set(spec.gpus) and other.kind == spec.kind == "engine":
-            needs.add(other.name)
-    return needs
 
 
 def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:

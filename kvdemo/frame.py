@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 import typer.core
 
-from kvdemo.errors import DownIncompleteError, ExitCode, KvdemoError
+from kvdemo.errors import DownIncompleteError, ExitCode, KvdemoError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kvdemo.state import Project
     from kvdemo.watch import Event
 
@@ -84,3 +86,11 @@ def show(events: Generator[Event]) -> None:
     with closing(events) as stream, report.Fleet() as show:
         for event in stream:
             show(event)
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file that the user named. Raises UsageError if it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "name another file: -o FILE") from None

@@ -8,10 +8,12 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import ssl
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-COUNTER = re.compile(r"^(vllm|lmcache_mp)[:_](\w+?)(?:_total)?(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
+COUNTER = re.compile(r"^(vllm|lmcache_mp|process)[:_](\w+?)(?:_total)?(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -20,7 +22,12 @@ def request(
 ) -> tuple[int, bytes]:
     """GET, or POST if there is a body; status and answer, or (0, reason) if none came within ``timeout`` seconds."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=timeout, context=_tls())
+    else:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    path = parts.path.rstrip("/") + path
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         connection.request("POST" if body is not None else "GET", path, json.dumps(body) if body else None, headers)
@@ -30,6 +37,12 @@ def request(
         return 0, (str(error) or type(error).__name__).encode()
     finally:
         connection.close()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Certificates are read once."""
+    return ssl.create_default_context()
 
 
 def healthy(url: str, kind: str, timeout: float = 3) -> bool:
@@ -68,12 +81,12 @@ def status(url: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def counters(url: str) -> dict[str, float]:
+def counters(url: str, key: str = "") -> dict[str, float]:
     """Prometheus samples of ``/metrics`` summed over labels, and one more by source where a series has one.
 
     Keys are names without prefix and ``_total``: ``prompt_tokens_by_source{local_compute}``, ``num_requests_running``.
     """
-    code, body = request(url, "/metrics", timeout=10)
+    code, body = request(url, "/metrics", timeout=10, key=key)
     found: dict[str, float] = {}
     if code != 200:
         return found

@@ -23,7 +23,13 @@ from kvdemo.workload import Step
 COUNTER_PATIENCE = 2.0
 """Seconds to wait for an engine's counters to include a request that has ended."""
 
+UNSEEN_STORE = 2.0
+"""Seconds that a writer's chunks get to arrive in a cache server that nobody can ask."""
+
 POLL = 0.005
+BIRTH = ("start_time_seconds", "generation_tokens_created")
+"""Of two processes one of these differs: engines that start together may have the same start, in its coarse unit."""
+
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
@@ -55,20 +61,22 @@ class Meter:
     def ask(self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0) -> Sample:
         """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server."""
         server = self.cache_url(step.engine)
-        if chunks:
+        if chunks and server:
             cacheserver.settle(server)
-        before = health.counters(step.engine.url)
+        before = health.counters(step.engine.url, self.key)
         cache_before = health.counters(server) if server else {}
-        stored_before = cacheserver.objects(server) if chunks else 0
+        stored_before = cacheserver.objects(server) if chunks and server else 0
         reply = self.client(step.engine).stream(path, body)
         ended = time.monotonic()
         sample = _sample(step, reply)
-        if chunks:
+        if chunks and not server and not reply.error:
+            time.sleep(UNSEEN_STORE)
+        elif chunks:
             arrived = 0 if reply.error else cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
             self.stored[step.salt] = Stored(chunks, arrived, cache_before, failed=reply.error)
             if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - ended)
-        after = _counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
+        after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
         cache_after = health.counters(server) if server and step.expected else {}
         sample = replace(
             sample,
@@ -76,7 +84,8 @@ class Meter:
             lookup=_delta("lmcache_mp_lookup_duration_seconds_sum", before, after),
             tiers=cacheserver.tiers(cache_before, cache_after),
         )
-        return replace(sample, note=self._why(step, sample, cache_before, cache_after))
+        note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
+        return replace(sample, note="" if sample.error else note)
 
     def _why(self, step: Step, sample: Sample, before: Mapping[str, float], after: Mapping[str, float]) -> str:
         """Why less came from a cache than expected; empty if nothing is missing, or nobody knows."""
@@ -86,22 +95,37 @@ class Meter:
             return "the engine's own prefix cache no longer had it: its kv_cache is too small"
         return cacheserver.why_missing(self.plan, step.engine, sample, before, after, self.stored.get(step.salt))
 
+    def _counters_after(
+        self, engine: ServiceSpec, before: Mapping[str, float], prompt_tokens: int | None
+    ) -> dict[str, float]:
+        """The engine's counters once they include the request: they lag by an engine step."""
+        deadline = time.monotonic() + COUNTER_PATIENCE
+        while True:
+            after = health.counters(engine.url, self.key)
+            found = _sources(before, after)
+            if found is None or prompt_tokens is None or found.total >= prompt_tokens or time.monotonic() > deadline:
+                return after
+            time.sleep(POLL)
+
     def ask_together(self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """Several requests to one engine at the same time, each over a connection of its own.
 
         Counters tell their sum only: each sample gets sources of its own if the engine's usage agrees with that sum.
         """
         engine, server = steps[0].engine, self.cache_url(steps[0].engine)
-        before = health.counters(engine.url)
+        before = health.counters(engine.url, self.key)
         cache_before = health.counters(server) if server else {}
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
             replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
         samples = [_sample(step, reply) for step, reply in zip(steps, replies, strict=True)]
         total = sum(sample.prompt_tokens or 0 for sample in samples)
-        together = _sources(before, _counters_after(engine, before, total))
+        after = self._counters_after(engine, before, total)
+        together = _sources(before, after)
         hits = sum(sample.cached_tokens or 0 for sample in samples)
-        if together is None or together.total != total or together.local or together.shared != hits:
+        if together is None:
+            return [replace(sample, note=_blind(before, after)) for sample in samples]
+        if together.total != total or together.local or together.shared != hits:
             return samples
         cache_after = health.counters(server) if server else {}
         return [
@@ -148,22 +172,22 @@ def _whole(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _counters_after(engine: ServiceSpec, before: Mapping[str, float], prompt_tokens: int | None) -> dict[str, float]:
-    """The engine's counters once they include the request: they lag by an engine step."""
-    deadline = time.monotonic() + COUNTER_PATIENCE
-    while True:
-        after = health.counters(engine.url)
-        found = _sources(before, after)
-        if found is None or prompt_tokens is None or found.total >= prompt_tokens or time.monotonic() > deadline:
-            return after
-        time.sleep(POLL)
-
-
 def _sources(before: Mapping[str, float], after: Mapping[str, float]) -> Sources | None:
-    names = [f"prompt_tokens_by_source{{{source}}}" for source in SOURCES]
-    if not all(name in after for name in names):
+    if _blind(before, after):
         return None
+    names = [f"prompt_tokens_by_source{{{source}}}" for source in SOURCES]
     return Sources(*(int(after[name] - before.get(name, 0)) for name in names))
+
+
+def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Why these counters do not tell where the tokens of a request came from; empty if they do."""
+    if not after:
+        return "the engine's /metrics cannot be read"
+    if not all(f"prompt_tokens_by_source{{{source}}}" in after for source in SOURCES):
+        return "the engine's counters do not tell where prompt tokens come from (or they are those of a router)"
+    if any(name in before and before[name] != after.get(name) for name in BIRTH):
+        return "the counters are of several processes: give the address of one engine, not of a router before several"
+    return ""
 
 
 def _delta(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:

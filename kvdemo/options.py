@@ -51,6 +51,18 @@ With = Annotated[
     Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
     typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
 ]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=URL", help="An engine that something else started; repeat it. The last two share."),
+]
+Writer = Annotated[str, typer.Option(metavar="NAME", help="The engine that stores; else the first that shares.")]
+Reader = Annotated[str, typer.Option(metavar="NAME", help="The engine that loads; else the next that shares.")]
+Baseline = Annotated[str, typer.Option(metavar="NAME", help="The plain engine to compare with; else the last one.")]
+TargetModel = Annotated[str, typer.Option(metavar="ID", help="With --target: the model, if they offer several.")]
+ChunkSize = Annotated[
+    int | None, typer.Option(min=1, help="With --target: tokens a chunk; else LMCache's answer, or 256.")
+]
+LmcacheUrl = Annotated[str, typer.Option(metavar="URL", help="With --target: HTTP address of the writer's LMCache.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the arms.")]
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
 
@@ -64,7 +76,12 @@ NoLogPrefix = Annotated[bool, typer.Option("--no-log-prefix", help="Without the 
 MaxRegress = Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")]
 Across = Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")]
 Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")]
-Format = Annotated[Literal["text", "json", "shell"], typer.Option(help="shell: a script that starts the same.")]
+Format = Annotated[Literal["text", "json"], typer.Option(help="json: for programs.")]
+ExportFormat = Annotated[
+    Literal["compose", "k8s", "slurm", "shell"], typer.Argument(metavar="compose|k8s|slurm|shell", help="The format.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")]
+Nodes = Annotated[int, typer.Option(min=1, help="For slurm: so many nodes, through Ray if more than one.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]

@@ -57,9 +57,17 @@ def _environment(spec: ServiceSpec, peer: Peer) -> list[str]:
 
 
 def _tokenizer(spec: ServiceSpec) -> str:
-    """The tokenizer as the engine was given it, by default with the model: a directory or a Hugging Face id."""
-    flag = "--tokenizer" if "--tokenizer" in spec.argv else "--model"
-    return spec.argv[spec.argv.index(flag) + 1]
+    """The tokenizer as the engine was given it, by default with the model: a directory or a Hugging Face id.
+
+    Of an engine that something else started the name of the model is all there is.
+    """
+    flag = next((flag for flag in ("--tokenizer", "--model") if flag in spec.argv), "")
+    return spec.argv[spec.argv.index(flag) + 1] if flag else spec.model
+
+
+def _python(spec: ServiceSpec) -> str:
+    """The engine's own interpreter, or that of the user's shell where something else started the engine."""
+    return spec.argv[0] if spec.argv else "python3"
 
 
 def _document(spec: ServiceSpec) -> int:
@@ -68,7 +76,7 @@ def _document(spec: ServiceSpec) -> int:
 
 def _vllm(spec: ServiceSpec) -> list[str]:
     return [
-        *(spec.argv[0], "-c", VLLM_BENCH, "--backend", "openai", "--base-url", spec.url),
+        *(_python(spec), "-c", VLLM_BENCH, "--backend", "openai", "--base-url", spec.url),
         *("--endpoint", "/v1/completions", "--model", spec.model, "--tokenizer", _tokenizer(spec)),
         *("--dataset-name", "prefix_repetition", "--prefix-repetition-num-prefixes", str(DOCUMENTS)),
         *("--prefix-repetition-prefix-len", str(_document(spec)), "--prefix-repetition-suffix-len", str(QUESTION)),
@@ -83,7 +91,7 @@ def _lmcache(spec: ServiceSpec) -> list[str]:
     per_gb = GIB // spec.kv_bytes_per_token if spec.kv_bytes_per_token else DOCUMENT
     volume = (DOCUMENTS + 0.5) * length / per_gb
     return [
-        *(spec.argv[0], "-m", "lmcache.cli.main", "bench", "engine", "--engine-url", spec.url, "--model", spec.model),
+        *(_python(spec), "-m", "lmcache.cli.main", "bench", "engine", "--engine-url", spec.url, "--model", spec.model),
         *("--workload", "long-doc-qa", "--ldqa-document-length", str(length)),
         *("--tokens-per-gb-kvcache", str(per_gb), "--kv-cache-volume", f"{volume:.4g}"),
         *("--ldqa-query-per-document", str(REQUESTS // DOCUMENTS), "--ldqa-num-inflight-requests", "1"),

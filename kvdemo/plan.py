@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvdemo import budget, caches, engines, kinship, sums
@@ -24,7 +24,7 @@ class ServiceSpec:
 
     ``port`` is where its HTTP API listens, ``ports`` everything it binds. ``context`` is the longest sequence in
     tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2; ``uuids`` are those of an
-    engine's GPUs.
+    engine's GPUs. ``address`` is the base URL of what something else started.
     """
 
     name: str
@@ -46,18 +46,18 @@ class ServiceSpec:
     store: str = ""
     budget: str = ""
     uuids: tuple[str, ...] = ()
+    address: str = ""
 
     @property
     def digest(self) -> str:
         """Changes exactly when the service would have to be started anew."""
-        return hashlib.sha256(
-            json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()
-        ).hexdigest()
+        text = json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def url(self) -> str:
-        """Base URL of its HTTP API."""
-        return f"http://{_reachable(self.host)}:{self.port}"
+        """Base URL of its HTTP API; empty if nobody knows it."""
+        return self.address or (f"http://{_reachable(self.host)}:{self.port}" if self.port else "")
 
 
 def _reachable(host: str) -> str:
@@ -94,6 +94,11 @@ class Plan:
         """The engines among the services."""
         return tuple(spec for spec in self.services if spec.kind == "engine")
 
+    @property
+    def attached(self) -> bool:
+        """Whether something else started it: nothing of it is on this machine, or ours to change."""
+        return any(spec.address for spec in self.services)
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON document; ``from_json`` reads it back."""
         return asdict(self)
@@ -106,8 +111,7 @@ class Plan:
 
 
 def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name for f in fields(cls)}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in known}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in cls.__dataclass_fields__}
 
 
 def wanted_ports(profile: Profile) -> dict[str, int | None]:
@@ -121,8 +125,7 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
 def make(profile: Profile, facts: Facts) -> Plan:
     """Plan the fleet. Raises ProfileError for combinations that could never run right anywhere."""
     assigned = budget.assign(profile, facts)
-    stores = {name: kinship.store_of(profile, name, facts) for name in profile.caches}
-    specs = [_cache(profile, name, facts, assigned, stores[name]) for name in profile.caches]
+    specs = [_cache(profile, name, facts, assigned, kinship.store_of(profile, name, facts)) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({engine.model for engine in kinship.absent(profile, facts)})

@@ -26,7 +26,10 @@ TIGHT = 0.05
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure. ``max_trials`` 0: exactly ``trials``; ``tier`` empty: wherever the cache finds it."""
+    """What to measure. ``max_trials`` 0: exactly ``trials``; ``tier`` empty: wherever the cache finds it.
+
+    ``writer``, ``reader`` and ``baseline`` are engines; empty: as ``workload.roles`` chooses them.
+    """
 
     document: str
     question: str
@@ -44,6 +47,9 @@ class Options:
     matrix: bool = False
     lengths: tuple[int, ...] = ()
     costs: bool = False
+    writer: str = ""
+    reader: str = ""
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Rig:
 
     def __init__(self, plan: Plan, options: Options) -> None:
         self.plan, self.options = plan, options
-        self.cast: Roles = workload.roles(plan)
+        self.cast: Roles = workload.roles(plan, options.writer, options.reader, options.baseline)
         self.meter = Meter(plan, options.key)
         self.chunk = self.cast.reader.chunk_size or 256
         self.prompt: Prompt
@@ -88,7 +94,7 @@ class Rig:
         Raises NotReadyError for a fleet that does not answer, UsageError for a context that does not fit.
         """
         for spec in (*self.cast.engines, self.plan.service(self.cast.writer.cache)):
-            if not health.healthy(spec.url, spec.kind):
+            if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
         self.prompt = self.make_prompt(self.options.document)
         tokens = self.prompt.tokens

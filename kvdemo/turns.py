@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kvdemo.errors import ServiceError
 from kvdemo.launcher import Event, State
+from kvdemo.order import measures
 from kvdemo.plan import ServiceSpec
 from kvdemo.watch import place
 
@@ -71,11 +72,6 @@ class Turn:
         with self.guard:
             while self.held:
                 os.close(self.held.pop())
-
-
-def measures(spec: ServiceSpec) -> bool:
-    """VLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
-    return bool(spec.gpus) and "--kv-cache-memory-bytes" not in spec.argv
 
 
 class Turns:

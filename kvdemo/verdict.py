@@ -56,7 +56,7 @@ def judge(sample: Sample) -> Judgement:
 
 def _unproven(sample: Sample) -> str:
     if sample.sources is None:
-        return "the engine's counters do not tell where prompt tokens come from"
+        return sample.note or "the engine's counters do not tell where prompt tokens come from"
     if sample.prompt_tokens is None:
         return "the engine sent no usage"
     if sample.sources.total != sample.prompt_tokens:

@@ -2,7 +2,7 @@
 
 ``http.client`` because it adds least to what is measured, and because it shows every read: a deadline checked there is
 exact for one poll, while a watchdog thread would compete with the measured one, and a timeout per read never ends for
-a server that sends a comment line now and then. HTTP/1.1 without TLS.
+a server that sends a comment line now and then. HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -12,23 +12,34 @@ import http.client
 import io
 import math
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 CONNECT_PATIENCE = 10.0
 BUFFER = 1 << 16
 
 
 class Line(http.client.HTTPConnection):
-    """An HTTP connection with a deadline instead of a timeout: set it with ``allow``."""
+    """A connection to a server (http or https) with a deadline instead of a timeout: set it with ``allow``."""
 
-    def __init__(self, host: str, port: int | None) -> None:
-        super().__init__(host, port, timeout=CONNECT_PATIENCE)
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (http.client.HTTPS_PORT if self.tls else http.client.HTTP_PORT)
+        super().__init__(parts.hostname or "", port, timeout=CONNECT_PATIENCE)
         self.deadline = math.inf
         self.response_class = cast("type[http.client.HTTPResponse]", partial(_Response, self))
+
+    def connect(self) -> None:
+        """Open it, and agree on the encryption."""
+        super().connect()
+        if self.tls:
+            self.sock = self.tls.wrap_socket(self.sock, server_hostname=self.host)
 
     def allow(self, seconds: float) -> None:
         """From now on, everything together may take this long; then TimeoutError."""

@@ -57,8 +57,8 @@ class Step:
     length: int = 0
 
 
-def roles(plan: Plan, writer: str = "", reader: str = "") -> Roles:
-    """Give out the roles: the first two engines of one cache and model write and read.
+def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") -> Roles:
+    """Give out the roles: the first two engines of one cache and model write and read, the last plain one is baseline.
 
     Raises UsageError if there are no two.
     """
@@ -73,12 +73,19 @@ def roles(plan: Plan, writer: str = "", reader: str = "") -> Roles:
             "give two engines of one model the same `cache:` in the profile",
         )
     group = {spec.name: spec for spec in pairs[0]}
-    first, second = pairs[0][0], pairs[0][1]
     for name in (writer, reader):
         if name and name not in group:
             raise UsageError(f"{name} is not one of the engines that share a cache", f"they are {', '.join(group)}")
-    plain = tuple(spec for spec in plan.engines if not spec.cache and spec.model == first.model)
-    return Roles(plain, group.get(writer, first), group.get(reader, second))
+    if writer and writer == reader:
+        raise UsageError(f"{writer} cannot be writer and reader", "what an engine reads of its own proves no sharing")
+    writer = writer or next(name for name in group if name != reader)
+    reader = reader or next(name for name in group if name != writer)
+    plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
+    if baseline and baseline not in {spec.name for spec in plain}:
+        names = ", ".join(spec.name for spec in plain) or "there is none"
+        raise UsageError(f"--baseline: {baseline} is not a plain engine of this model", f"plain engines: {names}")
+    plain.sort(key=lambda spec: spec.name == baseline)
+    return Roles(tuple(plain), group[writer], group[reader])
 
 
 def messages(system: str, document: str, question: str) -> list[dict[str, str]]:

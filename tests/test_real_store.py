@@ -102,7 +102,7 @@ def test_the_plan_as_a_shell_script_starts_the_same_fleet(pair: Real) -> None:
     """Run, it serves and shares as `up` does; on SIGTERM it stops everything it started."""
     plan = Plan.from_json(json.loads(pair.do("plan", pair.profile, "--format", "json")))
     script, log = pair.path / "fleet.sh", pair.path / "fleet.out"
-    script.write_text(pair.do("plan", pair.profile, "--format", "shell"))
+    script.write_text(pair.do("export", "shell", pair.profile))
     with log.open("w") as out:
         running = subprocess.Popen(["bash", str(script)], cwd=pair.path, env=pair.environ, stdout=out, stderr=out)
     try:

@@ -21,6 +21,7 @@ Of every request, engine:
     FAKE_WARM=1            half of every prompt was cached before
     FAKE_WRONG_REUSE=1     another answer whenever tokens came from the shared cache
     FAKE_NO_STORE=1        never store anything in the cache
+    FAKE_NO_METRICS=1      no /metrics
 Of *streamed* requests only, so that ``up`` still finds the engine ready:
     FAKE_STATUS=N          answer with this status instead of a stream (503)
     FAKE_DELAY_S=X         wait X seconds before answering
@@ -51,6 +52,7 @@ from pathlib import Path
 from typing import Any
 
 BORN = time.monotonic()
+STARTED = time.time()
 FAULTS = {name.removeprefix("FAKE_"): value for name, value in os.environ.items() if name.startswith("FAKE_")}
 
 

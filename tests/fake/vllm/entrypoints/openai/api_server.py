@@ -180,8 +180,13 @@ class Engine:
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""
+        if fake.fault("NO_METRICS"):
+            handler.fail(404, "Not Found")
+            return
         rows = {'num_requests_running{engine="0"}': float(self.running), **self.counters}
-        handler.reply("".join(f"vllm:{name} {float(value)}\n" for name, value in rows.items()))
+        lines = [f"vllm:{name} {float(value)}\n" for name, value in rows.items()]
+        lines += [f"vllm:generation_tokens_created {fake.STARTED}\n", "process_start_time_seconds 1.0\n"]
+        handler.reply("".join(lines))
 
 
 class Api:
@@ -397,6 +402,7 @@ def main() -> None:
         "POST /v1/chat/completions": api.chat,
         "POST /reset_prefix_cache": api.reset,
         "GET /metrics": engine.metrics,
+        "GET /version": lambda handler, _: handler.reply({"version": "0.32.0"}),
     }
     server = fake.Server(given.get("host", "127.0.0.1"), int(given["port"]), routes)
     fake.say(f"(EngineCore pid={os.getpid()}) INFO Starting to load model {given['model']}...")

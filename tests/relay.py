@@ -1,0 +1,64 @@
+"""What may stand before engines: a relay that hands each connection to the next of them, with or without TLS.
+
+Of HTTP it knows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def certificate(path: Path) -> Path:
+    """A certificate for 127.0.0.1 that its own key signed, and the key, in one file."""
+    file = path / "relay.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=relay"
+    words += " -addext subjectAltName=IP:127.0.0.1"
+    made = ["openssl", *words.split(), "-keyout", str(file), "-out", str(path / "only.pem")]
+    subprocess.run(made, check=True, capture_output=True)
+    file.write_text(file.read_text() + (path / "only.pem").read_text())
+    return file
+
+
+@contextmanager
+def relay(*ports: int, tls: Path | None = None) -> Iterator[int]:
+    """Its port, while it relays to these ports of this machine in turn."""
+    context = None
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+    turn = itertools.cycle(ports)
+    loop = asyncio.new_event_loop()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        near, far = await asyncio.open_connection("127.0.0.1", next(turn))
+        await asyncio.gather(copy(reader, far), copy(near, writer))
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        with suppress(OSError, RuntimeError):
+            sink.close()
+            await sink.wait_closed()
+
+    server = loop.run_until_complete(asyncio.start_server(join, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
