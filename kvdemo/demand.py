@@ -19,6 +19,11 @@ OVERHEAD = int(2.4 * GIB)
 """GPU memory of an engine beside weights and KV cache: CUDA context, activations, CUDA graphs. Measured on one H200
 with a model of Mistral-7B's shape (vLLM 0.26): 2.3 GiB each of four engines."""
 
+FEW_GRAPHS = int(1.2 * GIB)
+"""The same with CUDA graphs for at most ``FEW`` sequences: 1.1 GiB each of four engines."""
+
+FEW = 32
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -62,6 +67,7 @@ def of(engine: Engine, model: Model, ranks: int) -> Demand:
     if per_token and str(normalized(engine.args).get("kv-cache-dtype", "")).startswith("fp8"):
         per_token //= 4 if model.dtype == "float32" else 2
     ranks = max(1, ranks)
+    sequences = normalized(engine.args).get("max-num-seqs")
     # KV heads are divided among the ranks as far as they go, then repeated.
     share = min(ranks, shape.kv_heads) if shape else ranks
     return Demand(
@@ -69,4 +75,5 @@ def of(engine: Engine, model: Model, ranks: int) -> Demand:
         per_token=-(-per_token // share) if per_token else None,
         context=engine.max_model_len or model.context,
         exact=shape is not None and not shape.windowed,
+        overhead=FEW_GRAPHS if isinstance(sequences, int) and sequences <= FEW else OVERHEAD,
     )
