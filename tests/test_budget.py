@@ -119,7 +119,7 @@ def four(**keys: Any) -> Profile:
 
 
 def test_the_sum_of_one_gpu_is_what_an_h200_used() -> None:
-    """With four engines and their cache 90,016 MiB were in use, 84,853 with few CUDA graphs; half a GiB each may be off."""
+    """Four engines and their cache used 90,016 MiB, with few CUDA graphs 84,853; half a GiB each may be off."""
     (found,) = told(four(kv_cache=6 * GIB), one_gpu(140))
     assert found.fits
     assert abs(found.need - 90016 * 1024**2) < 2 * GIB
