@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from kvdemo import modes, workload
+from kvdemo.measure import Meter
 from kvdemo.plan import ServiceSpec
 from kvdemo.rig import Rig
 from kvdemo.sample import Doing, Sample
@@ -20,7 +21,7 @@ def run(rig: Rig) -> Generator[Doing | Sample]:
     options = rig.options
     for engine in rig.plan.engines if options.matrix else rig.cast.engines:
         yield Doing(f"warming up {engine.name}")
-        _warm_up(rig, engine)
+        warm_up(rig.meter, engine, options.system, options.document, rig.salt("warm"), options.question)
     if options.matrix:
         yield from modes.matrix(rig)
     elif options.lengths:
@@ -32,9 +33,9 @@ def run(rig: Rig) -> Generator[Doing | Sample]:
         yield from modes.decode_tax(rig)
 
 
-def _warm_up(rig: Rig, engine: ServiceSpec) -> None:
+def warm_up(meter: Meter, engine: ServiceSpec, system: str, document: str, salt: str, question: str = "Ready?") -> None:
     """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
-    text = " ".join(reversed(rig.options.document[:WARM_UP_CHARACTERS].split()))
-    prompt = {"messages": workload.messages(rig.options.system, text, rig.options.question)}
-    body = workload.body(engine.model, prompt, max_tokens=4, salt=rig.salt("warm"))
-    rig.meter.client(engine).stream("/v1/chat/completions", body)
+    text = " ".join(reversed(document[:WARM_UP_CHARACTERS].split()))
+    prompt = {"messages": workload.messages(system, text, question)}
+    body = workload.body(engine.model, prompt, max_tokens=4, salt=salt)
+    meter.client(engine).stream("/v1/chat/completions", body)

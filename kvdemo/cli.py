@@ -6,6 +6,7 @@ Every import beyond typer waits until a verb needs it: ``kvdemo --help`` must no
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +58,9 @@ def up(
         events = fleet.up(plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout)
         frame.show(events)
     if wait:
-        report.out.print(f"Ready. Next: kvdemo bench -p {project.name}, then kvdemo down -p {project.name}")
+        report.out.print(
+            f"Ready. Next: kvdemo bench -p {project.name} (or kvdemo ui), then kvdemo down -p {project.name}"
+        )
 
 
 @app.command()
@@ -172,6 +175,22 @@ def restart(
 
 for verb in (cli_bench.bench, cli_bench.report, cli_bench.compare):
     app.command()(verb)
+
+
+@app.command()
+def ui(
+    project_name: ProjectOption = "",
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8501,
+    result_dir: options.ResultDir = Path("results"),
+) -> None:
+    """Show the fleet in a web page, until Ctrl-C: ask, race, measure."""
+    from kvdemo import lookup
+
+    lookup.page_library()
+    from kvdemo import web
+
+    web.serve(lookup.project(project_name), os.environ, lookup.address(host, port), result_dir)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,7 @@ class Reply:
     """What came back: times in seconds since the request was sent, and the engine's own words about it.
 
     With an ``error`` the rest is what had come until then; ``e2el``, up to the last token, is of whole answers only.
+    ``heard`` is called with what there is: just before the clock starts, and after the stamp of each token.
     """
 
     started: float = 0.0
@@ -57,6 +58,7 @@ class Reply:
     usage: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    heard: Callable[[Reply], object] = field(default=lambda _: None, repr=False)
 
     @property
     def progress(self) -> str:
@@ -101,10 +103,9 @@ class Client:
         answer.raise_for_status()
         return [int(token) for token in answer.json()["tokens"]]
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Reply:
+    def stream(self, path: str, body: Mapping[str, Any], reply: Reply | None = None) -> Reply:
         """Send one request and time its stream. Never raises for what the server does: ``error`` tells it."""
-        content = json.dumps(body).encode()
-        reply = Reply()
+        content, reply = json.dumps(body).encode(), reply or Reply()
         try:
             self._warm_up()
         except (OSError, http.client.HTTPException) as error:
@@ -138,6 +139,7 @@ class Client:
         try:
             self.line.allow(self.patience)
             reply.started = time.time()
+            reply.heard(reply)
             began = time.perf_counter_ns()
             # A server may refuse before it has read everything: its answer says why, the broken pipe does not.
             with suppress(BrokenPipeError):
@@ -189,6 +191,7 @@ class Client:
                 return
             if last != before:
                 self.line.allow(self.pause)
+                reply.heard(reply)
         reply.error = f"the stream ended early, {reply.progress}"
 
 

@@ -17,13 +17,18 @@ def read(path: Path) -> str:
         raise UsageError(f"context {path}: is a directory", "give one text file") from None
     except OSError as error:
         raise UsageError(f"context {path}: cannot be read: {error.strerror}") from None
+    return decode(data, f"context {path}")
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text of a document that is here already. Raises UsageError as ``read`` does."""
     if b"\0" in data:
-        raise UsageError(f"context {path}: is binary", "give a plain text file (extract the text of a PDF first)")
+        raise UsageError(f"{name}: is binary", "give a plain text file (extract the text of a PDF first)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UsageError(f"context {path}:{line}: is not UTF-8", "convert it: iconv -t UTF-8") from None
+        raise UsageError(f"{name}:{line}: is not UTF-8", "convert it: iconv -t UTF-8") from None
     if not text.strip():
-        raise UsageError(f"context {path}: is empty")
+        raise UsageError(f"{name}: is empty")
     return text

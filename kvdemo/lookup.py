@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdemo import hub, kinship, report, state, survey
+from kvdemo import hub, kinship, process, report, state, survey
 from kvdemo import plan as planning
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.plan import Plan
@@ -52,6 +53,19 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     for warning in planned.warnings if fetch else ():
         report.err.print(f"warning: {warning}", markup=False)
     return planned
+
+
+def page_library() -> None:
+    """Raises UsageError if the library of `kvdemo ui` is not installed."""
+    if importlib.util.find_spec("nicegui") is None:
+        raise UsageError("the page needs NiceGUI, which is not installed", "pip install 'kvdemo[ui]'")
+
+
+def address(host: str, port: int) -> tuple[str, int]:
+    """Where the page listens. Raises UsageError if it cannot."""
+    if not process.port_free(host, port):
+        raise UsageError(f"{host}:{port} cannot be listened on: taken, or no address of ours", "kvdemo ui --port N")
+    return host, port
 
 
 def projects(stores: bool = False) -> list[Project]:

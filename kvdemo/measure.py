@@ -58,16 +58,22 @@ class Meter:
         """Base URL of the engine's cache server; empty for a plain engine."""
         return self.plan.service(engine.cache).url if engine.cache else ""
 
-    def ask(self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0) -> Sample:
-        """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server."""
+    def ask(
+        self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0, reply: Reply | None = None
+    ) -> Sample:
+        """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server.
+
+        A ``reply`` to fill lets its ``heard`` follow the stream; it is called once more when that has ended.
+        """
         server = self.cache_url(step.engine)
         if chunks and server:
             cacheserver.settle(server)
         before = health.counters(step.engine.url, self.key)
         cache_before = health.counters(server) if server else {}
         stored_before = cacheserver.objects(server) if chunks and server else 0
-        reply = self.client(step.engine).stream(path, body)
+        reply = self.client(step.engine).stream(path, body, reply)
         ended = time.monotonic()
+        reply.heard(reply)
         sample = _sample(step, reply)
         if chunks and not server and not reply.error:
             time.sleep(UNSEEN_STORE)

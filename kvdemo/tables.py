@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 STYLES = {"SHARED": "bold green", "LOCAL": "cyan", "COLD": "", "PARTIAL": "yellow", "MISS": "bold yellow"}
+_TONES = [(92, 101, 113), (214, 69, 65), (31, 158, 117), (208, 140, 31), (106, 142, 186), (160, 110, 200),
+          (47, 143, 200), (140, 150, 160)]  # fmt: skip
+PAGE = TerminalTheme((245, 246, 248), (20, 24, 29), _TONES, _TONES)
+"""The terminal's colours for a page: middle tones, to be read on light and on dark."""
+
 PHASES = {"cold": "cold", "store": "cold+store", "reuse": "reuse", "again": "again"}
 
 
@@ -20,6 +27,13 @@ def result(document: Mapping[str, Any]) -> Group:
         parts += [latency(document), "", waterfall(document), ""]
     parts += [part for part in (matrix(document), lengths(document)) if part]
     return Group(*parts, *_sentences(document))
+
+
+def as_html(document: Mapping[str, Any]) -> str:
+    """The same as markup for a page, in colour; all text in it is escaped."""
+    console = Console(record=True, file=io.StringIO(), width=120, force_terminal=True, color_system="truecolor")
+    console.print(result(document))
+    return console.export_html(theme=PAGE, code_format="<pre>{code}</pre>", inline_styles=True)
 
 
 def _heading(document: Mapping[str, Any]) -> Text:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,8 +88,8 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     return Roles(tuple(plain), group[writer], group[reader])
 
 
-def messages(system: str, document: str, question: str) -> list[dict[str, str]]:
-    """The chat: instruction and document, an acknowledgement, the question.
+def messages(system: str, document: str, question: str, turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
+    """The chat: instruction and document, an acknowledgement, earlier ``turns`` (question, answer), the question.
 
     The instruction stands in the first user message since some chat templates (Mistral-7B-Instruct-v0.2's among them)
     accept no system role.
@@ -97,6 +97,11 @@ def messages(system: str, document: str, question: str) -> list[dict[str, str]]:
     return [
         {"role": "user", "content": f"{system}\n\n{document}"},
         {"role": "assistant", "content": "I have read the document."},
+        *(
+            {"role": role, "content": said}
+            for turn in turns
+            for role, said in zip(("user", "assistant"), turn, strict=True)
+        ),
         {"role": "user", "content": question},
     ]
 

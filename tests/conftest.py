@@ -36,7 +36,7 @@ class Lab:
         self.path = path
         self.name = "t" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
         self.environ = {**os.environ, "KVDEMO_STATE_DIR": str(path / "state"), "COLUMNS": "200", "NO_COLOR": "1"}
-        for name in ("KVDEMO_PROJECT", "KVDEMO_PROFILE"):
+        for name in ("KVDEMO_PROJECT", "KVDEMO_PROFILE", "PYTEST_CURRENT_TEST"):
             self.environ.pop(name, None)
         self.running: list[subprocess.Popen[str]] = []
         self.python = path / "python"

@@ -65,7 +65,7 @@ class Real:
 
     def __init__(self, path: Path, profile: Path, name: str, **environ: str) -> None:
         self.path, self.profile, self.name = path, profile, name
-        drop = ("KVDEMO_", "KV_STORE_DIR", "VLLM_")
+        drop = ("KVDEMO_", "KV_STORE_DIR", "VLLM_", "PYTEST_")
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
         self.environ |= {"PYTHONPATH": str(ROOT), "COLUMNS": "160", MARK: str(path), **environ}
         self.environ |= {"KVDEMO_STATE_DIR": str(path / "state"), "KVDEMO_PROJECT": name}
@@ -82,6 +82,12 @@ class Real:
             text=True,
             timeout=START,
         )
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """A command, running."""
+        argv = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(argv, cwd=self.path, env=self.environ, stdout=pipe, stderr=pipe, text=True)
 
     def do(self, *arguments: str | Path) -> str:
         """A command that has to succeed; what it printed."""

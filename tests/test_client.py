@@ -270,6 +270,18 @@ def test_nothing_a_stream_holds_is_an_exception(null: Null, stream: str) -> None
     assert reply.error or reply.ttft is not None
 
 
+def test_who_listens_hears_every_token(null: Null) -> None:
+    """Once before the clock, then after each token, with what there is so far."""
+    told: list[tuple[bool, str]] = []
+    listening = Reply(heard=lambda reply: told.append((reply.ttft is None, reply.text)))
+    with Client(null.url) as client:
+        script = [ROLE, ["delta", {"content": "a"}], PAUSE, ["delta", {"content": "b"}], *LAST]
+        reply = client.stream(PATH, {"script": script}, listening)
+    assert reply is listening
+    assert not reply.error
+    assert told == [(True, ""), (False, "a"), (False, "ab")]
+
+
 def test_the_connection_is_kept(null: Null) -> None:
     """Requests of one client share a connection; after a failure, or when the server has left, there is a new one."""
     good, bad = [ROLE, HELLO, *LAST], [ROLE, ["reset"]]

@@ -78,11 +78,13 @@ def test_cpu_lock_holds_what_kvdemo_and_the_engines_import() -> None:
     )
 
 
-def test_dev_lock_adds_to_the_cpu_lock() -> None:
-    """The two locks share no package, and together they hold every tool of the extra ``dev``."""
-    cpu, dev = lock("requirements-cpu.lock"), lock("requirements-dev.lock")
-    assert not cpu.keys() & dev.keys()
-    assert {bare(requirement) for requirement in project()["optional-dependencies"]["dev"]} <= cpu.keys() | dev.keys()
+def test_the_other_locks_add_to_the_cpu_lock() -> None:
+    """The locks share no package, and with the first they hold everything of the extras ``dev`` and ``ui``."""
+    cpu, dev, ui = (lock(f"requirements-{name}.lock") for name in ("cpu", "dev", "ui"))
+    assert not cpu.keys() & dev.keys() | cpu.keys() & ui.keys() | dev.keys() & ui.keys()
+    extras = project()["optional-dependencies"]
+    for name, added in (("dev", dev), ("ui", ui)):
+        assert {bare(requirement) for requirement in extras[name]} <= cpu.keys() | added.keys()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, expect
 
+from browsing import Tab, browser, needs_browser, page_of
 from guarding import gone, sigkill, until
 from kvdemo import health, record, results
 from real_fleet import HANDBOOK, MODEL, ROOT, Real, needs_engines, nothing_left
@@ -193,10 +195,66 @@ def test_a_missing_context_is_refused(fleet: Real) -> None:
         assert (done.returncode, said in done.stderr) == (2, True), done
 
 
-def test_a_killed_core_shows_and_is_replaced(fleet: Real) -> None:
-    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `up` replaces that engine alone."""
-    before = fleet.records
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for the tests of the page."""
+    with browser() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def url(real: Real) -> Iterator[str]:
+    """The page of the fleet."""
+    if real.run("ps").returncode:
+        real.up()
+    with page_of(real.start) as found:
+        yield found
+
+
+@pytest.fixture
+def tab(fleet: Real, chromium: Browser, url: str) -> Iterator[Tab]:  # noqa: ARG001 (it has to be ready)
+    """The page, open."""
+    one = Tab(chromium, url)
+    yield one
+    one.close()
+
+
+@needs_browser
+def test_the_page_shows_the_race(fleet: Real, tab: Tab) -> None:
+    """Of a document that only A has read, B answers several times sooner than plain B, and its bar says why."""
+    tab.upload("context.txt", (fleet.path / "context.txt").read_bytes())
+    expect(tab.page.locator(".paper h2")).to_have_text("context.txt")
+    assert tab.demonstrate(NOTICE * 11) == {"lmcache-a": "COLD", "vllm-b": "COLD", "lmcache-b": "SHARED"}
+    assert tab.ttft("vllm-b") > 3 * tab.ttft("lmcache-b")
+    assert tab.sources("lmcache-b")["shared"] > 0.9
+    assert tab.sources("vllm-b")["computed"] == 1
+    expect(tab.turn.locator(".finding")).to_contain_text("sooner: lmcache-b had")
+
+
+@needs_browser
+def test_the_page_survives_a_core_killed_mid_answer(fleet: Real, tab: Tab) -> None:
+    """The lane says so, the engine's light goes out, the others go on.
+
+    The engine stays dead: the next test finds it so, and mends it.
+    """
+    turn = tab.ask("Who?", "vllm-a")
+    expect(turn.locator(".fill")).to_have_attribute("data-phase", "sent")
     os.kill(fleet.core("vllm-a"), signal.SIGKILL)
+    assert tab.verdicts() == {"vllm-a": "FAILED"}
+    expect(tab.page.locator(".pill[data-health=dead]")).to_contain_text("vllm-a")
+    tab.upload("short.txt", (fleet.path / "short.txt").read_bytes())
+    expect(tab.page.locator(".paper h2")).to_have_text("short.txt")
+    tab.ask("Who?", "lmcache-b")
+    assert tab.verdicts() == {"lmcache-b": "COLD"}
+
+
+def test_a_killed_core_shows_and_is_replaced(real: Real) -> None:
+    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `up` replaces that engine alone."""
+    if real.run("ps").returncode:
+        real.up()
+    fleet, before = real, real.records
+    if fleet.states()["vllm-a"] == "ready":
+        os.kill(fleet.core("vllm-a"), signal.SIGKILL)
     until(lambda: fleet.states()["vllm-a"] != "ready", NOTICE)
     refused = fleet.run("bench", "--context", "context.txt")
     assert refused.returncode == 7

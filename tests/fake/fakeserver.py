@@ -19,6 +19,7 @@ Of every request, engine:
     FAKE_TOKEN_US=X        prefill time per computed token, in microseconds (default 20); FAKE_DECODE_MS=X per token (1)
     FAKE_WRONG_SOURCES=1   count fewer prompt tokens by source than the prompt has
     FAKE_WARM=1            half of every prompt was cached before
+    FAKE_TEXT=TEXT         the text of every token
     FAKE_WRONG_REUSE=1     another answer whenever tokens came from the shared cache
     FAKE_NO_STORE=1        never store anything in the cache
     FAKE_NO_METRICS=1      no /metrics

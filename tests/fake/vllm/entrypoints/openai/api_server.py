@@ -176,7 +176,8 @@ class Engine:
             seed += 1
         tokens = [zlib.crc32(f"{seed} {position}".encode()) % VOCABULARY for position in range(length)]
         blank = int(fake.number("WHITESPACE", 0))
-        return [(t, " " if i < blank else f" w{t}", -(t % 1000) / 1000) for i, t in enumerate(tokens)]
+        said = fake.fault("TEXT")
+        return [(t, " " if i < blank else said or f" w{t}", -(t % 1000) / 1000) for i, t in enumerate(tokens)]
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""

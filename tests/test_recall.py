@@ -1,0 +1,71 @@
+"""What a cache should have, from what it was given; and what a turn of the page says of its answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvdemo.conversation import Document, Lane, Phase, Turn
+from kvdemo.recall import Recall, common
+from kvdemo.sample import Sample
+from kvdemo.verdict import judge
+from runs import CALM, sample
+
+TOKENS = st.lists(st.integers(0, 2), max_size=40)
+
+
+@CALM
+@given(TOKENS, TOKENS)
+def test_the_common_prefix(one: list[int], other: list[int]) -> None:
+    """As long as it is, no longer."""
+    length = common(one, other)
+    assert one[:length] == other[:length]
+    assert length == min(len(one), len(other)) or one[length] != other[length]
+
+
+@CALM
+@given(TOKENS, TOKENS, st.integers(1, 8))
+def test_whole_chunks_of_what_was_seen(seen: list[int], asked: list[int], chunk: int) -> None:
+    """Of the same holder under the same salt, and never the last token."""
+    recall = Recall()
+    recall.note("a", "salt", seen)
+    assert recall.expected("b", "salt", asked, chunk) == recall.expected("a", "other", asked, chunk) == 0
+    expected = recall.expected("a", "salt", asked, chunk)
+    assert expected <= max(0, min(common(seen, asked), len(asked) - 1))
+    assert common(seen, asked) - expected <= chunk
+    assert expected % chunk == 0
+
+
+def lane(arm: str, engine: str, cache: str = "", **changes: object) -> Lane:
+    """An engine that is done."""
+    done: Sample = replace(sample(arm, engine=engine), **changes)  # type: ignore[arg-type]
+    phase = Phase.FAILED if done.error else Phase.DONE
+    return Lane(engine, cache, phase, ttft=done.ttft, text=done.text, sample=done, judgement=judge(done))
+
+
+def turn(*lanes: Lane) -> Turn:
+    """A turn of these."""
+    return Turn(1, "Who?", Document("d", "text", 1, "salt"), [lanes])
+
+
+def test_a_finding_compares_shared_with_a_plain_cold() -> None:
+    """Not with the cold of an engine that stores; nor with a failed one; and no finding without both."""
+    store, cold, reuse = lane("store", "a", "shared"), lane("cold", "plain"), lane("reuse", "b", "shared")
+    found = turn(store, cold, reuse).finding
+    assert found
+    assert (found[0].engine, found[1].engine) == ("b", "plain")
+    assert round(found[2]) == 20
+    assert turn(store, cold).finding is None
+    assert turn(lane("cold", "plain", error="gone"), reuse).finding is None
+
+
+def test_the_conversation_goes_on_with_the_first_answer() -> None:
+    """Of those that are whole."""
+    slow, fast = lane("cold", "plain", text="slow"), lane("reuse", "b", "shared", text="fast")
+    assert turn(slow, fast).answer == "fast"
+    assert turn(slow, lane("reuse", "b", "shared", error="gone")).answer == "slow"
+    assert turn(slow, fast).same is True
+    assert turn(slow, lane("reuse", "b", "shared", token_ids=(9,))).same is False
+    assert turn(slow).same is None
