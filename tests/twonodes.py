@@ -36,6 +36,7 @@ class TwoNodes:
         cluster_utils = pytest.importorskip("ray.cluster_utils")
         self.environ = {**FAST, **environ}
         self.temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets are below it
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the current cluster, wherever its files are
         head = {**NODE, "include_dashboard": False, "temp_dir": self.temporary}
         with self._environment():
             self.cluster: Any = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
