@@ -51,8 +51,8 @@ def of_project(project: Project, arguments: Arguments, environ: Mapping[str, str
     """Measure a fleet that is up, as ``run`` does. Raises NotReadyError too, if it is not."""
     plan = fleet.loaded(project)
     options = _options(plan, arguments, fleet.key_of(plan.engines[0], environ))
-    _refuse_unless_ready(project, environ)
-    run(plan, options, arguments, environ, as_json=as_json)
+    nice = _ready(project, environ)
+    run(plan, options, arguments, environ, as_json=as_json, nice=nice)
 
 
 def of_targets(targets: attach.Targets, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
@@ -63,7 +63,15 @@ def of_targets(targets: attach.Targets, arguments: Arguments, environ: Mapping[s
     run(plan, _options(plan, arguments, key), arguments, environ, as_json=as_json)
 
 
-def run(plan: Plan, options: Options, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
+def run(
+    plan: Plan,
+    options: Options,
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    *,
+    as_json: bool,
+    nice: Mapping[str, int] | None = None,
+) -> None:
     """Measure, save, print.
 
     Raises ServiceError when the measurement proves nothing or the answer is wrong, GateError when the gate is missed.
@@ -72,6 +80,7 @@ def run(plan: Plan, options: Options, arguments: Arguments, environ: Mapping[str
     with Rig(plan, options) as rig:
         prepared = rig.prepare()
         found = conditions.of(rig, arguments.context, environ, limit=arguments.limit) | prepared
+        found["nice"] = dict(nice or {})
         name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
         recorder = Recorder(arguments.result_dir, name, found)
         try:
@@ -140,11 +149,14 @@ def _refuse_for_targets(given: Arguments) -> None:
         raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
 
 
-def _refuse_unless_ready(project: Project, environ: Mapping[str, str]) -> None:
-    lame = [event for event in fleet.status(project, environ) if event.state is not State.READY]
+def _ready(project: Project, environ: Mapping[str, str]) -> dict[str, int]:
+    """The lowered priorities (nice) of a fleet that is ready. Raises NotReadyError if a service is not."""
+    events = fleet.status(project, environ)
+    lame = [event for event in events if event.state is not State.READY]
     if lame:
         names = ", ".join(f"{event.service} ({event.state.value})" for event in lame)
         raise NotReadyError(f"the fleet is not ready: {names}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
+    return {event.service: event.nice for event in events if event.nice}
 
 
 def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], *, quiet: bool) -> None:

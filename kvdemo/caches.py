@@ -1,6 +1,7 @@
 """The command and environment of one LMCache server (multiprocess mode): pure functions, as in ``engines``.
 
-One server per fleet holds L1 (host memory) and, if the profile names a directory, L2 (files) for all of its engines.
+One server per fleet and node holds L1 (host memory) and, if the profile names one, uses an L2 for all of its engines:
+a directory, or a Redis or Valkey server.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvdemo.engines import GIB, QUIET, flags, normalized, visible
+from kvdemo.services import is_server, server
 
 if TYPE_CHECKING:
     from kvdemo.profile import Cache
@@ -24,23 +26,26 @@ FIRST_NATIVE = (0, 5, 6)
 """The first LMCache whose native adapter takes keys with a salt; before, it stores nothing of a salted request."""
 
 
-def argv(
+def argv(  # noqa: PLR0913 (each says another thing about the server)
     cache: Cache,
     *,
     python: str,
-    port: int,
-    http_port: int,
+    ports: tuple[int, int],
+    inner: str,
     engines: int,
     on_gpu: bool,
     store: str | None,
     lmcache: str = "",
+    node: str = "",
 ) -> tuple[str, ...]:
-    """The command that runs this LMCache server for ``engines`` engines, its L2 files in the directory ``store``.
+    """The command that runs this LMCache server for ``engines`` engines, its L2 in ``store``.
 
-    ``lmcache`` is the version of it; empty if nobody knows.
+    ``ports`` are for engines and for HTTP, ``inner`` the address on which engines reach it; ``lmcache`` is its version,
+    empty if nobody knows; ``node`` tells the servers of several nodes apart that use one directory.
     """
+    port, http_port = ports
     arguments: dict[str, Any] = {
-        "host": cache.host,
+        "host": inner,
         "port": port,
         "http-host": cache.host,
         "http-port": http_port,
@@ -56,17 +61,23 @@ def argv(
     if store:
         # "retain" keeps in L1 what was read from L2: the default drops it after one use.
         arguments["l2-prefetch-policy"] = "retain"
-        arguments["l2-adapter"] = _l2_adapter(cache.l2_adapter, lmcache) | {"base_path": store}
+        arguments["l2-adapter"] = _l2_adapter(store, cache.l2_adapter, lmcache, node)
     arguments |= normalized(cache.args)
     return (python, "-m", "lmcache.cli.main", "server", *flags(arguments))
 
 
-def _l2_adapter(given: Mapping[str, Any], lmcache: str) -> dict[str, Any]:
+def _l2_adapter(store: str, given: Mapping[str, Any], lmcache: str, node: str) -> dict[str, Any]:
     """The adapter's fields: what the profile gives, on top of the defaults of its type or of the best that works."""
+    if is_server(store):
+        host, port = server(store)
+        # Name and password come from LMCACHE_RESP_USERNAME and LMCACHE_RESP_PASSWORD: secrets of the profile.
+        return {"type": "resp", "host": host, "port": port, **given}
     number = tuple(int(part) for part in re.findall(r"[0-9]+", lmcache)[:3])
     known = {adapter["type"]: adapter for adapter in (NATIVE, PYTHON)}
     kind = given.get("type", (NATIVE if number >= FIRST_NATIVE else PYTHON)["type"])
-    return {**known.get(kind, {"shared": True}), "type": kind, **given}
+    # By default the servers of all nodes would write the same chunk under the same temporary name.
+    own = {"relative_tmp_dir": f"tmp-{node}"} if node else {}
+    return {**known.get(kind, {"shared": True}), "type": kind, **own, **given, "base_path": store}
 
 
 def env(cache: Cache, *, devices: Sequence[str]) -> dict[str, str]:

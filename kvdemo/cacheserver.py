@@ -5,12 +5,13 @@ Limit: the server's counters are of everybody's chunks. A run tells its own by w
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvdemo import health, verdict
+from kvdemo import health, keystore, verdict
 from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.sample import Sample
 from kvdemo.verdict import CacheFacts
@@ -92,16 +93,21 @@ def l1_bytes(cache: ServiceSpec) -> int | None:
 
 def files_of(plan: Plan, salts: str) -> list[Path]:
     """The KV files in L2 whose salt matches this pattern: LMCache puts a request's salt into the file's name."""
-    stores = [Path(spec.store) for spec in plan.services if spec.store]
+    stores = {Path(spec.directory) for spec in plan.services if spec.directory}
     return [file for store in stores for file in store.glob(f"*@{salts}.data")]
 
 
+def _servers(plan: Plan) -> set[str]:
+    return {spec.store for spec in plan.services if spec.store and not spec.directory}
+
+
 def wait_for_files(plan: Plan, salt: str, chunks: int) -> int:
-    """L2 is written in the background: wait until all chunks of this salt are files. How many are?"""
+    """L2 is written in the background: wait until all chunks of this salt are there. How many are?"""
     filed, progress = 0, time.monotonic()
     while filed < chunks and time.monotonic() - progress < STORE_PATIENCE:
         time.sleep(POLL)
-        if (now := len(files_of(plan, salt))) > filed:
+        now = len(files_of(plan, salt)) + sum(len(keystore.keys(one, salt, os.environ)) for one in _servers(plan))
+        if now > filed:
             filed, progress = now, time.monotonic()
     return filed
 
@@ -116,6 +122,8 @@ def forget(plan: Plan, salts: str) -> None:
     """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them."""
     for file in files_of(plan, salts):
         file.unlink(missing_ok=True)
+    for store in _servers(plan):
+        keystore.forget(store, salts, os.environ)
 
 
 def why_missing(

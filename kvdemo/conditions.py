@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo import __version__, bandwidth, cacheserver, calibrate, environment, gpus
-from kvdemo.plan import ServiceSpec
+from kvdemo.plan import Plan, ServiceSpec
 from kvdemo.rig import Rig
 
 
@@ -31,7 +31,8 @@ def of(rig: Rig, context: Path | None, environ: Mapping[str, str], *, limit: boo
         "model_id": reader.model,
         "model_digest": next(iter(plan.models.values()), ""),
         "versions": next(iter(plan.versions.values()), {}),
-        "device": "unknown" if plan.attached else _device(cast.engines, environ),
+        "device": "unknown" if plan.attached else _device(plan, cast.engines, environ),
+        "nodes": {spec.name: spec.node for spec in plan.engines if spec.node},
         "num_trials": options.trials,
         "max_concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
@@ -50,12 +51,15 @@ def of(rig: Rig, context: Path | None, environ: Mapping[str, str], *, limit: boo
     }
     if limit:
         found |= _client(len(options.document.encode()))
-        if not plan.attached:
-            found |= _bandwidths(reader, plan.service(reader.cache).store, environ)
+        # Those of this machine say nothing about another one that the reader runs on.
+        if not (plan.attached or reader.node):
+            found |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
     return found
 
 
-def _device(engines: tuple[ServiceSpec, ...], environ: Mapping[str, str]) -> str:
+def _device(plan: Plan, engines: tuple[ServiceSpec, ...], environ: Mapping[str, str]) -> str:
+    if plan.nodes:
+        return "; ".join(f"{node.name}: {node.device}" for node in plan.nodes)
     names = sorted({gpu.name for gpu in gpus.detect(environ) for spec in engines if gpu.index in spec.gpus})
     return ", ".join(names) or f"{os.cpu_count()} processor cores"
 

@@ -40,6 +40,8 @@ def check(document: Document, settings: Settings, profile: Profile) -> None:
     _check_ports(document, profile)
     _check_fractions(document, profile)
     _check_secrets(document, settings)
+    _check_wiring(document, profile)
+    _check_cluster(document, profile)
     for keys, part in _parts(settings):
         _check_flags(document, keys, part)
 
@@ -98,7 +100,7 @@ def _check_fractions(document: Document, profile: Profile) -> None:
     """Fractions of a GPU that is named; what ``auto`` shares is not known before the plan."""
     users: dict[int | str, dict[str, float]] = {}
     for name, engine in profile.engines.items():
-        for gpu in engine.gpus if engine.gpus != "auto" else ():
+        for gpu in engine.gpus if "auto" not in engine.gpus else ():
             if isinstance(engine.memory, float):
                 users.setdefault(gpu, {})[name] = engine.memory
     for gpu, shares in users.items():
@@ -111,6 +113,31 @@ def _check_fractions(document: Document, profile: Profile) -> None:
             document.find(
                 keys if keys in document.values else ("engines", last, "gpus"), message, about=("engines", last)
             )
+
+
+def _check_wiring(document: Document, profile: Profile) -> None:
+    """A cached engine moves KV by mapped memory and CUDA IPC: its server is the one that its own node runs."""
+    for name, engine in profile.engines.items():
+        if engine.cache and "kv-transfer-config" in engine.args:
+            keys: Keys = (*_nearest(document, "engines", name, "args"), "kv-transfer-config")
+            message = "an engine with a cache is wired by kvdemo to the LMCache server beside it; leave this flag out"
+            document.find(keys if keys in document.values else ("engines", name), message)
+
+
+def _check_cluster(document: Document, profile: Profile) -> None:
+    """What means something on one machine only, or on a cluster only."""
+    for name, engine in profile.engines.items():
+        counted, keys = "auto" in engine.gpus, _nearest(document, "engines", name, "gpus")
+        if profile.on.ray and engine.gpus and not counted:
+            document.find(keys, f"on a cluster GPUs are counted, not named: write {len(engine.gpus)}")
+        if not profile.on.ray and counted and engine.gpus != "auto":
+            document.find(
+                keys, "a number of GPUs is for a cluster; on one machine name them, such as [0], or write auto"
+            )
+    if not profile.on.ray:
+        return
+    for keys in [keys for keys in document.values if keys[-1:] == ("host",) and "args" not in keys]:
+        document.find(keys, "on a cluster every service listens on its node's address; leave host out")
 
 
 def _parts(settings: Settings) -> list[tuple[Keys, Engine | Cache]]:

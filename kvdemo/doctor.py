@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from kvdemo import bandwidth, checks, engines, environment, gpus, hub, kinship, machine, predict, runtime, survey
 from kvdemo import plan as planning
 from kvdemo.checks import Check, Level
-from kvdemo.errors import PreflightError
+from kvdemo.errors import PreflightError, UsageError
 from kvdemo.facts import Facts, Interpreter, Model
 from kvdemo.plan import Plan, ServiceSpec
+from kvdemo.services import is_server
 from kvdemo.state import Project, root
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generato
 
 def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], results: Path) -> Generator[Check]:
     """Check everything that this profile depends on here, and predict what reuse could buy."""
+    if profile.on.ray:
+        raise UsageError(
+            "doctor looks at this machine, the profile is for a cluster", "kvdemo plan PROFILE asks its nodes"
+        )
     facts = survey.survey(profile, project, environ)
     plan = planning.make(profile, facts)
     yield from _machine(facts.gpus)
@@ -52,7 +57,7 @@ def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], r
         yield from _copies(rates)
     bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
     for name, cache in profile.caches.items():
-        if cache.l2:
+        if cache.l2 and not is_server(cache.l2):
             check, found = _disk(Path(cache.l2), name)
             yield check
             if found and reader and reader.cache == name:

@@ -19,6 +19,8 @@ Format = Literal["compose", "k8s", "slurm", "shell"]
 
 def export(plan: Plan, form: Format, nodes: int = 1) -> str:
     """The plan in this format. Raises UsageError for nodes where the format has none, and for a GPU nobody knows."""
+    if plan.on:
+        raise UsageError("an export is of one machine's plan, this one is of a cluster's", "leave `on: ray` out")
     if unknown := [spec.name for spec in plan.engines if -1 in spec.gpus]:
         raise UsageError(f"{unknown[0]}: its GPU is given by a UUID that this machine has not", "give its index")
     if form == "slurm":

@@ -117,5 +117,7 @@ class Facts:
     """Free bytes where the L2 of each cache is or will be."""
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """GPUs of the engines that run already: `auto` must not move them."""
+    node: str = ""
+    """Name of the node of a cluster that these facts are of; empty for this machine."""
     sockets: str = "/tmp"
     """Short private directory for the engines' ZMQ sockets (their paths may not exceed 107 characters)."""

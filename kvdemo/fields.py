@@ -63,13 +63,16 @@ Memory = Annotated[
 ]
 Seconds = Annotated[float, BeforeValidator(quantities.seconds), _schema(*_DURATIONS)]
 OptionalPath = Annotated[Path | None, BeforeValidator(values.path), _schema({"type": ["string", "null"]})]
+Store = Annotated[str | None, BeforeValidator(values.store), _schema({"type": ["string", "null"]})]
+Address = Annotated[str, BeforeValidator(values.ray_address), _schema(_TEXT)]
+Placement = Annotated[str, BeforeValidator(values.placement), _schema({"enum": ["spread", "pack"]})]
 ModelName = Annotated[str, BeforeValidator(_model_or_empty), _schema(_TEXT)]
 OptionalModel = Annotated[str | None, BeforeValidator(values.model), _schema({"type": ["string", "null"]})]
 Python = Annotated[str | None, BeforeValidator(values.python), _schema({"type": ["string", "null"]})]
 Gpus = Annotated[
     tuple[int | str, ...] | Literal["auto"],
     BeforeValidator(values.gpus),
-    _schema({"const": "auto"}, {"type": "array", "items": _GPU}),
+    _schema({"const": "auto"}, {"type": "integer", "minimum": 1}, {"type": "array", "items": _GPU}),
 ]
 Env = Annotated[
     dict[str, str],

@@ -172,7 +172,9 @@ def matrix(document: Mapping[str, Any]) -> Markup:
     for writer in engines:
         drawn = [_cell(cells.get((writer, reader), {}), best) for reader in engines]
         rows.append(tag("tr", tag("th", writer, scope="row"), *drawn))
-    say = "Rows write, columns read; how many times sooner than the reader's own cold answer."
+    say = "Rows write, columns read; how many times sooner than the reader's own cold answer. " + str(
+        given.get("text") or ""
+    )
     return section(
         "From every writer to every reader", say, tag("div", tag("table", *rows, class_="heat"), class_="wide")
     )

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from kvdemo import diagnose, health, launchers, order, stores, survey, teardown, watch
+from kvdemo import diagnose, health, keystore, launchers, order, stores, survey, teardown, watch
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.launcher import Event, Launcher, State
 from kvdemo.plan import Plan, ServiceSpec
@@ -43,7 +43,7 @@ def up(
     """
     wanted = _closure(plan, names)
     previous = survey.saved_plan(project)
-    launcher = launchers.of(project, lock_fd)
+    launcher = launchers.of(project, lock_fd, plan)
     same = _unchanged(wanted, previous, launcher)
     running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
@@ -59,14 +59,20 @@ def up(
     except (Exception, KeyboardInterrupt):
         if not keep:
             yield from teardown.stop(launcher, started, plan)
-            launcher.tidy()
+            _tidy(launcher)
         raise
     except GeneratorExit:
         for _ in () if keep else teardown.stop(launcher, started, plan):
             pass
-        launcher.tidy()
+        _tidy(launcher)
         raise
     launcher.settled()
+
+
+def _tidy(launcher: Launcher) -> None:
+    launcher.tidy()
+    if not launcher.running():
+        launcher.release()
 
 
 def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
@@ -125,7 +131,9 @@ class _Starter:
         ready: set[str] = set()
         early: set[str] = set()
         try:
-            yield from (Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec)) for spec in wanted)
+            yield from (
+                Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec), node=spec.node) for spec in wanted
+            )
             while pending or (self.watching and wait):
                 for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
                     if spec.name not in same and not self.turns.may_start(spec, deadline):
@@ -158,8 +166,10 @@ class _Starter:
             self.turns.close()
 
     def _spawn(self, spec: ServiceSpec) -> None:
-        if spec.store:
-            stores.make(Path(spec.store), dict(self.plan.models), self.project.stores)
+        if spec.directory:
+            stores.make(Path(spec.directory), dict(self.plan.models), self.project.stores)
+        elif spec.store:
+            keystore.claim(spec.store, spec.kin, self.environ)
         self.started.append(spec.name)
         self.launcher.start(spec, self.run_id, self.environ)
 

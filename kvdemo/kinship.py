@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvdemo import engines
 from kvdemo.errors import ProfileError
 from kvdemo.facts import Facts, Interpreter, Model
+from kvdemo.services import is_server
 
 if TYPE_CHECKING:
     from kvdemo.profile import Engine, Profile
@@ -79,13 +82,17 @@ def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[
     return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
 
 
-def store_of(profile: Profile, cache: str, facts: Facts) -> str:
-    """L2's directory for exactly these weights, flags and versions: LMCache's own key knows none of them."""
+def kin_of(profile: Profile, cache: str, facts: Facts, elsewhere: Mapping[str, Facts] | None = None) -> dict[str, str]:
+    """The fingerprint of each model whose engines share this cache; ``elsewhere`` are the facts of engines' own nodes.
+
+    Raises ProfileError for engines of one model that must not share.
+    """
     prints: dict[str, tuple[str, dict[str, str]]] = {}
     for name, engine in profile.engines.items():
         if engine.cache != cache:
             continue
-        mine = fingerprint(engine, model_of(engine, facts), facts.interpreters[python_of(profile, name, facts)])
+        here = (elsewhere or {}).get(name, facts)
+        mine = fingerprint(engine, model_of(engine, here), here.interpreters[python_of(profile, name, here)])
         other, theirs = prints.setdefault(engine.model, (name, mine))
         if mine != theirs:
             differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
@@ -95,8 +102,23 @@ def store_of(profile: Profile, cache: str, facts: Facts) -> str:
                 + ": KV of one would silently be wrong in the other",
                 "make them equal, or give each its own cache",
             )
-    settings = profile.caches[cache]
-    root, serde = settings.l2, settings.l2_adapter.get("serde")
-    # Compressed files have the names of plain ones, but not their content.
-    text = json.dumps(sorted(json.dumps(mine, sort_keys=True) for _, mine in prints.values()) + [serde] * bool(serde))
-    return str(root / hashlib.sha256(text.encode()).hexdigest()[:16]) if root else ""
+    serde = profile.caches[cache].l2_adapter.get("serde")
+    # Compressed KV has the names of plain KV, but not its content.
+    extra = {"serde": serde} if serde else {}
+    return {model: json.dumps({**mine, **extra}, sort_keys=True) for model, (_, mine) in prints.items()}
+
+
+def store_of(l2: str | None, kin: Mapping[str, str]) -> str:
+    """L2 for exactly these weights, flags and versions, none of which LMCache's own key knows.
+
+    On disk that is a directory of their own. A server has no directories: whoever starts on it claims it for them
+    (``keystore.claim``).
+    """
+    if not l2 or is_server(l2):
+        return l2 or ""
+    return str(Path(l2) / digest(json.dumps(sorted(kin.values()))))
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

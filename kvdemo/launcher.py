@@ -32,6 +32,7 @@ class State(StrEnum):
     UNHEALTHY = "unhealthy"
     STOPPING = "stopping"
     EXITED = "exited"
+    LOST = "lost"
     FAILED = "failed"
 
 
@@ -49,37 +50,64 @@ class Event:
     memory: int = 0
     at: str = ""
     """Where it listens, and on which GPUs."""
+    node: str = ""
+    nice: int = 0
 
 
 @dataclass(frozen=True)
 class Status:
-    """A started service at this moment: whether its leader and its guardian live, how it ended, bytes of memory."""
+    """A started service at this moment: whether its leader and its guardian live, how it ended, bytes of memory.
+
+    ``nice`` is its leader's; ``lost`` says why nothing else can be known.
+    """
 
     started_at: float
     alive: bool
     guarded: bool
     exit: Exit | None = None
     memory: int = 0
+    nice: int = 0
+    lost: str = ""
 
 
 @dataclass
 class Remains:
-    """What was looked for after ``down``; empty lists are the proof."""
+    """What was looked for after ``down``; empty lists are the proof.
+
+    ``gone`` ended with its node: nobody answers there. ``unseen`` is on a node out of reach, where nobody can look.
+    """
 
     processes: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
     segments: list[str] = field(default_factory=list)
     gpus: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
     """How many of each kind were checked."""
 
-    def __bool__(self) -> bool:
+    def add(self, other: Remains, node: str) -> None:
+        """Take in what was found on a node."""
+        self.processes += [f"{name} on {node}" for name in other.processes]
+        self.ports += other.ports
+        self.segments += other.segments
+        self.gpus += [f"{node}: {text}" for text in other.gpus]
+        for kind, count in other.checked.items():
+            self.checked[kind] = self.checked.get(kind, 0) + count
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything is known to be left."""
         return bool(self.processes or self.ports or self.segments or self.gpus)
+
+    def __bool__(self) -> bool:
+        return self.seen or bool(self.unseen)
 
     def __str__(self) -> str:
         parts = [f"process {name}" for name in self.processes]
         parts += [f"port {port}" for port in self.ports]
         parts += [f"/dev/shm/{name}" for name in self.segments]
+        parts += [f"out of reach: {text}" for text in self.unseen]
         return ", ".join(parts + self.gpus)
 
 
@@ -118,6 +146,9 @@ class Launcher(Protocol):
 
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
         """End these services together; what has not ended after ``timeout`` seconds is killed."""
+
+    def release(self) -> None:
+        """Give back what was reserved for services, none of which runs any more."""
 
     def tidy(self) -> None:
         """Remove the shared memory that stopped services left."""

@@ -26,10 +26,14 @@ GPU_PATIENCE = 60.0
 
 
 class Local:
-    """Services of a project as processes of this machine. Guardians share the lock ``lock_fd`` until they stand."""
+    """Services of a project as processes of this machine. Guardians share the lock ``lock_fd`` until they stand.
 
-    def __init__(self, project: Project, lock_fd: int | None = None) -> None:
+    ``leased``: services end with this process; else nobody owns them.
+    """
+
+    def __init__(self, project: Project, lock_fd: int | None = None, *, leased: bool = False) -> None:
         self.project, self.lock_fd = project, lock_fd
+        self.leases: dict[str, int] | None = {} if leased else None
         self.segments: set[str] = set((project.load(strict=False) or {}).get("segments", []))
 
     def started(self) -> list[str]:
@@ -57,7 +61,18 @@ class Local:
         self.project.sockets.mkdir(mode=0o700, exist_ok=True)
         self.project.forget(spec.name)
         home, given = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
-        process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd)
+        if self.leases is None:
+            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd)
+            return
+        reading, held = os.pipe()
+        if old := self.leases.pop(spec.name, None):
+            os.close(old)
+        self.leases[spec.name] = held
+        try:
+            lease = (reading, spec.stop_timeout)
+            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd, lease=lease)
+        finally:
+            os.close(reading)
 
     def settled(self) -> None:
         """Note the shared memory in use, so that ``remains`` can tell ours from others'."""
@@ -73,7 +88,8 @@ class Local:
             return None
         lives = alive(record.leader)
         memory = process.resident(record) if lives else 0
-        return Status(record.started_at, lives, alive(record.guardian), record.exit, memory)
+        nice = procfs.nice_of(record.leader.pid) if lives and record.leader else 0
+        return Status(record.started_at, lives, alive(record.guardian), record.exit, memory, nice)
 
     def ended(self, service: str, timeout: float) -> bool:
         """By the pidfds of its processes: no polling."""
@@ -146,6 +162,9 @@ class Local:
         self.project.forget(name)
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
+    def release(self) -> None:
+        """Nothing was reserved."""
+
     def tidy(self) -> None:
         """Unlink it, except what a live process still maps."""
         process.remove_segments(self.segments)
@@ -155,7 +174,7 @@ class Local:
         found = Remains()
         for name, record in self.project.records().items():
             found.processes += [f"{member.pid} ({name})" for member in process.members(record)]
-        ports = [(spec.host, port) for spec in specs for port in spec.ports]
+        ports = [address for spec in specs for address in spec.addresses]
         found.ports = [port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)]
         found.segments = process.remove_segments(self.segments)
         before = (self.project.load(strict=False) or {}).get("gpu_used", {})

@@ -37,6 +37,19 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     Raises ProfileError, and PreflightError for a model that cannot be downloaded.
     """
     profile = profile_of(path, project)
+    if profile.on.ray:
+        from kvdemo import seats  # noqa: PLC0415
+
+        planned = seats.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
+    else:
+        planned = _here(profile, project, fetch)
+    for warning in planned.warnings if fetch else ():
+        report.err.print(f"warning: {warning}", markup=False)
+    return planned
+
+
+def _here(profile: Profile, project: Project, fetch: bool) -> Plan:
+    """The plan of this machine."""
     facts = survey.survey(profile, project, os.environ)
     planned = planning.make(profile, facts)
     # The config first: whoever has too little memory should hear of it before 15 GB are downloaded.
@@ -50,8 +63,6 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
             hub.fetch(engine.model, python, environ, part=part, revision=kinship.revision_of(engine))
         facts = survey.survey(profile, project, os.environ)
         planned = planning.make(profile, facts)
-    for warning in planned.warnings if fetch else ():
-        report.err.print(f"warning: {warning}", markup=False)
     return planned
 
 

@@ -31,7 +31,10 @@ def matrix(rig: Rig) -> Generator[Doing | Sample]:
                 arm: Arm = "store" if writer.cache else "cold"
                 step = Step(trial, arm, writer, salt, 0, writer=writer.name)
                 yield rig.meter.ask(step, prompt.path, prompt.body(writer, salt), chunks)
-                shared = writer is reader or (writer.cache and writer.cache == reader.cache)
+                pools = {writer.pool or writer.cache, reader.pool or reader.cache}
+                shared = writer is reader or (len(pools) == 1 and "" not in pools)
+                if shared and chunks:
+                    rig.make_loadable([salt], chunks, writer, reader)
                 hit = workload.reusable(prompt.tokens, rig.chunk) if shared else 0
                 step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
                 yield rig.meter.ask(step, prompt.path, prompt.body(reader, salt))

@@ -5,65 +5,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kvdemo import budget, caches, engines, kinship, sums
 from kvdemo.facts import Facts
+from kvdemo.services import Node, ServiceSpec, is_server, reachable
 
 if TYPE_CHECKING:
     from kvdemo.profile import Profile
 
-
-@dataclass(frozen=True)
-class ServiceSpec:
-    """One process to start. ``env`` comes on top of the user's environment; ``secrets`` are names, never values.
-
-    ``port`` is where its HTTP API listens, ``ports`` everything it binds. ``context`` is the longest sequence in
-    tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` the directory of L2; ``uuids`` are those of an
-    engine's GPUs. ``address`` is the base URL of what something else started.
-    """
-
-    name: str
-    kind: Literal["cache", "engine"]
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    host: str
-    port: int
-    ports: tuple[int, ...]
-    start_timeout: float
-    stop_timeout: float
-    secrets: tuple[str, ...] = ()
-    gpus: tuple[int, ...] = ()
-    cache: str = ""
-    model: str = ""
-    context: int | None = None
-    chunk_size: int | None = None
-    kv_bytes_per_token: int | None = None
-    store: str = ""
-    budget: str = ""
-    uuids: tuple[str, ...] = ()
-    address: str = ""
-
-    @property
-    def digest(self) -> str:
-        """Changes exactly when the service would have to be started anew."""
-        text = json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def url(self) -> str:
-        """Base URL of its HTTP API; empty if nobody knows it."""
-        return self.address or (f"http://{_reachable(self.host)}:{self.port}" if self.port else "")
-
-
-def _reachable(host: str) -> str:
-    """An address to listen on as one to connect to: a wildcard is reached through loopback."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"[{host}]" if ":" in host else host
+__all__ = ["Node", "Plan", "ServiceSpec", "make", "wanted_ports"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +24,8 @@ class Plan:
     """All services of a profile in start order (caches first), and what stands in the way on this machine.
 
     ``missing`` must be mended before ``up``, ``warnings`` need not; ``sums`` are what it needs of each GPU, of memory
-    and disk. ``fetch`` are Hugging Face models that ``up`` downloads first.
+    and disk. ``fetch`` are Hugging Face models that ``up`` downloads first. ``on`` says where services run if that is
+    not this machine: ``address`` of a Ray cluster, ``groups`` that hold its GPUs; ``nodes`` are those that are used.
     """
 
     project: str
@@ -84,6 +38,8 @@ class Plan:
     bench: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
+    on: Mapping[str, Any] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
 
     def service(self, name: str) -> ServiceSpec:
         """The service of that name; KeyError if there is none."""
@@ -107,7 +63,8 @@ class Plan:
     def from_json(cls, document: Mapping[str, Any]) -> Plan:
         """Read a document of ``to_json``; KeyError or TypeError if it is none."""
         services = tuple(ServiceSpec(**_tuples(ServiceSpec, entry)) for entry in document["services"])
-        return cls(**_tuples(cls, {**document, "services": services}))
+        nodes = tuple(Node(**entry) for entry in document.get("nodes", ()))
+        return cls(**_tuples(cls, {**document, "services": services, "nodes": nodes}))
 
 
 def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,10 +79,14 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
     return ports | {name: engine.port for name, engine in profile.engines.items()}
 
 
-def make(profile: Profile, facts: Facts) -> Plan:
-    """Plan the fleet. Raises ProfileError for combinations that could never run right anywhere."""
+def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | None = None) -> Plan:
+    """Plan the fleet of one machine. Raises ProfileError for combinations that could never run right anywhere.
+
+    ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
+    """
     assigned = budget.assign(profile, facts)
-    specs = [_cache(profile, name, facts, assigned, kinship.store_of(profile, name, facts)) for name in profile.caches]
+    kin = kin or {name: kinship.kin_of(profile, name, facts) for name in profile.caches}
+    specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({engine.model for engine in kinship.absent(profile, facts)})
@@ -170,9 +131,10 @@ def _missing(
 
 
 def _cache(
-    profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], store: str
+    profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], kin: Mapping[str, str]
 ) -> ServiceSpec:
-    cache = profile.caches[name]
+    cache, inner = profile.caches[name], _inner(profile, name)
+    store = kinship.store_of(cache.l2, kin)
     users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
     port, http = facts.ports[name], facts.ports[f"{name}.http"]
@@ -185,23 +147,39 @@ def _cache(
             cache,
             python=python,
             lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
-            port=port,
-            http_port=http,
+            ports=(port, http),
+            inner=inner,
             engines=len(users),
             on_gpu=bool(gpus),
             store=store,
+            node=facts.node,
         ),
         env=caches.env(cache, devices=[gpus[gpu] for gpu in sorted(gpus)]),
+        secrets=tuple(secret for secret in profile.secrets if secret.startswith(_OF_CACHES)),
         host=cache.host,
+        inner=inner,
         port=http,
         ports=(port, http),
         gpus=tuple(sorted(gpus)),
         chunk_size=cache.chunk_size,
         store=store,
+        kin={model: kinship.digest(text) for model, text in kin.items()},
+        node=facts.node,
+        pool=name.removesuffix(f"-{facts.node}"),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
-        budget=f"L1 {cache.l1 / engines.GIB:g} GiB" + (", L2 files" if store else ""),
+        budget=f"L1 {cache.l1 / engines.GIB:g} GiB"
+        + (f", L2 {'server' if is_server(store) else 'files'}" if store else ""),
     )
+
+
+_OF_CACHES = "LMCACHE_RESP_"
+"""Secrets for the server that holds L2: caches get them, and engines all others."""
+
+
+def _inner(profile: Profile, cache: str) -> str:
+    """Where a cache listens for its engines. On a cluster they are on its node: nobody else can reach KV by it."""
+    return "127.0.0.1" if profile.on.ray else profile.caches[cache].host
 
 
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
@@ -209,7 +187,9 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
     cache = profile.caches[engine.cache] if engine.cache else None
     address = (
-        engines.CacheAddress(_reachable(cache.host), facts.ports[engine.cache]) if cache and engine.cache else None
+        engines.CacheAddress(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
+        if cache and engine.cache
+        else None
     )
     kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
     share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
@@ -233,13 +213,15 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
             sockets=facts.sockets,
             start_timeout=profile.start_timeout,
         ),
-        secrets=profile.secrets,
+        secrets=tuple(secret for secret in profile.secrets if not secret.startswith(_OF_CACHES)),
         host=engine.host,
         port=facts.ports[name],
         ports=(facts.ports[name],),
         gpus=assignment.gpus,
         uuids=assignment.uuids,
         cache=engine.cache or "",
+        node=facts.node,
+        pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
         model=served,
         context=engine.max_model_len or model.context,
         chunk_size=cache.chunk_size if cache else None,

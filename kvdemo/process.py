@@ -45,7 +45,7 @@ START_PATIENCE = 60.0  # seconds for the guardian to say that the service runs: 
 GUARDIAN_PATIENCE = 3.0  # seconds for a guardian whose service is dead to record that and leave
 
 
-def spawn(
+def spawn(  # noqa: PLR0913 (each says another thing about the process)
     run_dir: Path,
     service: str,
     run_id: str,
@@ -54,17 +54,22 @@ def spawn(
     cwd: Path,
     log: Path,
     lock_fd: int | None,
+    *,
+    lease: tuple[int, float] | None = None,
 ) -> Record:
     """Start ``argv`` under a guardian; returns once the record with the leader's identity is on disk.
 
     ``env`` is the whole environment of the service; ``lock_fd`` stays locked by the guardian until the record is
-    complete, however this process ends. Raises ServiceError if the program cannot be executed.
+    complete, however this process ends. ``lease`` is the reading end of a pipe and seconds: when nobody holds the
+    other end any more, the service is stopped, after these seconds by force. Raises ServiceError if the program
+    cannot be executed.
     """
     run_dir = run_dir.absolute()
     file = run_dir / "services" / f"{service}.json"
     _refuse_twice(file, service)
     lock = "-" if lock_fd is None else str(lock_fd)
     places = [str(run_dir), service, run_id, str(cwd.absolute()), str(log.absolute()), lock]
+    places += [f"{lease[0]}:{lease[1]:g}"] if lease else []
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         starter = subprocess.Popen(
@@ -74,7 +79,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=() if lock_fd is None else (lock_fd,),
+            pass_fds=[fd for fd in (lock_fd, lease[0] if lease else None) if fd is not None],
             start_new_session=True,  # Ctrl-C is for us: we stop what was started, from its record
         )
     except OSError as error:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -98,6 +98,14 @@ def is_here(identity: Identity) -> bool:
     return (identity.boot_id, identity.pidns) == _here()
 
 
+def nice_of(pid: int) -> int:
+    """The nice value of a process; 0 if it is gone."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, pid)
+    except OSError:
+        return 0
+
+
 def uid_of(pid: int) -> int | None:
     """The real user id of a process, or None if it is gone."""
     try:
@@ -129,6 +137,17 @@ def environ(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     return [pair for pair in text.split(b"\0") if _VARIABLE.match(pair)]
+
+
+def command_lines() -> Iterator[list[bytes]]:
+    """The words of every live process that is visible here."""
+    for pid, entry in shim.table().items():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0] and not entry.dead:
+            yield words
 
 
 def memory_of(pid: int) -> int:

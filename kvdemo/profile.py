@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from kvdemo import quantities, values
 from kvdemo.consistency import OWN_KEYS, check
 from kvdemo.findings import Keys, failure, read
-from kvdemo.settings import Bench, Cache, Defaults, Engine, Part, Profile, Runtime, Settings, schema
+from kvdemo.settings import Bench, Cache, Defaults, Engine, On, Part, Profile, Ray, Runtime, Settings, schema
 from kvdemo.variables import dotenv
 from kvdemo.yamlfile import Document, parse
 
-__all__ = ["Bench", "Cache", "Defaults", "Engine", "Profile", "Runtime", "load", "schema"]
+__all__ = ["Bench", "Cache", "Defaults", "Engine", "Profile", "Ray", "Runtime", "load", "schema"]
 
 _MOST_ROUNDS = 40
 _PLACES: dict[type[Part], str] = {
@@ -32,6 +32,7 @@ _PLACES: dict[type[Part], str] = {
     Cache: "in a cache",
     Bench: "under 'bench'",
 }
+_PARTS: dict[Keys, type[Part]] = {(): Settings, ("defaults",): Defaults, ("on",): On, ("on", "ray"): Ray}
 
 _Service = TypeVar("_Service", Engine, Cache)
 
@@ -114,17 +115,13 @@ def _drop(value: dict[str, Any], keys: Keys) -> None:
 
 def _part(keys: Keys) -> type[Part]:
     match keys:
-        case ():
-            return Settings
         case (*_, "runtime"):
             return Runtime
         case ("engines", _) | ("defaults", "engine"):
             return Engine
         case ("caches", _) | ("defaults", "cache"):
             return Cache
-        case ("defaults",):
-            return Defaults
-    return Bench
+    return _PARTS.get(keys, Bench)
 
 
 def _near(keys: Keys) -> str:

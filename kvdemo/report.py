@@ -27,6 +27,7 @@ STYLES = {
     State.READY: "green",
     State.UNCHANGED: "green",
     State.FAILED: "bold red",
+    State.LOST: "bold red",
     State.UNHEALTHY: "yellow",
     State.EXITED: "dim",
     State.ABSENT: "dim",
@@ -62,7 +63,11 @@ class Fleet:
         before = self.rows.get(event.service)
         if before:
             event = replace(
-                event, kind=event.kind or before.kind, at=event.at or before.at, memory=event.memory or before.memory
+                event,
+                kind=event.kind or before.kind,
+                at=event.at or before.at,
+                node=event.node or before.node,
+                memory=event.memory or before.memory,
             )
         self.rows[event.service] = event
         if self.live:
@@ -76,14 +81,16 @@ def line(event: Event) -> Text:
     phase = f" ({event.phase})" if event.phase and event.state is State.STARTING else ""
     detail = f"  {event.detail}" if event.detail else ""
     elapsed = f" {event.elapsed:.0f}s" if event.elapsed else ""
-    text = f"{event.service:<14} {event.state.value}{phase}{elapsed} {event.at}{detail}"
+    text = f"{event.service:<14} {event.state.value}{phase}{elapsed} {f'{event.node} {event.at}'.strip()}{detail}"
     return Text(text.rstrip(), style=STYLES.get(event.state, ""))
 
 
 def table(events: Iterable[Event]) -> Table:
     """The services as a table: what, state, phase, elapsed, memory, where."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("SERVICE", "KIND", "STATE"):
+    events = list(events)
+    nodes = any(event.node for event in events)
+    for heading in ("SERVICE", "KIND", "NODE", "STATE") if nodes else ("SERVICE", "KIND", "STATE"):
         grid.add_column(heading, no_wrap=True)
     grid.add_column("ELAPSED", justify="right", no_wrap=True)
     grid.add_column("MEMORY", justify="right", no_wrap=True)
@@ -94,6 +101,7 @@ def table(events: Iterable[Event]) -> Table:
         grid.add_row(
             event.service,
             event.kind,
+            *([event.node] if nodes else []),
             Text(event.state.value + phase, style=STYLES.get(event.state, "cyan")),
             duration(event.elapsed),
             f"{event.memory / GIB:.1f} GiB" if event.memory else "",
@@ -125,9 +133,10 @@ def down_summary(remains: Remains) -> str:
     if not checked.get("services"):
         return f"Nothing was running.{freed}"
     gpus = f", GPU memory given back on {checked['gpus']}" if checked.get("gpus") else ""
+    gone = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
     return (
         f"Nothing is left: {checked['services']} services ended, no process of theirs lives, {checked['ports']} ports "
-        f"are free, {checked['segments']} shared-memory segments are gone{gpus}.{freed}"
+        f"are free, {checked['segments']} shared-memory segments are gone{gpus}.{freed}{gone}"
     )
 
 
@@ -150,6 +159,7 @@ def plan_text(plan: Plan) -> Group:
 def _service_text(spec: ServiceSpec) -> Text:
     where = f"GPU {','.join(map(str, spec.gpus))}" if spec.gpus else "no GPU"
     text = Text(f"{spec.name}", style="bold")
+    where = f"node {spec.node} ({spec.host}), {where}" if spec.node else where
     text.append(f"  {spec.kind}, port {', '.join(map(str, spec.ports))}, {where}", style="not bold")
     text.append(f", {spec.budget}" if spec.budget else "", style="not bold")
     env = [f"{name}={value}" for name, value in spec.env.items()] + [f"{name}=${{{name}}}" for name in spec.secrets]

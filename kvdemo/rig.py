@@ -93,7 +93,8 @@ class Rig:
 
         Raises NotReadyError for a fleet that does not answer, UsageError for a context that does not fit.
         """
-        for spec in (*self.cast.engines, self.plan.service(self.cast.writer.cache)):
+        caches = dict.fromkeys(engine.cache for engine in (self.cast.writer, self.cast.reader))
+        for spec in (*self.cast.engines, *(self.plan.service(name) for name in caches)):
             if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
         self.prompt = self.make_prompt(self.options.document)
@@ -117,7 +118,7 @@ class Rig:
                     "leave that length out, or give a longer --context",
                 )
         if self.options.tier == "l2" and not self.plan.service(self.cast.writer.cache).store:
-            raise UsageError("there is no L2 to read from", "give the cache a directory: caches.*.l2 in the profile")
+            raise UsageError("there is no L2 to read from", "give the cache one: caches.*.l2 in the profile")
         return {
             "prompt_tokens": tokens,
             "expected_hit_tokens": workload.reusable(tokens, self.chunk),
@@ -170,20 +171,22 @@ class Rig:
         if arm == "store":
             chunks = prompt.tokens // self.chunk
             stored = [self.meter.ask(step, prompt.path, body, chunks) for step, body in zip(steps, bodies, strict=True)]
-            self._choose_tier(names, chunks)
+            self.make_loadable(names, chunks, engine, self.cast.reader)
             return stored
         if len(steps) > 1:
             return self.meter.ask_together(steps, prompt.path, bodies)
         return [self.meter.ask(steps[0], prompt.path, bodies[0])]
 
-    def _choose_tier(self, salts: Sequence[str], chunks: int) -> None:
-        """Make the next hit come from L2: wait until the chunks are files, then clear L1."""
-        if self.options.tier != "l2":
+    def make_loadable(self, salts: Sequence[str], chunks: int, writer: ServiceSpec, reader: ServiceSpec) -> None:
+        """A reader with another server finds chunks in L2 only: wait for them. With tier l2, clear L1 too."""
+        if self.options.tier != "l2" and writer.cache == reader.cache:
             return
         for salt in salts:
             filed = cacheserver.wait_for_files(self.plan, salt, chunks)
             self.meter.stored[salt] = replace(self.meter.stored[salt], filed=filed)
-        cacheserver.clear_l1(self.meter.cache_url(self.cast.writer))
+        if self.options.tier != "l2":
+            return
+        cacheserver.clear_l1(self.meter.cache_url(reader))
         if self.options.drop_page_cache:
             for salt in salts:
                 for file in cacheserver.files_of(self.plan, salt):

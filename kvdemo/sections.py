@@ -23,7 +23,7 @@ def of(
         "costs": _costs(conditions, samples, store_tax),
         "limit": _limit(conditions, rows),
         "lengths": _lengths(conditions, samples),
-        "matrix": _matrix(samples),
+        "matrix": _matrix(conditions, samples),
     }
     return {name: section for name, section in found.items() if section}
 
@@ -155,8 +155,11 @@ def _lengths(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[s
     return {"points": points, "break_even_tokens": ceiling.break_even(curve)}
 
 
-def _matrix(samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """Who can reuse what whom computed; each speed-up is against that reader's own cold."""
+def _matrix(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """Who can reuse what whom computed; each speed-up is against that reader's own cold.
+
+    On a cluster, what came from the reader's own node and what from another one is told apart.
+    """
     cells: dict[tuple[str, str], list[Sample]] = {}
     colds: dict[str, list[float]] = {}
     for sample in samples:
@@ -168,10 +171,23 @@ def _matrix(samples: Sequence[Sample]) -> dict[str, Any] | None:
             colds.setdefault(sample.engine, []).append(sample.ttft)
     if not cells:
         return None
-    return {
-        "engines": list(dict.fromkeys(writer for writer, _ in cells)),
-        "cells": [_cell(*key, group, colds.get(key[1], [])) for key, group in cells.items()],
-    }
+    rows = [_cell(*key, group, colds.get(key[1], [])) for key, group in cells.items()]
+    found: dict[str, Any] = {"engines": list(dict.fromkeys(writer for writer, _ in cells)), "cells": rows}
+    if nodes := conditions.get("nodes"):
+        gains: dict[str, list[float]] = {}
+        for row in rows:
+            row["where"] = "same node" if nodes[row["writer"]] == nodes[row["reader"]] else "other node"
+            if row["verdict"] == row["expected"] == Verdict.SHARED and row["speedup"]:
+                gains.setdefault(row["where"], []).append(row["speedup"])
+        found["reuse"] = [
+            {"where": where, "pairs": len(each), "median_speedup": round(median(each), 4)}
+            for where, each in sorted(gains.items(), reverse=True)
+        ]
+        told = [
+            f"from the {row['where']} {row['median_speedup']:.3g}x ({row['pairs']} pairs)" for row in found["reuse"]
+        ]
+        found["text"] = f"Sooner by reuse: {', '.join(told) or 'nobody'}."
+    return found
 
 
 def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[float]) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Engine(_Service):
     served_model_name: fields.OptionalText = None
     """Name under which clients ask for the model. Default: the profile's served_model_name, else the model."""
     gpus: fields.Gpus = "auto"
-    """GPUs by index or UUID, such as [0]; [] for none (vLLM's CPU build). Default: auto, the least used GPU."""
+    """GPUs by index or UUID, such as [0]; on a cluster how many, such as 2; [] for none (vLLM's CPU build). Default:
+    auto, the least used GPU."""
     port: fields.Port = None
     """Port of the HTTP API, 1024 to 65535. Default: a free one."""
     cache: fields.OptionalText = None
@@ -73,8 +74,9 @@ class Cache(_Service):
 
     l1: fields.Size = 2 * GIB
     """Host memory for KV, in bytes or such as 8GiB. Default: 2GiB."""
-    l2: fields.OptionalPath = None
-    """Directory for KV on disk, relative to the profile. Default: none (host memory only)."""
+    l2: fields.Store = None
+    """Directory for KV on disk, relative to the profile, or a Redis or Valkey server as redis://HOST:PORT; on a cluster
+    a directory that every node mounts. Default: none (host memory only)."""
     l2_adapter: fields.Adapter = {}
     """Fields of LMCache's L2 adapter, such as {type: fs, use_odirect: true}. Default: files, by native threads."""
     chunk_size: fields.Chunk = 256
@@ -102,6 +104,22 @@ class Bench(Part):
     """Trials: fresh documents that are put to every engine once. Default: 3."""
 
 
+class Ray(Part):
+    """A running Ray cluster."""
+
+    address: fields.Address = "auto"
+    """HOST:PORT of its head. Default: auto, the cluster that this machine is a node of."""
+    placement: fields.Placement = "spread"
+    """spread puts engines on different nodes as far as possible, pack on as few as possible. Default: spread."""
+
+
+class On(Part):
+    """Where services run."""
+
+    ray: Ray | None = None
+    """On the nodes of a Ray cluster."""
+
+
 class Defaults(Part):
     """Values that services have unless they say otherwise themselves; args and env are merged key by key."""
 
@@ -124,6 +142,8 @@ class Settings(Part):
     """Names of variables that engines get from your environment; their values are never written anywhere."""
     runtime: Runtime = Runtime()
     """The Python installation that runs the services. Default: the one that runs kvdemo."""
+    on: Annotated[On, BeforeValidator(values.launcher)] = On()
+    """Where services run: local, ray, or {ray: {address: ..., placement: ...}}. Default: local, this machine."""
     model: fields.OptionalModel = None
     """Model of every engine: a Hugging Face id, or a directory (beginning with ./ ../ / or ~)."""
     served_model_name: fields.OptionalText = None
@@ -158,6 +178,8 @@ def schema() -> dict[str, Any]:
         part["type"] = ["object", "null"]
     for name in ("caches", "engines"):
         document["properties"][name] |= {"type": ["object", "null"], "propertyNames": {"pattern": values.LABEL}}
+    on = document["properties"]["on"]
+    document["properties"]["on"] = {"description": on.pop("description"), "anyOf": [{"enum": ["local", "ray"]}, on]}
     document["properties"]["engines"] |= {"type": "object", "minProperties": 1}
     document["patternProperties"] = {"^x-": {"description": "Ignored; a place for YAML anchors."}}
     document["required"] = ["engines"]

@@ -1,10 +1,14 @@
 """The guardian of one service: a small process that starts it, waits for its end and leaves nothing of it behind.
 
-    python -I -S shim.py RUN_DIR SERVICE RUN_ID CWD LOG LOCK_FD|- -- ARGV...
+    python -I -S shim.py RUN_DIR SERVICE RUN_ID CWD LOG LOCK_FD|- [LEASE_FD:GRACE] -- ARGV...
 
 It imports nothing of kvdemo, so that it stays small and keeps working when kvdemo itself is upgraded under it; what
 it knows about /proc (``stat``, ``below``, ``sweep``) is shared upwards. Limits: Linux 5.4 or newer, and what it tidies
 is what it can prove to be its own: its descendants (it is their subreaper) and the session of the leader.
+
+A lease is the reading end of a pipe whose other end its owner holds: when the owner ends, however that was, the service
+is stopped, after GRACE seconds by force. Such a service also sheds what the owner's own launcher (Ray: nice 15, first
+to be killed for memory) put on its processes, where the kernel permits it. Without a lease nobody owns the service.
 """
 
 # pathlib would be a tenth of the memory that the guardian needs.
@@ -12,6 +16,7 @@ is what it can prove to be its own: its descendants (it is their subreaper) and 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -181,11 +186,14 @@ def prctl(option: int, value: int) -> None:
 class Guardian:
     """One service from its start to the last of its processes."""
 
-    def __init__(self, run_dir: str, service: str, run_id: str, cwd: str, log: str) -> None:
+    def __init__(self, run_dir: str, service: str, run_id: str, cwd: str, log: str, lease: str) -> None:
         self.path = f"{run_dir}/services/{service}.json"
         self.cwd, self.log = cwd, log
         self.leader = 0
         self.told = False
+        fd, _, grace = lease.partition(":")
+        self.lease, self.grace = (int(fd), float(grace)) if grace else (-1, 0.0)
+        self.deadline = 0.0
         self.record: dict[str, object] = {
             "schema": 1,
             "service": service,
@@ -221,7 +229,12 @@ class Guardian:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGIO})
+        if self.lease >= 0:
+            shed()
+            # The end of the lease arrives as a signal among those that are waited for anyway.
+            fcntl.fcntl(self.lease, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self.lease, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
     def start(self, argv: list[str], lock: int | None) -> str:
         """Start the leader; it runs nothing before its identity is on disk. Why it could not, or ""."""
@@ -268,10 +281,28 @@ class Guardian:
                 if ended.si_pid == self.leader:
                     return ended
                 self.bury(ended.si_pid)
-            # A second SIGTERM in the middle of its shutdown makes vLLM kill its engine core.
-            if signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGTERM and not self.told:
-                self.told = True
-                os.kill(self.leader, signal.SIGTERM)  # safe: while we have not reaped it, the pid stays its own
+            self.mind_the_lease()
+            heard = {signal.SIGCHLD, signal.SIGTERM, signal.SIGIO}
+            patience = max(0.0, self.deadline - time.monotonic()) if self.deadline else 86400.0
+            said = signal.sigtimedwait(heard, patience)
+            if said and said.si_signo == signal.SIGTERM:
+                self.tell()
+
+    def tell(self) -> None:
+        """Ask the leader to stop, once: a second SIGTERM in the middle of its shutdown makes vLLM kill its core."""
+        if not self.told:
+            self.told = True
+            os.kill(self.leader, signal.SIGTERM)  # safe: while we have not reaped it, the pid stays its own
+
+    def mind_the_lease(self) -> None:
+        """Stop the service when its owner has ended; kill it when it has not stopped in time."""
+        if self.deadline:
+            if time.monotonic() >= self.deadline:
+                os.kill(self.leader, signal.SIGKILL)
+        elif self.lease >= 0 and ended(self.lease):
+            os.write(2, b"\nkvdemo: the owner of this service has ended: stopping it\n")
+            self.deadline = time.monotonic() + self.grace
+            self.tell()
 
     def bury(self, pid: int) -> None:
         """Tidy up after a dead child, then reap it: in this order its pid cannot mean another process yet."""
@@ -329,6 +360,27 @@ class Guardian:
                 return
 
 
+def ended(lease: int) -> bool:
+    """Whether nobody holds the other end of this pipe any more."""
+    try:
+        return os.read(lease, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def shed() -> None:
+    """Take back a lowered priority and a raised readiness to be killed for memory, where that is permitted."""
+    try:  # noqa: SIM105 (contextlib is not worth its memory here)
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except OSError:
+        pass  # the launcher tells the priority that is left
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("0")
+    except OSError:
+        pass
+
+
 def say(fd: int, text: str) -> None:
     """Write to whoever listens, if anybody still does: a service runs on when its starter was killed."""
     try:  # noqa: SIM105 (contextlib is not worth its memory here)
@@ -339,12 +391,16 @@ def say(fd: int, text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Fork the guardian away from its starter, then wait for its word; 0 once the service runs, else 1 and why."""
-    run_dir, service, run_id, cwd, log, lock_name, _, *argv = arguments
+    dashes = arguments.index("--")
+    run_dir, service, run_id, cwd, log, lock_name, *rest = arguments[:dashes]
+    argv, lease = arguments[dashes + 1 :], "".join(rest)
     # An ignored SIGCHLD, inherited from a shell, would make the kernel throw exit statuses away.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     lock = None if lock_name == "-" else int(lock_name)
     if lock is not None:
         os.set_inheritable(lock, False)
+    if lease:
+        os.set_inheritable(int(lease.partition(":")[0]), False)
     answer, report = os.pipe()
     if not os.fork():
         os.setsid()
@@ -352,7 +408,7 @@ def main(arguments: list[str]) -> int:
             os._exit(0)
         os.close(answer)
         try:
-            Guardian(run_dir, service, run_id, cwd, log).run(argv, lock, report)
+            Guardian(run_dir, service, run_id, cwd, log, lease).run(argv, lock, report)
         except BaseException as error:
             say(report, f"the guardian failed: {error}\n")
             os._exit(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from kvdemo import gpus, kinship, machine, process, runtime
 from kvdemo.facts import Facts, Gpu, Model
 from kvdemo.plan import Plan, wanted_ports
 from kvdemo.procfs import alive
+from kvdemo.services import is_server
 from kvdemo.state import Project, projects
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 FIRST_PORT, PORTS = 18000, 10000
 
 
-def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Facts:
-    """Everything the plan may depend on, as seen now."""
+def survey(
+    profile: Profile, project: Project, environ: Mapping[str, str], *, node: str = "", avoid: Collection[int] = ()
+) -> Facts:
+    """Everything the plan may depend on, as seen now; ``avoid`` are ports that other nodes' services take."""
     services = {**profile.caches, **profile.engines}
     pythons = {service.runtime.python or sys.executable for service in services.values()}
     running = _running(project)
-    ports, busy = _ports(profile, project, running)
+    ports, busy = _ports(profile, project, running, avoid)
     records = project.records()
     own = sum(process.memory(records[name]) for name in running if name in records)
     return Facts(
@@ -48,10 +51,16 @@ def survey(profile: Profile, project: Project, environ: Mapping[str, str]) -> Fa
         memory=machine.memory() + own,
         shm=machine.free("/dev/shm") + own,
         open_files=machine.open_files(),
-        disks={name: machine.free(cache.l2) for name, cache in profile.caches.items() if cache.l2},
+        disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},
         kept=_kept(project, running),
+        node=node,
         sockets=str(project.sockets),
     )
+
+
+def _directories(profile: Profile) -> dict[str, str]:
+    """L2 of each cache that has it in a directory."""
+    return {name: cache.l2 for name, cache in profile.caches.items() if cache.l2 and not is_server(cache.l2)}
 
 
 def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
@@ -122,10 +131,12 @@ def _claims(project: Project) -> dict[int, str]:
 
 
 def _ports(
-    profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]]
+    profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]], avoid: Collection[int]
 ) -> tuple[dict[str, int], dict[int, str]]:
     wanted = wanted_ports(profile)
     hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
+    hosts |= {name: "127.0.0.1" for name in profile.caches if profile.on.ray}
+    hosts |= {f"{name}.http": cache.host for name, cache in profile.caches.items()}
     own = {port for ports in running.values() for port in ports}
     previous = _previous(project)
     claims = _claims(project)
@@ -135,17 +146,22 @@ def _ports(
     start = int(hashlib.sha256(f"{os.getuid()} {project.name}".encode()).hexdigest(), 16)
     candidates = (FIRST_PORT + (start + step) % PORTS for step in range(PORTS))
     for key, port in wanted.items():
-        host = hosts[key.removesuffix(".http")]
+        host = hosts[key]
         if port:
             assigned[key] = port
             if port not in own and (holder := claims.get(port) or _holder(host, port)):
                 busy[port] = holder
             continue
         mine = previous.get(key)
-        if mine and mine not in fixed and (mine in own or (mine not in claims and process.port_free(host, mine))):
+        if (
+            mine
+            and mine not in fixed
+            and mine not in avoid
+            and (mine in own or (mine not in claims and process.port_free(host, mine)))
+        ):
             assigned[key] = mine
             continue
-        taken = fixed | own | claims.keys() | set(assigned.values())
+        taken = fixed | own | claims.keys() | set(assigned.values()) | set(avoid)
         assigned[key] = next(free for free in candidates if free not in taken and process.port_free(host, free))
     return assigned, busy
 

@@ -93,6 +93,9 @@ def _verdict(row: Mapping[str, Any]) -> Text:
 
 def _sentences(document: Mapping[str, Any]) -> list[Text]:
     lines = [Text(line, style="yellow") for line in complaints(document)]
+    if nice := document.get("nice"):
+        given = ", ".join(f"{name} {value}" for name, value in nice.items())
+        lines.append(Text(f"Lowered priority (nice {given}): others on the machine come first.", style="yellow"))
     if speedup := document["speedup"]:
         bounds = (speedup["low"], speedup["high"]) if "low" in speedup else None
         interval = (
@@ -183,6 +186,7 @@ def matrix(document: Mapping[str, Any]) -> Table | Text:
     cells = {(cell["writer"], cell["reader"]): cell for cell in found["cells"]}
     for writer in found["engines"]:
         grid.add_row(writer, *(_cell(cells.get((writer, reader))) for reader in found["engines"]))
+    grid.caption = found.get("text")
     return grid
 
 

@@ -37,7 +37,9 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     yield from stop(launcher, names, plan, timeout)
     freed = delete_stores(project.stores) if remove_store else 0
     remains = launcher.remains(plan.services if plan else (), runs)
-    if not remains:
+    if not remains.seen:
+        # What is out of reach ends by itself: it has lost its owner, too.
+        launcher.release()
         project.clear()
     remains.checked |= {"services": len(names), "freed": freed}
     yield remains

@@ -80,6 +80,42 @@ def path(value: Any, info: ValidationInfo) -> str | None:
     return _resolved(text, info) if text else None
 
 
+def store(value: Any, info: ValidationInfo) -> str | None:
+    """A directory, absolute, or the URL of a Redis or Valkey server as ``redis://HOST:PORT``; None for nothing."""
+    text: str | None = optional(plain_text)(value)
+    if text is None or "://" not in text:
+        return path(text, info)
+    if "@" in text:
+        refuse(
+            "a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and LMCACHE_RESP_USERNAME) under "
+            "'secrets', and write redis://HOST:PORT"
+        )
+    found = re.fullmatch(r"(?:redis|valkey)://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?/?", text)
+    if not found:
+        refuse(f"expected a directory, or a server as redis://HOST:PORT, got {shown(text)}")
+    return f"redis://{found[1]}:{found[2] or 6379}"
+
+
+def launcher(value: Any) -> dict[str, Any]:
+    """Where services run: nothing or ``local`` is this machine, ``ray`` a cluster with every default."""
+    return {} if value == "local" else {"ray": {}} if value == "ray" else mapping(value)
+
+
+def placement(value: Any) -> str:
+    """How engines are put on nodes."""
+    if value not in ("spread", "pack"):
+        refuse(f"expected spread (engines on different nodes as far as possible) or pack (on few), got {shown(value)}")
+    return str(value)
+
+
+def ray_address(value: Any) -> str:
+    """``auto`` or HOST:PORT."""
+    text = plain_text(value)
+    if text != "auto" and not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", text):
+        refuse(f"expected auto (the cluster that this machine is a node of) or HOST:PORT, got {shown(text)}")
+    return text
+
+
 def model(value: Any, info: ValidationInfo) -> str | None:
     """A model directory, absolute, or a Hugging Face id as it is; None for nothing."""
     text: str | None = optional(plain_text)(value)
@@ -97,7 +133,10 @@ def python(value: Any, info: ValidationInfo) -> str | None:
 
 
 def gpus(value: Any) -> Any:
-    """Indices and UUIDs as a tuple, or ``auto``."""
+    """Indices and UUIDs as a tuple, or ``auto``; a number of GPUs as so many times ``auto``."""
+    count = number(value)
+    if isinstance(count, int) and not isinstance(count, bool) and 0 < count < 1024:
+        return ("auto",) * count
     if value == "auto":
         return value
     if not isinstance(value, list):

@@ -24,14 +24,14 @@ TICK = 0.5
 def place(spec: ServiceSpec) -> str:
     """Where a service lives, for people: port and GPUs."""
     gpus = f" GPU {','.join(map(str, spec.gpus))}" if spec.gpus else ""
-    return f":{spec.port}{gpus}"
+    return f"{spec.host if spec.node else ''}:{spec.port}{gpus}"
 
 
 def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
     """The state of a service at this moment, from what its launcher knows and what it says itself."""
-    event = Event(spec.name, State.ABSENT, spec.kind, at=place(spec))
-    if status is None:
-        return event
+    event = Event(spec.name, State.ABSENT, spec.kind, at=place(spec), node=spec.node)
+    if status is None or status.lost:
+        return replace(event, state=State.LOST, detail=status.lost) if status else event
     event = replace(event, elapsed=time.time() - status.started_at)
     if not status.alive:
         ended = status.exit
@@ -39,7 +39,7 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
             return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
-    event = replace(event, memory=status.memory)
+    event = replace(event, memory=status.memory, nice=status.nice)
     guarded = "" if status.guarded else "its guardian was killed"
     if not health.healthy(spec.url, spec.kind):
         return replace(
@@ -80,7 +80,7 @@ def until_ready(
     clock. Returns when ``stopped`` says so.
     """
     follower = Follower(launcher, spec.name)
-    event = Event(spec.name, State.STARTING, spec.kind, at=place(spec))
+    event = Event(spec.name, State.STARTING, spec.kind, at=place(spec), node=spec.node)
     doubt = "health check not answered"
     began = time.monotonic()
     while not stopped():
@@ -142,6 +142,8 @@ def registered(cache_url: str) -> int:
 
 def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diagnose.Cause:
     """What the log and the guardian's record of a dead service say."""
+    if status and status.lost:
+        return diagnose.Cause(status.lost, "")
     text = launcher.read_log(spec.name)[1].decode(errors="replace")
     ended = status.exit if status else None
     return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)

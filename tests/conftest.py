@@ -39,6 +39,7 @@ class Lab:
         for name in ("KVDEMO_PROJECT", "KVDEMO_PROFILE", "PYTEST_CURRENT_TEST"):
             self.environ.pop(name, None)
         self.running: list[subprocess.Popen[str]] = []
+        self.patience = PATIENCE
         self.python = path / "python"
         self.python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKES} exec {sys.executable} -S "$@"\n')
         self.python.chmod(0o755)
@@ -114,7 +115,7 @@ class Lab:
     def run(self, *arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
         """The installed command to its end; ``returncode``, ``stdout``, ``stderr``."""
         process = self.start(*arguments, **environ)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=self.patience)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def pids(self) -> dict[int, str]:

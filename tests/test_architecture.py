@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "kvdemo"
 MODULES = sorted(PACKAGE.glob("*.py"))
 LONG = {"shim.py"}  # one file by design: it runs where nothing of kvdemo can be imported
 # pydantic too, but typer itself imports it for the help of a command.
-HEAVY = ("httpx", "yaml", "psutil", "pynvml", "rich.live", "asyncio", "kvdemo.profile", "kvdemo.fleet")
+HEAVY = ("httpx", "yaml", "psutil", "pynvml", "rich.live", "asyncio", "ray", "redis", "kvdemo.profile", "kvdemo.fleet")
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
@@ -39,6 +39,14 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert set(HEAVY) & set(done.stderr.split()) == set()
+
+
+def test_one_machine_pays_nothing_for_clusters() -> None:
+    """Neither Ray nor what speaks to it is imported for a fleet of this machine."""
+    code = "import sys, kvdemo.lookup, kvdemo.fleet, kvdemo.logbook, kvdemo.benchmark; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    cluster = {"ray", "redis", *(f"kvdemo.{name}" for name in ("agent", "cluster", "remote", "seats", "layout"))}
+    assert cluster & set(done.stdout.split()) == set()
 
 
 def test_the_guardian_imports_nothing_of_kvdemo() -> None:

@@ -111,7 +111,8 @@ def test_env_of_the_profile_wins() -> None:
 
 def test_a_cache_server() -> None:
     """Sizes in GiB, a worker for each engine, L2 only with a store."""
-    common: dict[str, Any] = {"python": "py", "port": 1111, "http_port": 2222, "engines": 4, "on_gpu": True}
+    common: dict[str, Any] = {"python": "py", "ports": (1111, 2222), "inner": "127.0.0.1", "engines": 4}
+    common["on_gpu"] = True
     argv = list(caches.argv(Cache(l1=int(1.5 * GIB)), store=None, **common))
     assert argv[:4] == ["py", "-m", "lmcache.cli.main", "server"]
     assert (value(argv, "--l1-size-gb"), value(argv, "--max-workers"), value(argv, "--http-port")) == (
@@ -124,6 +125,11 @@ def test_a_cache_server() -> None:
     assert json.loads(value(argv, "--l2-adapter")) == {"type": "fs", "base_path": "/kv/x", "shared": True}
     assert value(argv, "--max-workers") == "9"
     assert "--no-l1-use-lazy" in argv
+    argv = list(caches.argv(Cache(), store="/kv/x", node="vm-1", **common))
+    assert json.loads(value(argv, "--l2-adapter"))["relative_tmp_dir"] == "tmp-vm-1"
+    argv = list(caches.argv(Cache(host="10.0.0.1"), store="redis://kv.example:7000", **common))
+    assert json.loads(value(argv, "--l2-adapter")) == {"type": "resp", "host": "kv.example", "port": 7000}
+    assert (value(argv, "--host"), value(argv, "--http-host")) == ("127.0.0.1", "10.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_a_cache_server() -> None:
 )
 def test_l2_takes_the_best_adapter_that_works(version: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
     """Native files from the LMCache that can store salted requests with them; the profile's fields come on top."""
-    common: dict[str, Any] = {"python": "py", "port": 1111, "http_port": 2222, "engines": 1, "on_gpu": True}
+    common: dict[str, Any] = {"python": "py", "ports": (1111, 2222), "inner": "127.0.0.1", "engines": 1, "on_gpu": True}
     argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", lmcache=version, **common))
     assert json.loads(value(argv, "--l2-adapter")) == {**expected, "base_path": "/kv/x"}
 

@@ -72,7 +72,7 @@ def test_a_full_profile_is_resolved(tmp_path: Path) -> None:
     assert cached.env == {"HF_HOME": "~/.cache/huggingface", "LEVEL": "three", "X": "1"}
     assert (cached.gpus, cached.memory, cached.max_model_len, cached.runtime.python) == ("auto", 0.6, 32768, None)
     cache = profile.caches["shared"]
-    assert (cache.l1, cache.l2, cache.chunk_size, cache.port) == (4 * GIB, tmp_path / "kv-store", 128, 5555)
+    assert (cache.l1, cache.l2, cache.chunk_size, cache.port) == (4 * GIB, str(tmp_path / "kv-store"), 128, 5555)
     assert cache.env == {"HF_HOME": "~/.cache/huggingface", "LEVEL": "1.10"}
     assert (cache.runtime.python, cache.host) == (str(tmp_path / "venv/bin/python"), ANY)
     assert (profile.bench.context, profile.bench.questions) == (tmp_path / "doc.txt", ("Who?", "Why?"))
@@ -296,6 +296,47 @@ BROKEN = {
             "3:60: bench.system: expected text, got nothing",
         ],
     ),
+    "an L2 that is neither": (
+        ONE + "caches:\n  x: {l2: 'redis://:secret@host'}\n  y: {l2: http://host}\n  z: {l2: 'redis://h:port'}\n",
+        [
+            "4:11: caches.x.l2: a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and "
+            "LMCACHE_RESP_USERNAME) under 'secrets', and write redis://HOST:PORT",
+            "5:11: caches.y.l2: expected a directory, or a server as redis://HOST:PORT, got 'http://host'",
+            "6:11: caches.z.l2: expected a directory, or a server as redis://HOST:PORT, got 'redis://h:port'",
+        ],
+    ),
+    "a place that is none": (
+        ONE + "on: {ray: {adress: auto, placement: near, address: 'ray://h'}}\n",
+        [
+            "3:12: on.ray: unknown key 'adress' (did you mean 'address'?)",
+            "3:37: on.ray.placement: expected spread (engines on different nodes as far as possible) or pack (on few), "
+            "got 'near'",
+            "3:52: on.ray.address: expected auto (the cluster that this machine is a node of) or HOST:PORT, got "
+            "'ray://h'",
+        ],
+    ),
+    "a cluster's words on one machine": (
+        "model: m\nengines: {a: {gpus: 2}, b: {gpus: 0}}\n",
+        [
+            "2:21: engines.a.gpus: a number of GPUs is for a cluster; on one machine name them, such as [0], or write "
+            "auto",
+            "2:35: engines.b.gpus: expected a list such as [0] or [0, 1], [] for none, or auto, got 0",
+        ],
+    ),
+    "one machine's words on a cluster": (
+        "model: m\non: ray\nhost: 0.0.0.0\nengines: {a: {gpus: [0, 1]}, b: {gpus: 2}, c: {}, d: {gpus: []}}\n",
+        [
+            "3:7: host: on a cluster every service listens on its node's address; leave host out",
+            "4:21: engines.a.gpus: on a cluster GPUs are counted, not named: write 2",
+        ],
+    ),
+    "a cached engine that is wired by hand": (
+        "model: m\ncaches: {c: }\nengines: {a: {cache: c, args: {kv-transfer-config: {}}}}\n",
+        [
+            "3:52: engines.a.args.kv-transfer-config: an engine with a cache is wired by kvdemo to the LMCache server "
+            "beside it; leave this flag out",
+        ],
+    ),
     "a model that is neither": (
         "model: models/a/b\nengines: {a: }\n",
         [
@@ -386,6 +427,10 @@ def test_the_schema_describes_every_key() -> None:
         ("model: m\nengines: {a: {port: 80}}", False),
         ("model: m\nengines: {a: {memory: 1.5}}", False),
         ("model: m\nengines: {a: {gpus: 0}}", False),
+        ("model: m\n'on': ray\nengines: {a: {gpus: 2}}", True),
+        ("model: m\n'on': {ray: {address: 'h:6379', placement: pack}}\nengines: {a: {}}", True),
+        ("model: m\n'on': {ray: {placement: near}}\nengines: {a: {}}", False),
+        ("model: m\n'on': slurm\nengines: {a: {}}", False),
         ("version: 2\nengines: {a: {}}", False),
         ("path: x\nengines: {a: {}}", False),
         ("start_timeout: soon\nengines: {a: {}}", False),

@@ -333,3 +333,52 @@ def test_spawn_raises_with_the_reason(box: Box) -> None:
     """The error of the starter is the error of the call."""
     with pytest.raises(ServiceError, match=r"svc: cannot start /no/such/program: .*No such file"):
         box.start(["/no/such/program"])
+
+
+def leased(box: Box, text: str, grace: float) -> tuple[process.Record, int]:
+    """A program as a service that ends with its owner; the owner's end of the lease."""
+    lease, held = os.pipe()
+    argv = program(text)
+    try:
+        record = process.spawn(box.dir, "svc", "run-1", argv, box.env, box.dir, box.log, None, lease=(lease, grace))
+    finally:
+        os.close(lease)
+    box.started.append(record)
+    return record, held
+
+
+def test_a_service_ends_with_its_owner(box: Box) -> None:
+    """The lease says so however the owner ended: SIGTERM to the leader, what it leaves is swept, the log says why."""
+    record, held = leased(box, "child(session=True)\ntell(1)\nsignal.pause()", 20)
+    assert box.hear() == 1
+    os.close(held)
+    ended = box.end(record)
+    assert (ended.signal, ended.swept) == (signal.SIGTERM, 1)
+    assert "owner of this service has ended" in box.log.read_text()
+
+
+def test_a_deaf_service_is_killed_when_its_owner_has_ended(box: Box) -> None:
+    """After the seconds of grace, for there is nobody left who could do it."""
+    record, held = leased(box, "signal.signal(15, signal.SIG_IGN)\ntell(1)\nwhile True: signal.pause()", 0.3)
+    assert box.hear() == 1
+    began = time.monotonic()
+    os.close(held)
+    assert box.end(record).signal == signal.SIGKILL
+    assert 0.25 < time.monotonic() - began < 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_a_leased_service_sheds_its_owners_priority(box: Box) -> None:
+    """Ray runs its workers at nice 15, first to be killed for memory; an engine must not be measured so."""
+    said = "tell([os.nice(0), open('/proc/self/oom_score_adj').read()])\nsignal.pause()"
+    adjustment = Path("/proc/self/oom_score_adj")
+    before = os.getpriority(os.PRIO_PROCESS, 0), adjustment.read_text()
+    os.setpriority(os.PRIO_PROCESS, 0, 7)
+    adjustment.write_text("300")
+    try:
+        _, held = leased(box, said, 5)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before[0])
+        adjustment.write_text(before[1])
+    assert box.hear() == [0, "0\n"]
+    os.close(held)

@@ -1,14 +1,16 @@
 """A fake LMCache server: ``python -m lmcache.cli.main server --port P --http-port H --chunk-size N``.
 
 It keeps hashes of chunks, no KV. Engines reach it by HTTP on the port where the real one speaks ZMQ:
-``/fake/register`` and ``/fake/unregister`` {id, model}, ``/fake/lookup`` {chunks} and ``/fake/store`` {chunks}.
-Chunks asked for are counted as L1 hits, or as L2 hits once ``POST /cache/clear`` emptied L1 of a server with L2.
+``/fake/register`` and ``/fake/unregister`` {id, model}, ``/fake/lookup`` and ``/fake/store`` {chunks, salt}.
+Chunks asked for are counted as L1 hits, or as L2 hits: of chunks that are files in L2's directory, whoever wrote them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import fakeserver as fake
@@ -29,10 +31,9 @@ COUNTERS = (
 class Cache:
     """What is stored, by hash."""
 
-    def __init__(self, chunk_size: int, disk: bool) -> None:
+    def __init__(self, chunk_size: int, disk: Path | None) -> None:
         self.chunk_size, self.disk = chunk_size, disk
         self.l1: set[str] = set()
-        self.l2: set[str] = set()
         self.engines: dict[int, str] = {}
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.lock = threading.Lock()
@@ -53,7 +54,8 @@ class Cache:
         found = {"l1": 0, "l2": 0}
         with self.lock:
             for chunk in body["chunks"]:
-                tier = "l1" if chunk in self.l1 else "l2" if chunk in self.l2 else ""
+                filed = self.disk and self.file(chunk, body["salt"]).exists()
+                tier = "l1" if chunk in self.l1 else "l2" if filed else ""
                 if not tier:
                     break
                 found[tier] += 1
@@ -65,6 +67,10 @@ class Cache:
             self.counters["num_finished_retrieves"] += any(found.values())
         handler.reply({"found": sum(found.values())})
 
+    def file(self, chunk: str, salt: str) -> Path:
+        """Where a chunk is in L2."""
+        return (self.disk or Path()) / f"fake@{chunk}@{salt}.data"
+
     def store(self, handler: Handler, body: Any) -> None:
         """Keep these chunks."""
         with self.lock:
@@ -73,7 +79,8 @@ class Cache:
         def finish() -> None:
             with self.lock:
                 self.l1.update(body["chunks"])
-                self.l2.update(body["chunks"] if self.disk else ())
+                for chunk in body["chunks"] if self.disk else ():
+                    self.file(chunk, body["salt"]).touch()
                 self.counters["num_finished_stores"] += 1
 
         if delay := fake.number("STORE_DELAY_S", 0):
@@ -119,7 +126,8 @@ def main() -> None:
     """Serve until SIGTERM."""
     given = fake.flags(sys.argv[1:])
     fake.begin()
-    cache = Cache(int(given.get("chunk-size", "256")), "l2-adapter" in given)
+    disk = json.loads(given.get("l2-adapter", "{}")).get("base_path")
+    cache = Cache(int(given.get("chunk-size", "256")), Path(disk) if disk else None)
     host = given.get("host", "127.0.0.1")
     engines = {
         "POST /fake/register": cache.register,
@@ -133,7 +141,8 @@ def main() -> None:
         "GET /metrics": cache.metrics,
         "POST /cache/clear": cache.clear,
     }
-    servers = [fake.Server(host, int(given["port"]), engines), fake.Server(host, int(given["http-port"]), http)]
+    outer = given.get("http-host", host)
+    servers = [fake.Server(host, int(given["port"]), engines), fake.Server(outer, int(given["http-port"]), http)]
     fake.serve(servers)
 
 

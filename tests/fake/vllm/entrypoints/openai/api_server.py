@@ -152,9 +152,9 @@ class Engine:
             return 0
         size = self.shared.chunk_size
         chunks = hashes(tokens, size, salt)
-        found = self.shared.ask("lookup", chunks=chunks).get("found", 0) if chunks else 0
+        found = self.shared.ask("lookup", chunks=chunks, salt=salt).get("found", 0) if chunks else 0
         if chunks[found:] and not fake.fault("NO_STORE"):
-            self.shared.ask("store", chunks=chunks[found:])
+            self.shared.ask("store", chunks=chunks[found:], salt=salt)
         return max(0, min(found * size, len(tokens) - 1) - local)
 
     def book(self, total: int, computed: int, local: int, external: int) -> None:

@@ -1,0 +1,95 @@
+"""What one service of a plan is: plain data, read by everything that starts, watches, asks or exports it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster; ``device`` says what computes there."""
+
+    id: str
+    name: str
+    ip: str
+    device: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One process to start. ``env`` comes on top of the user's environment; ``secrets`` are names, never values.
+
+    ``port`` is where its HTTP API listens, on ``host``; ``ports`` everything it binds, on ``inner`` if that is given.
+    ``context`` is the longest sequence in tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` L2: a
+    directory or ``redis://HOST:PORT``, and ``kin`` the fingerprint of each model whose KV is in it. ``cache`` is the
+    server that an engine is wired to, ``pool`` the profile's name for it: on a cluster each ``node`` has its own.
+    ``uuids`` are those of an engine's GPUs; ``address`` is the base URL of what something else started.
+    """
+
+    name: str
+    kind: Literal["cache", "engine"]
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    host: str
+    port: int
+    ports: tuple[int, ...]
+    start_timeout: float
+    stop_timeout: float
+    secrets: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = ()
+    cache: str = ""
+    model: str = ""
+    context: int | None = None
+    chunk_size: int | None = None
+    kv_bytes_per_token: int | None = None
+    store: str = ""
+    budget: str = ""
+    uuids: tuple[str, ...] = ()
+    address: str = ""
+    inner: str = ""
+    node: str = ""
+    pool: str = ""
+    kin: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Changes exactly when the service would have to be started anew."""
+        return hashlib.sha256(
+            json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()
+        ).hexdigest()
+
+    @property
+    def url(self) -> str:
+        """Base URL of its HTTP API; empty if nobody knows it."""
+        return self.address or (f"http://{reachable(self.host)}:{self.port}" if self.port else "")
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of everything it binds."""
+        return tuple((self.host if port == self.port else self.inner or self.host, port) for port in self.ports)
+
+    @property
+    def directory(self) -> str:
+        """The directory of L2; empty if there is none, or if L2 is a server."""
+        return "" if is_server(self.store) else self.store
+
+
+def is_server(l2: str) -> bool:
+    """Whether this L2 is a Redis or Valkey server, not a directory."""
+    return l2.startswith("redis://")
+
+
+def server(l2: str) -> tuple[str, int]:
+    """Host and port of an L2 that is a server."""
+    host, _, port = l2.removeprefix("redis://").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def reachable(host: str) -> str:
+    """An address to listen on as one to connect to: a wildcard is reached through loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
