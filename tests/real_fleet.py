@@ -84,10 +84,10 @@ class Real:
         )
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """A command, running."""
+        """A command, running, without the mark: it is none of the services."""
         argv = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(argv, cwd=self.path, env=self.environ, stdout=pipe, stderr=pipe, text=True)
+        pipe, environ = subprocess.PIPE, {key: value for key, value in self.environ.items() if key != MARK}
+        return subprocess.Popen(argv, cwd=self.path, env=environ, stdout=pipe, stderr=pipe, text=True)
 
     def do(self, *arguments: str | Path) -> str:
         """A command that has to succeed; what it printed."""
