@@ -102,7 +102,7 @@ def export(
     """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
     from kvdemo import export, lookup
 
-    text = export.export(lookup.plan(profile, lookup.project_of(profile, project_name)), format, nodes)
+    text = export.export(lookup.elsewhere(profile, lookup.project_of(profile, project_name)), format, nodes)
     if output is None:
         typer.echo(text, nl=False)
     else:

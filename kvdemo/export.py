@@ -19,8 +19,10 @@ Format = Literal["compose", "k8s", "slurm", "shell"]
 
 def export(plan: Plan, form: Format, nodes: int = 1) -> str:
     """The plan in this format. Raises UsageError for nodes where the format has none, and for a GPU nobody knows."""
-    if plan.on:
-        raise UsageError("an export is of one machine's plan, this one is of a cluster's", "leave `on: ray` out")
+    if plan.on and form != "slurm":
+        raise UsageError(f"{form} runs without Ray, this profile is one of a Ray cluster", "leave `on: ray` out")
+    if nodes != 1 and form == "slurm" and not plan.on:
+        raise UsageError(f"this profile is one of a single machine, not of {nodes} nodes", "add `on: ray` to it")
     if unknown := [spec.name for spec in plan.engines if -1 in spec.gpus]:
         raise UsageError(f"{unknown[0]}: its GPU is given by a UUID that this machine has not", "give its index")
     if form == "slurm":

@@ -1,7 +1,7 @@
 """A plan as a batch script for Slurm that runs the whole story: up, bench, down. Pure; quoting is shlex's.
 
-On one node kvdemo starts local processes. On several, ``ray symmetric-run`` starts Ray on each of them, runs the story
-on the first, and ends Ray with it.
+For a profile of one machine kvdemo starts local processes. For one of a cluster (``on: ray``) ``ray symmetric-run``
+starts Ray on each node, runs the story on the first, and ends Ray with it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 \\
 def slurm(plan: Plan, nodes: int = 1) -> str:
     """The script for this many nodes."""
     used = [gpu for spec in plan.engines for gpu in spec.gpus]
-    each = -(-len(used) // nodes) if nodes > 1 else max(used, default=-1) + 1
+    each = -(-len(used) // nodes) if plan.on else max(used, default=-1) + 1
     wanted = dict.fromkeys(
         name
         for spec in plan.engines
@@ -81,5 +81,5 @@ def slurm(plan: Plan, nodes: int = 1) -> str:
         gpus=f"#SBATCH --gpus-per-node={each}\n" if each else "",
         secrets="".join(f': "${{{name}:?set it where you call sbatch}}"\n' for name in wanted),
         profile=shlex.quote(plan.profile),
-        start=ray if nodes > 1 else _LOCAL,
+        start=ray if plan.on else _LOCAL,
     )

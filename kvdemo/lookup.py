@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdemo import hub, kinship, process, report, state, survey
+from kvdemo import hub, kinship, layout, process, report, state, survey
 from kvdemo import plan as planning
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.plan import Plan
@@ -46,6 +48,20 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     for warning in planned.warnings if fetch else ():
         report.err.print(f"warning: {warning}", markup=False)
     return planned
+
+
+def elsewhere(path: Path, project: Project) -> Plan:
+    """The plan to export. A cluster need not be there yet: what its profile counts is numbered as it comes."""
+    profile = profile_of(path, project)
+    if not profile.on.ray:
+        return _here(profile, project, False)
+    numbers = itertools.count()
+    engines = {
+        name: engine.model_copy(update={"gpus": tuple(next(numbers) for _ in range(layout.gpu_count(engine)))})
+        for name, engine in profile.engines.items()
+    }
+    planned = _here(profile.model_copy(update={"on": type(profile.on)(), "engines": engines}), project, False)
+    return replace(planned, on={"address": profile.on.ray.address})
 
 
 def _here(profile: Profile, project: Project, fetch: bool) -> Plan:

@@ -83,7 +83,7 @@ ExportFormat = Annotated[
     Literal["compose", "k8s", "slurm", "shell"], typer.Argument(metavar="compose|k8s|slurm|shell", help="The format.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")]
-Nodes = Annotated[int, typer.Option(min=1, help="For slurm: so many nodes, through Ray if more than one.")]
+Nodes = Annotated[int, typer.Option(min=1, help="For slurm, and a profile with `on: ray`: so many nodes.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]

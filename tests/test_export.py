@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def fleet(lab: Lab, *, gpu: bool = True, hub: bool = False) -> Plan:
 @pytest.mark.parametrize("gpu", [True, False])
 def test_it_is_valid_and_holds_no_secret(lab: Lab, form: Any, gpu: bool, nodes: int) -> None:
     """By its own schema, or shellcheck; secrets are names that must be set."""
-    text = export(fleet(lab, gpu=gpu, hub=gpu), form, nodes)
+    plan = fleet(lab, gpu=gpu, hub=gpu)
+    text = export(replace(plan, on={"address": "auto"}) if nodes > 1 else plan, form, nodes)
     done = check(form, text, lab.path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert SECRET not in text
@@ -330,8 +332,14 @@ def test_the_command(lab: Lab) -> None:
     assert yaml.safe_load(done.stdout)["name"] == lab.name
     assert lab.run("export", "compose", path, "-o", "made.yaml").stdout == ""
     assert (lab.path / "made.yaml").read_text() == done.stdout
+    cluster = lab.profile({"a": {"gpus": 2}, "b": {}}, defaults={"engine": {}}, on="ray", name="cluster")
+    job = lab.run("export", "slurm", cluster, "--nodes", "2").stdout
+    assert 'ray symmetric-run --address "$head:6379" --min-nodes 2 --num-gpus 2' in job
+    assert f"PROFILE={cluster}" in job
     wrongs: list[list[str | Path]] = [
         ["compose", path, "--nodes", "2"],
+        ["slurm", path, "--nodes", "2"],
+        ["compose", cluster],
         ["helm", path],
         ["k8s", path, "-o", "no/such/file"],
     ]
