@@ -114,11 +114,17 @@ def test_the_environment_is_not_rays(fleet: Lab) -> None:
 
 @pytest.mark.usefixtures("fleet")
 def test_logs_and_restart(shared_lab: Lab) -> None:
-    """Logs come from the nodes; what is restarted stays on its node."""
+    """Logs come from the nodes, and are followed there; what is restarted stays on its node."""
     done = shared_lab.run("logs", "-n", "1")
     assert {line.split()[0] for line in done.stdout.splitlines()} >= {"plain", "a", "b"}
+    following = shared_lab.start("logs", "-f", "-n", "1", "b")
+    assert following.stdout
+    assert following.stdout.readline().startswith("b ")
     done = shared_lab.run("restart", "b")
     assert done.returncode == 0, done.stderr
+    assert "Starting to load model" in next(line for line in following.stdout if "load model" in line)
+    following.send_signal(signal.SIGINT)
+    assert following.wait(SOON) == 130
     rows = services(shared_lab)
     assert rows["b"]["state"] == "ready"
     assert rows["b"]["node"] != rows["a"]["node"]
