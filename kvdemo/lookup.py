@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdemo import hub, kinship, layout, process, report, state, survey
+from kvdemo import hub, kinship, process, report, state, survey
 from kvdemo import plan as planning
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.plan import Plan
@@ -55,6 +55,8 @@ def elsewhere(path: Path, project: Project) -> Plan:
     profile = profile_of(path, project)
     if not profile.on.ray:
         return _here(profile, project, False)
+    from kvdemo import layout  # noqa: PLC0415 (one machine pays nothing for clusters)
+
     numbers = itertools.count()
     engines = {
         name: engine.model_copy(update={"gpus": tuple(next(numbers) for _ in range(layout.gpu_count(engine)))})
