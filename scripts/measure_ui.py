@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -156,8 +157,7 @@ def main() -> int:
     question, system = plan.bench["questions"][0], plan.bench["system"]
     options = Options(text, question, system, max_tokens=TOKENS, key=fleet.key_of(plan.engines[0], os.environ),
                       run_id=f"page{os.getpid()}")  # fmt: skip
-    scratch = Path(f"/tmp/kvdemo-measure-{os.getpid()}.jsonl")
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="kvdemo-measure-") as directory:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         answers, usable = starts(page, project.name, arguments.starts)
         for said, seconds in (("answers", answers), ("usable", usable)):
@@ -173,8 +173,7 @@ def main() -> int:
             page.get_by_text("one after another").click()
             page.get_by_label("Length of the answer").click()
             page.get_by_text(f"up to {TOKENS} tokens").click()
-            found = rounds(page, url, rig, arguments.rounds, scratch)
-    scratch.unlink(missing_ok=True)
+            found = rounds(page, url, rig, arguments.rounds, Path(directory) / "history.jsonl")
     return 0 if report(found) and statistics.median(usable) <= SECONDS else 3
 
 
