@@ -23,6 +23,7 @@ from guarding import until
 from kvdemo import fleet, plan, profile, survey, teardown
 from kvdemo.state import Project, projects, root
 from kvdemo.watch import Event
+from real_fleet import Real, cpu_fleet
 
 FAKES = Path(__file__).parent / "fake"
 PATIENCE = 30
@@ -168,3 +169,20 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield one
     finally:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The real engines of profiles/cpu.yaml: one fleet for all tests that can share one; a test starts it."""
+    one = cpu_fleet(tmp_path_factory.mktemp("real"))
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def ready(real: Real) -> Real:
+    """That fleet, all of it ready whatever the test before did."""
+    real.mend()
+    return real

@@ -28,8 +28,15 @@ from kvdemo.state import Project, root
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "tiny-llama"
 HANDBOOK = ROOT / "profiles" / "handbook.txt"
+PROFILE = ROOT / "profiles" / "cpu.yaml"
+SERVICES = {"shared", "vllm-a", "vllm-b", "lmcache-a", "lmcache-b"}
+NOTICE = 10
+"""Seconds within which a death must show."""
 MARK = "LC_KVDEMO_TEST"
 """The services inherit every variable that begins with LC_, and none of them cares about this one."""
+
+CONTEXTS = {"context.txt": 16000, "short.txt": 4000}
+"""Documents beside the profile and how much of the handbook they are, in characters; four to a token."""
 
 START = 300
 """Seconds for anything that starts engines (a minute on a quiet machine of two cores)."""
@@ -99,6 +106,11 @@ class Real:
         """Start the profile, or these of its services and their caches."""
         return self.do("up", self.profile, *services, "-p", self.name)
 
+    def mend(self) -> None:
+        """Start whatever is not ready."""
+        if self.run("ps", "--check").returncode:
+            self.up()
+
     @property
     def project(self) -> Project:
         """Where its state lies."""
@@ -158,6 +170,15 @@ class Real:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         assert (done.returncode, left) == (0, []), done
+
+
+def cpu_fleet(path: Path) -> Real:
+    """The embedded default, not up yet; its KV store lies in a directory of the user's, beside a file of the user's."""
+    (path / "mine").mkdir()
+    (path / "mine" / "notes.txt").write_text("mine\n")
+    for name, characters in CONTEXTS.items():
+        (path / name).write_text(HANDBOOK.read_text()[:characters])
+    return Real(path, PROFILE, "real-cpu", KV_STORE_DIR=str(path / "mine"), KVDEMO_MODEL=str(MODEL))
 
 
 def ask(plan: Plan, engine: str, text: str, salt: str) -> Told:

@@ -1,7 +1,4 @@
-"""``kvdemo bench`` on real engines: the disk tier, KV that was corrupted between write and read, the matrix, the noise.
-
-A fleet of its own, since the store must be the test's: two plain engines and two that share a cache.
-"""
+"""``kvdemo bench`` on real engines: the disk tier, KV corrupted between write and read, the matrix, the noise."""
 
 from __future__ import annotations
 
@@ -21,47 +18,20 @@ import pytest
 from guarding import until
 from kvdemo import health, process, workload
 from kvdemo.client import Client
-from real_fleet import HANDBOOK, MODEL, START, Real, needs_engines
+from real_fleet import START, Real, needs_engines
 
 pytestmark = needs_engines
 
-PROFILE = f"""
-version: 1
-name: proof
-model: {MODEL}
-defaults:
-  engine: {{gpus: [], kv_cache: 256MiB, max_model_len: 8192}}
-caches:
-  shared: {{l1: 512MiB, l2: ./kv, chunk_size: 128}}
-engines:
-  plain: {{}}
-  other: {{}}
-  a: {{cache: shared}}
-  b: {{cache: shared}}
-"""
-L1 = 512 * 1024**2
-CHARACTERS = 8000
+L1 = 2 * 1024**3
+KV = "*@kvdemo-*.data"
+OUTSIDE = ("vllm-b", "lmcache-a", "lmcache-b")
 EVERY = 64
 """Of every so many bytes one is flipped."""
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """The fleet, up."""
-    path = tmp_path_factory.mktemp("proof")
-    (path / "proof.yaml").write_text(PROFILE)
-    (path / "context.txt").write_text(HANDBOOK.read_text()[:CHARACTERS])
-    one = Real(path, path / "proof.yaml", "proof")
-    try:
-        one.up()
-        yield one
-    finally:
-        one.close()
-
-
 def bench(real: Real, name: str, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Measure; how it ended, and the result judged again from its samples."""
-    given = ("--context", "context.txt", "--result-dir", name, "--no-limit")
+    given = ("--context", "short.txt", "--result-dir", name, "--no-limit")
     done = real.run("bench", *given, *options)
     assert "Traceback" not in done.stderr
     (samples,) = (real.path / name).glob("*.jsonl")
@@ -76,7 +46,7 @@ def row(document: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def files(real: Real) -> list[Path]:
     """The KV files in the store of the runs' own."""
-    return list((real.path / "kv").glob("*/*@kvdemo-*.data"))
+    return list(Path(real.plan.service("shared").store).glob(KV))
 
 
 def flip(file: Path) -> None:
@@ -119,34 +89,34 @@ def vandal(real: Real, harm: Callable[[Path], None]) -> Iterator[list[Path]]:
         thread.join()
 
 
-def test_the_disk_tier_is_proved(real: Real) -> None:
+def test_the_disk_tier_is_proved(ready: Real) -> None:
     """--tier l2: what the reader loads came from files, all of it, and it answers the same; no file stays."""
-    done, document = bench(real, "l2", "--tier", "l2", "--trials", "2")
+    done, document = bench(ready, "l2", "--tier", "l2", "--trials", "2")
     assert done.returncode == 0, done
     reuse = row(document, "reuse")
     assert reuse["verdicts"] == {"SHARED": 2}
     assert reuse["tiers"] == {"l1": 0, "l2": document["expected_hit_tokens"]}
     assert document["answer"]["same"] is True
-    assert not files(real)
+    assert not files(ready)
 
 
-def test_corrupted_files_are_caught(real: Real) -> None:
+def test_corrupted_files_are_caught(ready: Real) -> None:
     """Bits flipped in the store between write and read: the answer is NO, with the first difference, exit code 1."""
-    with vandal(real, flip) as harmed:
-        done, document = bench(real, "flipped", "--tier", "l2", "--trials", "1")
+    with vandal(ready, flip) as harmed:
+        done, document = bench(ready, "flipped", "--tier", "l2", "--trials", "1")
     assert harmed
     assert done.returncode == 1
     assert row(document, "reuse")["verdict"] == "SHARED"
     assert document["answer"]["same"] is False
     assert "NO: 1 of 1 reuses differ" in done.stdout
     assert "another answer than computing: NO" in done.stderr
-    assert not files(real)
+    assert not files(ready)
 
 
-def test_truncated_files_are_never_a_hit(real: Real) -> None:
+def test_truncated_files_are_never_a_hit(ready: Real) -> None:
     """Files cut in half are not loaded: MISS or PARTIAL with the reason, no speed-up, and never a wrong answer."""
-    with vandal(real, cut) as harmed:
-        done, document = bench(real, "cut", "--tier", "l2", "--trials", "1")
+    with vandal(ready, cut) as harmed:
+        done, document = bench(ready, "cut", "--tier", "l2", "--trials", "1")
     assert harmed
     assert done.returncode == 1
     reuse = row(document, "reuse")
@@ -154,7 +124,7 @@ def test_truncated_files_are_never_a_hit(real: Real) -> None:
     assert "in L2 some could not be read" in reuse["why"]
     assert document["speedup"] is None
     assert document["answer"]["same"] is not False
-    assert not files(real)
+    assert not files(ready)
 
 
 def regions(pid: int) -> list[tuple[int, int]]:
@@ -168,19 +138,19 @@ def regions(pid: int) -> list[tuple[int, int]]:
     return found
 
 
-def test_corrupted_memory_is_caught(real: Real) -> None:
+def test_corrupted_memory_is_caught(ready: Real) -> None:
     """L1 harmed in the cache server's own memory between write and read: caught like files.
 
     Every 64th byte that is not zero is flipped in the largest mappings, through /proc/PID/mem.
     """
-    server = real.records["shared"].leader
+    server = ready.records["shared"].leader
     assert server
-    pids = [member.pid for member in process.members(real.records["shared"])]
+    pids = [member.pid for member in process.members(ready.records["shared"])]
     spans = [(pid, span) for pid in pids for span in regions(pid)]
     if not spans:
         pytest.skip("no mapping as large as L1 in the cache server")
     try:
-        done, document = harmed_in_memory(real, spans)
+        done, document = harmed_in_memory(ready, spans)
     except PermissionError as error:
         pytest.skip(f"the memory of the cache server is not ours to write: {error}")
     assert done.returncode == 1, done
@@ -192,7 +162,7 @@ def harmed_in_memory(
     real: Real, spans: list[tuple[int, tuple[int, int]]]
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Bench, stopped (SIGSTOP) between write and read while L1 is harmed."""
-    argv = [sys.executable, "-m", "kvdemo", "bench", "--context", "context.txt", "--result-dir", "memory"]
+    argv = [sys.executable, "-m", "kvdemo", "bench", "--context", "short.txt", "--result-dir", "memory"]
     argv += ["--no-limit", "--trials", "1"]
     running = subprocess.Popen(
         argv, cwd=real.path, env=real.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -201,7 +171,7 @@ def harmed_in_memory(
     said = []
     for line in running.stderr:
         said.append(line)
-        if "b reuse" in line:
+        if "lmcache-b reuse" in line:
             running.send_signal(signal.SIGSTOP)
             break
     try:
@@ -231,56 +201,56 @@ def harm_memory(pid: int, span: tuple[int, int]) -> None:
             memory.write(harmed)
 
 
-def test_the_matrix(real: Real) -> None:
+def test_the_matrix(ready: Real) -> None:
     """LOCAL on the diagonal, SHARED between the cached engines, COLD elsewhere."""
-    done, document = bench(real, "matrix", "--matrix", "--trials", "1")
+    done, document = bench(ready, "matrix", "--matrix", "--trials", "1")
     assert done.returncode == 0, done
     cells = {(cell["writer"], cell["reader"]): cell["verdict"] for cell in document["matrix"]["cells"]}
-    engines = ("plain", "other", "a", "b")
-    cached = {"a", "b"}
+    engines = ("vllm-a", "vllm-b", "lmcache-a", "lmcache-b")
+    cached = {"lmcache-a", "lmcache-b"}
     assert cells == {
         (w, r): "LOCAL" if w == r else "SHARED" if {w, r} <= cached else "COLD" for w in engines for r in engines
     }
 
 
-def test_the_same_from_outside(real: Real) -> None:
+def test_the_same_from_outside(ready: Real) -> None:
     """--target: addresses alone, in a state directory where nothing was ever up; what the project proves is proved."""
-    urls = [word for name in ("plain", "a", "b") for word in ("--target", f"{name}={real.plan.service(name).url}")]
-    given = ("--context", "context.txt", "--result-dir", "outside", "--no-limit", "--trials", "1", "--json")
-    environ = {**real.environ, "KVDEMO_STATE_DIR": str(real.path / "nothing")}
+    urls = [word for name in OUTSIDE for word in ("--target", f"{name}={ready.plan.service(name).url}")]
+    given = ("--context", "short.txt", "--result-dir", "outside", "--no-limit", "--trials", "1", "--json")
+    environ = {**ready.environ, "KVDEMO_STATE_DIR": str(ready.path / "nothing")}
     argv = [sys.executable, "-m", "kvdemo", "bench", *given, *urls, "--chunk-size", "128"]
-    done = subprocess.run(argv, cwd=real.path, env=environ, capture_output=True, text=True, timeout=START, check=False)
+    done = subprocess.run(argv, cwd=ready.path, env=environ, capture_output=True, text=True, timeout=START, check=False)
     assert done.returncode == 0, done
     document = json.loads(done.stdout)
     found = {(r["engine"], r["arm"]): r["verdict"] for r in document["rows"]}
-    cold = dict.fromkeys([("plain", "cold"), ("a", "store")], "COLD")
-    assert found == cold | {("b", "reuse"): "SHARED", ("b", "again"): "LOCAL"}
+    cold = dict.fromkeys([("vllm-b", "cold"), ("lmcache-a", "store")], "COLD")
+    assert found == cold | {("lmcache-b", "reuse"): "SHARED", ("lmcache-b", "again"): "LOCAL"}
     assert row(document, "reuse")["cached_tokens"] == document["expected_hit_tokens"]
     assert document["answer"]["same"] is True
-    births = {health.counters(real.plan.service(name).url)["generation_tokens_created"] for name in ("plain", "a", "b")}
+    births = {health.counters(ready.plan.service(name).url)["generation_tokens_created"] for name in OUTSIDE}
     assert len(births) == 3  # by which a router's counters would be told from one engine's
     # What no project is there to delete: nobody else can ever hit it.
-    for file in files(real):
+    for file in files(ready):
         file.unlink()
 
 
-def test_cold_against_cold(real: Real) -> None:
+def test_cold_against_cold(ready: Real) -> None:
     """Two plain engines are held against each other, trial by trial; and what caching costs is told."""
-    done, document = bench(real, "noise", "--trials", "2", "--costs")
+    done, document = bench(ready, "noise", "--trials", "2", "--costs")
     assert done.returncode == 0, done
     assert document["noise_floor"]["n"] == 2
     assert {"store_tax", "lookup_tax", "visibility_lag", "decode_tax"} <= set(document["costs"])
-    until(lambda: not files(real), 5)
+    until(lambda: not files(ready), 5)
 
 
-def test_a_foreign_answer_is_noticed(real: Real) -> None:
+def test_a_foreign_answer_is_noticed(ready: Real) -> None:
     """Another client asks the plain engine during the cold request: that sample proves nothing."""
     stop = threading.Event()
 
     def pester() -> None:
-        spec = real.plan.service("plain")
+        spec = ready.plan.service("vllm-a")
         with Client(spec.url) as client:
-            while not stop.is_set():
+            while not stop.wait(0.2):  # one or more fall into the cold request, and the processor is not theirs
                 salt = f"foreign-{time.monotonic_ns()}"
                 client.stream(
                     "/v1/completions", workload.body(spec.model, {"prompt": salt}, max_tokens=8, salt=salt, logprobs=1)
@@ -289,11 +259,11 @@ def test_a_foreign_answer_is_noticed(real: Real) -> None:
     thread = threading.Thread(target=pester)
     thread.start()
     try:
-        done, document = bench(real, "foreign", "--trials", "1")
+        done, document = bench(ready, "foreign", "--trials", "1")
     finally:
         stop.set()
         thread.join()
-    found = next(r for r in document["rows"] if (r["engine"], r["arm"]) == ("plain", "cold"))
+    found = next(r for r in document["rows"] if (r["engine"], r["arm"]) == ("vllm-a", "cold"))
     assert found["verdict"] == "UNPROVEN"
     assert "another client used the engine" in found["why"]
-    assert done.returncode == 0 or document["baseline"] == "plain"
+    assert done.returncode == 0 or document["baseline"] == "vllm-a"
