@@ -67,9 +67,7 @@ class Answer:
 def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sample]) -> Answer:
     """Judge every reuse against the control: equal to the last bit, or wrong."""
     if not reused or control is None:
-        return Answer(
-            None, "not checked: " + ("there was no reuse" if not reused else "there is no local hit to equal")
-        )
+        return Answer(None, f"not checked: {_unequalled(reused)}")
     pairs = [(sample, compare(sample, control)) for sample in reused]
     if any(difference is None for _, difference in pairs):
         return Answer(None, "not checked: the engine returned no token ids")
@@ -86,6 +84,18 @@ def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sampl
         f"NO: {len(wrong)} of {len(pairs)} reuses differ from a local prefix hit of the same length; first in trial "
         f"{sample.trial}, in {where} (largest log-probability gap {difference.gap:.3g})",
     )
+
+
+def _unequalled(reused: Sequence[Sample]) -> str:
+    """Why there is nothing to compare."""
+    if not reused:
+        return "there was no reuse"
+    if reused[0].expected + 1 == reused[0].prompt_tokens:
+        return (
+            "the prompt is exactly whole chunks, of which no engine's own prefix cache has all but the last token; "
+            "one word more in the question, and it can be"
+        )
+    return "there is no local hit to equal"
 
 
 def _flat(sample: Sample) -> bool:

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Measure what starting costs: one engine alone against the whole profile, kvdemo's own verbs, and its guardians.
 
-    scripts/measure_start.py [PROFILE] [--engine NAME] [--repetitions N]
+    scripts/measure_start.py [PROFILE] [--engine NAME] [--repetitions N] [--ratio GOAL]
 
 Alone: from the engine's spawn to its first generated token. Whole: `kvdemo up PROFILE` from its start to its end. The
-two alternate, so that a slow minute of the machine hurts both. Processor time is user and system time of the command
-and whatever it ran. Everything happens in a project of its own and is taken down again. Exit code 3 if a goal is
-missed. Limit: a busy machine measures its other work too.
+two alternate, so that a slow minute of the machine hurts both; a first start alone, which is told but not counted,
+leaves the caches of compiled code and of files as all later ones find them. The goal for whole over alone is one for
+two processor cores that all share; on a GPU host, where every service has its own, say --ratio 1.15. Processor time is
+user and system time of the command and whatever it ran. Everything happens in a project of its own and is taken down
+again. Exit code 3 if a goal is missed. Limit: a busy machine measures its other work too.
 """
 
 from __future__ import annotations
@@ -89,13 +91,14 @@ def report(what: str, unit: str, values: Sequence[float], goal: float | None = N
     return kept
 
 
-def measure(path: Path, engine: str, repetitions: int) -> bool:
+def measure(path: Path, engine: str, repetitions: int, goal: float) -> bool:
     """All of it; whether every goal is kept."""
     alone: list[float] = []
     whole: list[float] = []
     memory: list[float] = []
     verbs = {"--help": ["--help"], f"plan {path.name}": ["plan", str(path)], "ps": ["ps", "-p", "measure"]}
     spent: dict[str, list[float]] = {verb: [] for verb in verbs}
+    say(f"before the first round, caches as they are: {engine} alone {start_alone(path, engine):.1f} s")
     for number in range(1, repetitions + 1):
         alone.append(start_alone(path, engine))
         say(f"round {number} of {repetitions}: {engine} alone {alone[-1]:.1f} s")
@@ -110,7 +113,7 @@ def measure(path: Path, engine: str, repetitions: int) -> bool:
     kept = [
         report(f"{engine} alone, spawn to first token", "s", alone),
         report(f"kvdemo up {path.name}", "s", whole),
-        report("ratio", "x", [both / one for one, both in zip(alone, whole, strict=True)], RATIO),
+        report("ratio", "x", [both / one for one, both in zip(alone, whole, strict=True)], goal),
     ]
     kept += [report(f"processor time of kvdemo {v}", "s", spent[v], PROCESSOR_SECONDS) for v in spent]
     kept.append(report("resident memory of a guardian", "MiB", memory, GUARDIAN_MIB))
@@ -123,11 +126,12 @@ def main() -> int:
     parser.add_argument("profile", type=Path, nargs="?", default=PROFILE, metavar="PROFILE", help="default: cpu.yaml")
     parser.add_argument("--engine", default="", metavar="NAME", help="which one is measured alone (default: the first)")
     parser.add_argument("--repetitions", type=int, default=3, metavar="N")
+    parser.add_argument("--ratio", type=float, default=RATIO, metavar="GOAL", help="of whole over alone")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvdemo-measure-") as scratch:
         os.environ |= {"KVDEMO_STATE_DIR": f"{scratch}/state", "KV_STORE_DIR": f"{scratch}/kv-store"}
         engine = arguments.engine or next(iter(profile.load(arguments.profile, os.environ).engines))
-        return 0 if measure(arguments.profile.absolute(), engine, arguments.repetitions) else 3
+        return 0 if measure(arguments.profile.absolute(), engine, arguments.repetitions, arguments.ratio) else 3
 
 
 if __name__ == "__main__":

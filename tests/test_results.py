@@ -130,6 +130,8 @@ def test_without_a_control_nothing_is_claimed() -> None:
     assert answers.check([sample()], None, [cold]).same is None
     assert answers.check([sample(token_ids=(), logprobs=())], control, [cold]).same is None
     assert answers.check([], control, [cold]).same is None
+    whole = answers.check([sample(prompt_tokens=HIT + 1)], None, [cold])
+    assert (whole.same, "exactly whole chunks" in whole.text) == (None, True)
     shorter = sample("control", 0, cached_tokens=HIT - 1, sources=Sources(105, HIT - 1, 0), expected=1)
     assert summarize(CONDITIONS, [*samples()[:-1], shorter])["answer"]["same"] is None
 
