@@ -122,16 +122,18 @@ class Local:
         return place, data + more
 
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
-        """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time."""
+        """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time; at once to those without a leader."""
         began = time.monotonic()
         records = {name: record for name, record in self.project.records().items() if name in services}
+        ended: set[str] = set()
         for name, record in records.items():
             pids = {member.pid for member in process.members(record)}
             self.segments |= process.segments(pids | ({record.leader.pid} if record.leader else set()))
             if pids:
                 yield Event(name, State.STOPPING)
-                process.terminate(record)
-        ended: set[str] = set()
+                if not process.terminate(record):
+                    ended.add(name)
+                    yield self._kill(name, record, began, "its guardian and its leader were gone")
         while len(ended) < len(records):
             left = began + timeout - time.monotonic()
             waiting = {name: record for name, record in records.items() if name not in ended}
@@ -142,15 +144,15 @@ class Local:
                 break
         for name, record in records.items():
             if name not in ended:
-                yield self._kill(name, record, began, timeout)
+                yield self._kill(name, record, began, f"it did not stop within {timeout:.0f} s")
 
-    def _kill(self, name: str, record: Record, began: float, timeout: float) -> Event:
+    def _kill(self, name: str, record: Record, began: float, why: str) -> Event:
         killed = process.kill(record)
         if alive := process.members(record):
             detail = f"survived SIGKILL: pid {', '.join(str(member.pid) for member in alive)}"
             return Event(name, State.FAILED, detail=detail)
         self.project.forget(name)
-        detail = f"killed: it did not stop within {timeout:.0f} s ({killed} processes)"
+        detail = f"killed: {why} ({killed} processes)"
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
     def _ended(self, name: str, began: float) -> Event:

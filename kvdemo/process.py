@@ -171,10 +171,9 @@ def _signal(identity: Identity | None, number: signal.Signals) -> bool:
     return True
 
 
-def terminate(record: Record) -> None:
-    """Ask the leader to stop (SIGTERM, to it alone), once however often this is called while the guardian lives."""
-    if not _signal(record.guardian, signal.SIGTERM):  # it passes the first one on, and only that
-        _signal(record.leader, signal.SIGTERM)
+def terminate(record: Record) -> bool:
+    """SIGTERM to the leader, once while the guardian lives (it passes on the first only). False if both are gone."""
+    return _signal(record.guardian, signal.SIGTERM) or _signal(record.leader, signal.SIGTERM)
 
 
 def kill(record: Record) -> int:

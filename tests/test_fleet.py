@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Lab
-from guarding import gone, until
+from conftest import PATIENCE, Lab
+from guarding import gone, sigkill, until
 from kvdemo import fleet, health
 from kvdemo.errors import NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.procfs import Record
@@ -330,6 +330,19 @@ def test_down_after_everything_was_killed(lab: Lab) -> None:
     assert not remains
     assert not any(segment.exists() for segment in segments)
     assert not (lab.project().dir / "project.json").exists()
+
+
+def test_down_ends_orphans_at_once(lab: Lab) -> None:
+    """Where guardian and engine were killed, nobody is left who could stop their child in good order."""
+    lab.up(lab.profile(plain(FAKE_CHILD="1"), stop_timeout=10 * PATIENCE))
+    record = lab.project().records()["one"]
+    for victim in (record.guardian, record.leader):
+        sigkill(victim)
+    (child,) = lab.pids()
+    events, remains = lab.down()
+    assert "killed: its guardian and its leader were gone (1 process" in events[-1].detail
+    assert (bool(remains), gone(child)) == (False, True)
+    assert events[-1].elapsed < PATIENCE
 
 
 def test_down_survives_a_damaged_state(lab: Lab) -> None:
