@@ -67,7 +67,9 @@ Seed = Annotated[int, typer.Option(help="Of the order of the arms.")]
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
 
 # What other commands take.
-Host = Annotated[str, typer.Option(help="Where the page listens; whoever reaches it can use the fleet.")]
+Host = Annotated[
+    str, typer.Option(help="Where the page listens, a name it answers to; whoever reaches it can use the fleet.")
+]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The page's port.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave what was started when something fails.")]

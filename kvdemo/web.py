@@ -24,6 +24,7 @@ from kvdemo.web_ask import Ask
 from kvdemo.web_bench import RUNS, Bench
 from kvdemo.web_document import Paper
 from kvdemo.web_history import History
+from kvdemo.web_hosts import guard
 from kvdemo.web_look import SCRIPT, STYLE
 from kvdemo.web_parts import box, button, change, style, text
 from kvdemo.web_turns import Turns
@@ -186,12 +187,13 @@ def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], res
     """Show the page of a project until Ctrl-C. Raises NotReadyError if it is not up."""
     stage = Stage(project, environ)
     site = Site(stage, result_dir)
-    host = f"[{at[0]}]" if ":" in at[0] else at[0]
+    url = f"http://{f'[{at[0]}]' if ':' in at[0] else at[0]}:{at[1]}"
 
     async def start() -> None:
         await stage.open()
-        report.out.print(f"Open http://{host}:{at[1]} (Ctrl-C ends it)", soft_wrap=True)
+        report.out.print(f"Open {url} (Ctrl-C ends it)", soft_wrap=True)
 
+    guard(at[0], url)
     ui.page("/", title=f"kvdemo: {project.name}")(site.page)
     app.get("/history.jsonl")(site.history)
     app.on_startup(start)

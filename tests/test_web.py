@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +15,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from browsing import PATIENCE, Tab, browser, needs_browser, page_of, words
+from browsing import CHROMIUM, FLAGS, PATIENCE, Tab, browser, needs_browser, page_of, words
 from conftest import Lab
+from guarding import until
 from kvdemo import health, record, survey
 from kvdemo.procfs import alive
+from kvdemo.web_hosts import LOOPBACK, names
 
 pytestmark = needs_browser
 
@@ -24,6 +28,13 @@ ENGINES: dict[str, dict[str, Any]] = {"plain": {}, "other": {}, "a": {"cache": "
 WORDS = 2000
 SLOW = 250
 """Microseconds for a token: half a second to read the document."""
+SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "a" * 24,
+}
 
 
 class Fleet:
@@ -68,6 +79,7 @@ def shared(shared_lab: Lab) -> Iterator[Fleet]:
         fleet = Fleet(shared_lab, chromium)
         fleet.mend()
         with page_of(lambda *words: shared_lab.start(*words, "-p", shared_lab.name)) as fleet.url:
+            until(lambda: health.request(fleet.url, "/")[0])
             yield fleet
     shared_lab.down()
 
@@ -343,6 +355,79 @@ def test_the_page_answers_soon(fleet: Fleet) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be listened on" in done.stderr
     assert health.request(fleet.url, "/")[0] == 200
+
+
+def asked(url: str, path: str, **headers: str) -> tuple[int, str]:
+    """What the page answers to a request with these headers."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/history.jsonl", "/bench/0", "/nothing", SOCKET])
+@pytest.mark.parametrize("host", ["foreign.example:{}", "127.0.0.1.foreign.example", "0.0.0.0:{}", ""])
+def test_it_answers_to_its_own_names_only(fleet: Fleet, path: str, host: str) -> None:
+    """Whatever is asked for under another name: plain text that says what to do, and nothing of the fleet."""
+    upgrade = UPGRADE if path == SOCKET else {}
+    status, said = asked(fleet.url, path, Host=host.format(fleet.url.rpartition(":")[2]), **upgrade)
+    assert (status, fleet.lab.name in said) == (400, False)
+    assert said.startswith("This page answers to localhost, 127.0.0.1, [::1] only")
+    assert f"Open {fleet.url}, or" in said
+
+
+def test_its_socket_is_for_itself_only(fleet: Fleet) -> None:
+    """Under each of its names, from a page of that name; programs other than browsers say no origin."""
+    port = fleet.url.rpartition(":")[2]
+    for name in LOOPBACK:
+        host = f"{name}:{port}"
+        assert asked(fleet.url, "/", Host=host)[0] == 200
+        assert asked(fleet.url, SOCKET, Host=host, Origin=f"http://{host}", **UPGRADE)[0] == 101
+    assert asked(fleet.url, SOCKET, **UPGRADE)[0] == 101
+    for origin in ("http://foreign.example", "null", f"https://127.0.0.1:{port}", "http://127.0.0.1:9"):
+        assert asked(fleet.url, SOCKET, Origin=origin, **UPGRADE)[0] == 403
+        assert asked(fleet.url, SOCKET.replace("websocket", "polling"), Origin=origin)[0] == 400
+
+
+def test_a_website_cannot_use_the_page(fleet: Fleet) -> None:
+    """A browser that takes a foreign name for this machine, and a script there that opens a socket to the page."""
+    host, _, port = fleet.url.removeprefix("http://").rpartition(":")
+    rebound = [*FLAGS, f"--host-resolver-rules=MAP foreign.example {host}"]
+    script = """url => new Promise(done => {
+        const socket = new WebSocket(url);
+        socket.onopen = () => done("open");
+        socket.onerror = () => done("refused");
+    })"""
+    with fleet.chromium.browser_type.launch(executable_path=CHROMIUM, args=rebound) as chromium:
+        page = chromium.new_context().new_page()
+        page.goto(f"http://foreign.example:{port}/")
+        expect(page.locator("body")).to_contain_text("This page answers to")
+        assert page.evaluate(script, f"ws://{host}:{port}{SOCKET}") == "refused"
+        own = Tab(chromium, fleet.url)
+        assert own.page.evaluate(script, f"ws://{host}:{port}{SOCKET}") == "open"
+        own.close()
+
+
+def test_shown_to_others_it_answers_to_every_name(fleet: Fleet) -> None:
+    """On all addresses nobody knows here what others call it; the socket is still for its own page."""
+    with page_of(lambda *words: fleet.lab.start(*words, "-p", fleet.lab.name, "--host", "0.0.0.0")) as url:  # noqa: S104
+        until(lambda: health.request(url, "/")[0])
+        host = f"fleet.example:{url.rpartition(':')[2]}"
+        assert asked(url, "/", Host=host)[0] == 200
+        assert asked(url, SOCKET, Host=host, Origin=f"http://{host}", **UPGRADE)[0] == 101
+        assert asked(url, SOCKET, Host=host, Origin="http://foreign.example", **UPGRADE)[0] == 403
+
+
+def test_names_by_address() -> None:
+    """Bound to one address or name of this machine, it answers to that one and to the machine's own name, too."""
+    assert names("127.0.0.1") == names("::1") == names("localhost") == LOOPBACK
+    assert names("127.0.0.2") == (*LOOPBACK, "127.0.0.2")
+    for host, own in (("192.0.2.7", "192.0.2.7"), ("2001:DB8:0::7", "[2001:db8::7]"), ("GPU.lan", "gpu.lan")):
+        assert names(host) == (*LOOPBACK, own, socket.gethostname().lower())
+    assert names("0.0.0.0") == names("::") == names("") == ("*",)  # noqa: S104
 
 
 def test_without_a_fleet_or_the_library(lab: Lab) -> None:
