@@ -2,6 +2,7 @@
 
 Colours are those of the report (``look``): grey computed, blue local, green shared. Everything a stream changes has its
 place before it comes, so that nothing jumps; nothing glides: every frame takes processor time from engines beside it.
+The colour scheme of the report's iframe is what the report takes for its reader's wish: it follows the page's toggle.
 """
 
 from __future__ import annotations

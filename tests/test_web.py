@@ -283,8 +283,9 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
     assert fleet.lab.run("report", target).returncode == 0
 
 
-def test_bench_from_the_page(fleet: Fleet, tab: Tab) -> None:
-    """The terminal's bench: progress, table and report in place; questions wait meanwhile."""
+def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
+    """The terminal's bench: progress, table and report in place, as light or dark as the page; questions wait."""
+    expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
     tab.page.locator("#tab-bench").click()
     tab.page.locator("#bench-start").click()
     expect(tab.page.locator("#bench-start")).to_be_disabled()
@@ -297,6 +298,18 @@ def test_bench_from_the_page(fleet: Fleet, tab: Tab) -> None:
     assert list((fleet.lab.path / "results").glob("*.jsonl"))
     tab.page.locator("#tab-ask").click()
     expect(tab.page.locator("#ask")).to_be_enabled()
+    # Playwright's own choice of colours would hold inside the frame too, whatever the page says: none here.
+    follows_the_toggle(opened(color_scheme="null"))
+
+
+def follows_the_toggle(tab: Tab) -> None:
+    """The report is dark exactly when the page is: not when the system is."""
+    tab.page.locator("#tab-bench").click()
+    report = tab.page.frame_locator("iframe.report").locator("body")
+    for colours in [("rgb(20, 23, 27)", "dark"), ("rgb(255, 255, 255)", "light")] * 2:
+        tab.page.locator("#shade").click()
+        expect(tab.page.locator(f"body.body--{colours[1]}")).to_have_count(1)
+        expect(report).to_have_css("background-color", colours[0])
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
