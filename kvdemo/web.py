@@ -86,7 +86,7 @@ class Page:
             with box("main") as self.panels["history"]:
                 self.history = History(stage)
             with box("main") as self.panels["bench"]:
-                self.bench = Bench(stage, result_dir)
+                self.bench = Bench(stage, conversation, result_dir)
         self._open("ask")
         self.everybody()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import tempfile
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -11,6 +13,7 @@ from nicegui import app, ui
 
 from kvdemo import tables, workload
 from kvdemo.benchrun import BenchRun
+from kvdemo.conversation import Conversation
 from kvdemo.errors import UsageError
 from kvdemo.stage import Stage
 from kvdemo.web_parts import box, button, change, text
@@ -22,13 +25,12 @@ RUNS: list[BenchRun] = []
 class Bench:
     """The panel."""
 
-    def __init__(self, stage: Stage, result_dir: Path) -> None:
-        self.stage, self.result_dir = stage, result_dir
+    def __init__(self, stage: Stage, conversation: Conversation, result_dir: Path) -> None:
+        self.stage, self.conversation, self.result_dir = stage, conversation, result_dir
         self.shown = ""
         with box("section", "card stack", aria_label="Bench"):
             text("Measure with proof", "question", "h2")
-            text("The profile's document under fresh salts, cold, stored, shared and local, in paired trials: the same "
-                 "command as in the terminal.", "dim")  # fmt: skip
+            self.about = text("", "dim")
             with box("div", "bits"):
                 self.trials = ui.number("Trials", value=stage.plan.bench.get("trials", 3), min=1, max=99, precision=0)
                 self.trials.props("outlined dense").style("width: 7rem")
@@ -47,6 +49,12 @@ class Bench:
 
     def show(self) -> None:
         """Show what has changed."""
+        document = self.conversation.document
+        which = f"{document.name} ({document.tokens:,} tokens)" if document.text else "The profile's document"
+        self.about.text = (
+            f"{which} under fresh salts, cold, stored, shared and local, in paired trials: the same command as in the "
+            "terminal."
+        )
         run = RUNS[-1] if RUNS else None
         running = run is not None and run.code is None
         change(self.go, disabled=running or None)
@@ -74,12 +82,15 @@ class Bench:
         except UsageError as error:
             ui.notify(str(error), type="warning")
             return
+        scratch = tempfile.TemporaryDirectory(prefix="kvdemo-")
         try:
             cast = workload.roles(self.stage.plan)
             options = ["--trials", str(int(self.trials.value or 1)), "--result-dir", str(self.result_dir)]
+            options += self._context(Path(scratch.name))
             project, environ = self.stage.project.name, self.stage.environ
             run = BenchRun(project, options, environ, len(cast.plain) + 3, self.stage.bell)
         except UsageError as error:
+            scratch.cleanup()
             self.stage.release()
             ui.notify(str(error), type="warning")
             return
@@ -87,6 +98,16 @@ class Bench:
         self.stage.bell.ring()
         run.task = asyncio.create_task(run.run())
         run.task.add_done_callback(lambda _: self.stage.release())
+        run.task.add_done_callback(lambda _: scratch.cleanup())
+
+    def _context(self, scratch: Path) -> list[str]:
+        """The options for this tab's document; none for the profile's, which the command finds by itself."""
+        document, first = self.conversation.document, self.stage.first
+        if not document.text or (first and document.text == first.text):
+            return []
+        path = scratch / (re.sub(r"[^\w.-]+", "_", document.name)[-100:].lstrip(".") or "document")
+        path.write_text(document.text, encoding="utf-8")
+        return ["--context", str(path)]
 
     def _stop(self) -> None:
         if RUNS:

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from browsing import Tab, browser, needs_browser, page_of
-from real_fleet import HANDBOOK, NOTICE, Real, needs_engines
+from kvdemo import record
+from real_fleet import HANDBOOK, NOTICE, START, Real, needs_engines
 
 pytestmark = [*needs_engines, needs_browser]
 
@@ -28,7 +29,7 @@ def url(real: Real) -> Iterator[str]:
     """The page of the fleet."""
     if real.run("ps").returncode:
         real.up()
-    with page_of(real.start) as found:
+    with page_of(lambda *words: real.start(*words, "--result-dir", "page")) as found:
         yield found
 
 
@@ -88,6 +89,19 @@ def test_two_browsers_at_once(ready: Real, chromium: Browser, url: str, tab: Tab
             assert one.verdicts() == {"vllm-a": "COLD", "lmcache-a": "COLD"}
     finally:
         other.close()
+
+
+def test_bench_from_the_page(ready: Real, tab: Tab) -> None:
+    """The tab's document is measured; table and report stand in the page, the files where the command puts them."""
+    tab.page.locator("#tab-bench").click()
+    expect(tab.page.get_by_text("short.txt (")).to_be_visible()
+    tab.page.get_by_label("Trials").fill("1")
+    tab.page.locator("#bench-start").click()
+    expect(tab.page.get_by_text("ended with exit code 0")).to_be_visible(timeout=START * 1000)
+    expect(tab.page.locator("div.out")).to_contain_text("lmcache-b answers")
+    expect(tab.page.frame_locator("iframe.report").locator("h1")).to_contain_text("sooner")
+    (saved,) = (ready.path / "page").glob("*.jsonl")
+    assert record.read(saved)[0]["context"] == "short.txt"
 
 
 def test_a_core_killed_mid_answer(ready: Real, chromium: Browser, url: str) -> None:
