@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from kvdemo import modes, workload
+from kvdemo.client import Reply
 from kvdemo.measure import Meter
 from kvdemo.plan import ServiceSpec
 from kvdemo.rig import Rig
@@ -33,9 +34,11 @@ def run(rig: Rig) -> Generator[Doing | Sample]:
         yield from modes.decode_tax(rig)
 
 
-def warm_up(meter: Meter, engine: ServiceSpec, system: str, document: str, salt: str, question: str = "Ready?") -> None:
+def warm_up(
+    meter: Meter, engine: ServiceSpec, system: str, document: str, salt: str, question: str = "Ready?"
+) -> Reply:
     """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
     text = " ".join(reversed(document[:WARM_UP_CHARACTERS].split()))
     prompt = {"messages": workload.messages(system, text, question)}
     body = workload.body(engine.model, prompt, max_tokens=4, salt=salt)
-    meter.client(engine).stream("/v1/chat/completions", body)
+    return meter.client(engine).stream("/v1/chat/completions", body)

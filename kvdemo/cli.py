@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from kvdemo import cli_bench, frame, options
-from kvdemo.errors import NotReadyError, PreflightError
+from kvdemo.errors import NotReadyError, PreflightError, UsageError
 from kvdemo.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 
 if TYPE_CHECKING:
@@ -42,11 +42,14 @@ def up(
     timeout: TimeoutOption = None,
     wait: options.Wait = True,
     keep: options.Keep = False,
+    preheat: options.Preheat = False,
     project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
     from kvdemo import fleet, lookup, report
 
+    if preheat and not wait:
+        raise UsageError("--preheat cannot be combined with --no-wait", "an engine that is not ready cannot read")
     project = lookup.project_of(profile, project_name)
     with project.lock("up") as lock:
         plan = lookup.plan(profile, project, fetch=True)
@@ -55,8 +58,16 @@ def up(
             raise PreflightError(
                 f"this machine cannot run the plan:\n  {problems}", "kvdemo plan PROFILE shows it whole"
             )
-        events = fleet.up(plan, project, os.environ, lock, names=services or (), wait=wait, keep=keep, timeout=timeout)
-        frame.show(events)
+        names, heat = services or (), None
+        if preheat:
+            from kvdemo.preheat import Preheat
+
+            heat = Preheat(plan, project, os.environ, names)
+        frame.show(
+            fleet.up(plan, project, os.environ, lock, names=names, wait=wait, keep=keep, timeout=timeout, then=heat)
+        )
+    if heat:
+        heat.check()
     if wait:
         report.out.print(
             f"Ready. Next: kvdemo bench -p {project.name} (or kvdemo ui), then kvdemo down -p {project.name}"

@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Collection, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from kvdemo.state import Project
 from kvdemo.turns import Turns
 
 
-def up(
+def up(  # noqa: PLR0913 (each is one wish of the caller)
     plan: Plan,
     project: Project,
     environ: Mapping[str, str],
@@ -36,9 +36,11 @@ def up(
     wait: bool = True,
     keep: bool = False,
     timeout: float | None = None,
+    then: Callable[[], Iterable[Event]] | None = None,
 ) -> Generator[Event]:
     """Bring the plan (or only ``names`` and the caches they need) up; ends when every service can generate.
 
+    ``then`` is done at the end, as a part of it: whoever interrupts it stops what was started.
     Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
     """
     wanted = _closure(plan, names)
@@ -56,6 +58,9 @@ def up(
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
+        launcher.settled()
+        if then:
+            yield from then()
     except (Exception, KeyboardInterrupt):
         if not keep:
             yield from teardown.stop(launcher, started, plan)
@@ -66,7 +71,6 @@ def up(
             pass
         _tidy(launcher)
         raise
-    launcher.settled()
 
 
 def _tidy(launcher: Launcher) -> None:

@@ -72,6 +72,9 @@ Host = Annotated[
 ]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The page's port.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when all can generate / once all are started.")]
+Preheat = Annotated[
+    bool, typer.Option("--preheat", help="Then let each engine read a throwaway text: first long requests are slow.")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave what was started when something fails.")]
 ProjectName = Annotated[str, typer.Option("--project-name", "-p", help="Instead of the profile's name.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")]

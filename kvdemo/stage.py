@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from kvdemo import __version__, bench, cacheserver, context, fleet, gpus, health, history
+from kvdemo import __version__, cacheserver, context, fleet, gpus, history, preheat
 from kvdemo.conversation import Bell, Conversation, Document, Lane, Turn
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
 from kvdemo.measure import Meter
@@ -41,9 +41,6 @@ LONG_TOKEN = 40
 
 ROOM = 64
 """Tokens that instruction, question and answer take at least."""
-
-PREHEATED = 2000
-"""Prompt tokens after which an engine counts as warm."""
 
 NOTHING = Document("", "", 0, "")
 
@@ -151,17 +148,17 @@ class Stage:
         return Document(name, text, tokens, self.salt())
 
     def preheat(self) -> None:
-        """Let engines that have read little yet read something, as ``bench`` does: first requests are slow.
+        """Let engines that have read little yet read something, as ``up --preheat`` does.
 
         Questions wait until all are warm, the reader of what another stored included.
         """
         try:
-            document = self.first_document()
+            self.first_document()  # a tab needs it first: while the engines are not busy yet
+            text = preheat.text(self.plan)
             for spec in self.plan.engines:
-                if not self.closed and health.counters(spec.url, self.meter.key).get("prompt_tokens", 0) < PREHEATED:
-                    with self.locks[spec.name]:
-                        salt = f"kvdemo-{self.run_id}-warm"
-                        bench.warm_up(self.meter, spec, self.plan.bench.get("system", ""), document.text, salt)
+                with self.locks[spec.name]:
+                    if not self.closed:
+                        preheat.warm(self.meter, spec, text, f"kvdemo-{self.run_id}-warm")
         except KvdemoError:
             return  # whoever asks is told
         finally:
