@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo import cli_bench, frame, options
+from kvdemo.commands import frame, measuring, options
+from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
-from kvdemo.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 
 if TYPE_CHECKING:
-    from kvdemo.watch import Event
+    from kvdemo.fleet.watch import Event
 
 app = typer.Typer(
     cls=frame.Verbs,
@@ -46,7 +46,9 @@ def up(
     project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
-    from kvdemo import fleet, lookup, report
+    from kvdemo.commands import lookup
+    from kvdemo.fleet import fleet
+    from kvdemo.report import terminal
 
     if preheat and not wait:
         raise UsageError("--preheat cannot be combined with --no-wait", "an engine that is not ready cannot read")
@@ -60,7 +62,7 @@ def up(
             )
         names, heat = services or (), None
         if preheat:
-            from kvdemo.preheat import Preheat
+            from kvdemo.bench.preheat import Preheat
 
             heat = Preheat(plan, project, os.environ, names)
         frame.show(
@@ -69,7 +71,7 @@ def up(
     if heat:
         heat.check()
     if wait:
-        report.out.print(
+        terminal.out.print(
             f"Ready. Next: kvdemo bench -p {project.name} (or kvdemo ui), then kvdemo down -p {project.name}"
         )
 
@@ -83,13 +85,14 @@ def plan(
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo import lookup, report
+    from kvdemo.commands import lookup
+    from kvdemo.report import terminal
 
     planned = lookup.plan(profile, lookup.project_of(profile, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
     else:
-        report.out.print(report.plan_text(planned))
+        terminal.out.print(terminal.plan_text(planned))
 
 
 @app.command()
@@ -97,7 +100,7 @@ def doctor(
     profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
 ) -> None:
     """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
-    from kvdemo import checkup
+    from kvdemo.commands import checkup
 
     checkup.run(profile, project_name, as_json=json)
 
@@ -111,9 +114,10 @@ def export(
     project_name: options.ProjectName = "",
 ) -> None:
     """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
-    from kvdemo import export, lookup
+    from kvdemo.commands import lookup
+    from kvdemo.export import formats
 
-    text = export.export(lookup.elsewhere(profile, lookup.project_of(profile, project_name)), format, nodes)
+    text = formats.export(lookup.elsewhere(profile, lookup.project_of(profile, project_name)), format, nodes)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -129,8 +133,10 @@ def ps(
     check: options.Check = False,
 ) -> None:
     """List the services and what each one is doing now."""
-    from kvdemo import fleet, lookup, report
-    from kvdemo.watch import State
+    from kvdemo.commands import lookup
+    from kvdemo.fleet import fleet
+    from kvdemo.fleet.watch import State
+    from kvdemo.report import terminal
 
     project = lookup.project(project_name)
 
@@ -139,11 +145,11 @@ def ps(
 
     events = look()
     if watch:
-        report.watch(look, events)
+        terminal.watch(look, events)
     if json:
-        typer.echo(report.services_json(project.name, events))
+        typer.echo(terminal.services_json(project.name, events))
     else:
-        report.out.print(report.table(events))
+        terminal.out.print(terminal.table(events))
     lame = [event.service for event in events if event.state is not State.READY]
     if check and lame:
         raise NotReadyError(f"not ready: {', '.join(lame)}", f"kvdemo logs {lame[0]} -p {project.name}")
@@ -162,12 +168,14 @@ def logs(
     no_log_prefix: options.NoLogPrefix = False,
 ) -> None:
     """Print the services' logs, each line with its service's name; secrets are blanked."""
-    from kvdemo import logbook, lookup, report
+    from kvdemo.commands import lookup
+    from kvdemo.fleet import logbook
+    from kvdemo.report import terminal
 
     project = lookup.project(project_name, logs=True)
     chosen = logbook.select(project, services or (), previous=previous)
     for service, text in logbook.lines(project, chosen, os.environ, tail=tail, follow=follow, previous=previous):
-        report.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
+        terminal.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
 
 
 @app.command()
@@ -177,14 +185,15 @@ def restart(
     timeout: TimeoutOption = None,
 ) -> None:
     """Stop and start services again."""
-    from kvdemo import fleet, lookup
+    from kvdemo.commands import lookup
+    from kvdemo.fleet import fleet
 
     project = lookup.project(project_name)
     with project.lock("restart") as lock:
         frame.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
-for verb in (cli_bench.bench, cli_bench.report, cli_bench.compare):
+for verb in (measuring.bench, measuring.report, measuring.compare):
     app.command()(verb)
 
 
@@ -196,10 +205,10 @@ def ui(
     result_dir: options.ResultDir = Path("results"),
 ) -> None:
     """Show the fleet in a web page, until Ctrl-C: ask, race, measure."""
-    from kvdemo import lookup
+    from kvdemo.commands import lookup
 
     lookup.page_library()
-    from kvdemo import web
+    from kvdemo.ui import web
 
     web.serve(lookup.project(project_name), os.environ, lookup.address(host, port), result_dir)
 
@@ -212,7 +221,8 @@ def down(
     all_projects: options.AllProjects = False,
 ) -> None:
     """Stop everything, engines before caches, and prove that nothing is left."""
-    from kvdemo import lookup, report
+    from kvdemo.commands import lookup
+    from kvdemo.report import terminal
 
     try:
         chosen = lookup.projects(volumes) if all_projects else [lookup.project(project_name, stores=volumes)]
@@ -220,7 +230,7 @@ def down(
         chosen = []
     chosen = [project for project in chosen if project.dir.exists()]
     if not chosen:
-        report.out.print("Nothing was running.")
+        terminal.out.print("Nothing was running.")
     for project in chosen:
         frame.take_down(project, volumes, timeout)
 

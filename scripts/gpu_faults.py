@@ -28,9 +28,11 @@ from pathlib import Path
 
 import yaml
 
-from kvdemo import diagnose, gpus, process, profile
-from kvdemo.procfs import Record
-from kvdemo.state import Project, root
+from kvdemo.config import profile
+from kvdemo.fleet import diagnose
+from kvdemo.host import gpus, process
+from kvdemo.host.procfs import Record
+from kvdemo.host.state import Project, root
 
 PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "one-gpu.yaml"
 SLACK = 256 * 1024**2

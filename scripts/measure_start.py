@@ -24,9 +24,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kvdemo import fleet, plan, profile, survey, teardown
-from kvdemo.state import Project, root
-from kvdemo.watch import State
+from kvdemo.config import profile
+from kvdemo.fleet import fleet, teardown
+from kvdemo.fleet.watch import State
+from kvdemo.host import survey
+from kvdemo.host.state import Project, root
+from kvdemo.planning import plan
 
 PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "cpu.yaml"
 RATIO = 2.4

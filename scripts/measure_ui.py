@@ -27,11 +27,13 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from kvdemo import fleet, lookup, record, stats
-from kvdemo.plan import ServiceSpec
-from kvdemo.rig import Options, Rig
-from kvdemo.sample import Sample
-from kvdemo.workload import Arm
+from kvdemo.bench.rig import Options, Rig
+from kvdemo.bench.workload import Arm
+from kvdemo.commands import lookup
+from kvdemo.fleet import fleet
+from kvdemo.judge import record, stats
+from kvdemo.judge.sample import Sample
+from kvdemo.planning.plan import ServiceSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")

@@ -30,9 +30,9 @@ def outcome(ttft: float | None, success: bool, error: object = "") -> Outcome:
 
 
 async def kvdemo(url: str) -> Ask:
-    """kvdemo.client."""
+    """kvdemo.bench.client."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    client = importlib.import_module("kvdemo.client").Client(url, pause=PAUSE)
+    client = importlib.import_module("kvdemo.bench.client").Client(url, pause=PAUSE)
 
     async def ask(prompt: str) -> Outcome:
         body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": 2}

@@ -20,9 +20,12 @@ import pytest
 import yaml
 
 from guarding import until
-from kvdemo import fleet, plan, profile, survey, teardown
-from kvdemo.state import Project, projects, root
-from kvdemo.watch import Event
+from kvdemo.config import profile
+from kvdemo.fleet import fleet, teardown
+from kvdemo.fleet.watch import Event
+from kvdemo.host import survey
+from kvdemo.host.state import Project, projects, root
+from kvdemo.planning import plan
 from real_fleet import Real, cpu_fleet
 
 FAKES = Path(__file__).parent / "fake"

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kvdemo import process, procfs, shim
+from kvdemo.host import process, procfs, shim
 
 PRELUDE = """
 import ctypes, json, os, signal, sys, time

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from guarding import gone, until
-from kvdemo import health, process, procfs, survey, workload
-from kvdemo.client import Client
-from kvdemo.plan import Plan
-from kvdemo.process import Record
-from kvdemo.state import Project, root
+from kvdemo.bench import workload
+from kvdemo.bench.client import Client
+from kvdemo.host import health, process, procfs, survey
+from kvdemo.host.process import Record
+from kvdemo.host.state import Project, root
+from kvdemo.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "tiny-llama"

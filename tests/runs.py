@@ -12,10 +12,10 @@ from typing import Any
 
 from hypothesis import settings
 
-from kvdemo import page
-from kvdemo.record import Recorder
-from kvdemo.results import summarize
-from kvdemo.sample import Sample, Sources
+from kvdemo.judge.record import Recorder
+from kvdemo.judge.results import summarize
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.report import page
 
 CALM = settings(deadline=None, max_examples=50)
 """Examples on a machine that others use too: a slow one is no failure."""

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from conftest import Lab
-from kvdemo import health
-from kvdemo.plan import Plan
+from kvdemo.host import health
+from kvdemo.planning.plan import Plan
 from relay import certificate, relay
 
 CHUNK = 64

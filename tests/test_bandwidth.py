@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvdemo import bandwidth
+from kvdemo.host import bandwidth
 
 
 def test_a_disk_is_measured(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from conftest import Lab
 from guarding import sigkill, until
-from kvdemo import health, survey
+from kvdemo.host import health, survey
 
 WORDS = 980
 CHUNK = 64

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kvdemo import budget, demand, plan, shape, sums
-from kvdemo.facts import Facts, Gpu, Holder, Interpreter, Model
-from kvdemo.profile import Cache, Engine, Profile
+from kvdemo.config.profile import Cache, Engine, Profile
+from kvdemo.planning import budget, demand, plan, shape, sums
+from kvdemo.planning.facts import Facts, Gpu, Holder, Interpreter, Model
 
 GIB = 1024**3
 MISTRAL = {

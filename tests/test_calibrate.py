@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from kvdemo import calibrate
+from kvdemo.bench import calibrate
 
 
 def test_calibration_measures_every_request() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo import ceiling
+from kvdemo.planning import ceiling
 from runs import CALM
 
 seconds = st.floats(1e-3, 1e3)

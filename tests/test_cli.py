@@ -102,7 +102,7 @@ def test_up_refuses_what_this_machine_lacks(lab: Lab) -> None:
 
 def test_plan_formats(lab: Lab) -> None:
     """Text for people, JSON that reads back as the same plan."""
-    from kvdemo.plan import Plan
+    from kvdemo.planning.plan import Plan
 
     path = lab.profile()
     text = lab.run("plan", path)

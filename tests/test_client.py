@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guarding import until
-from kvdemo.client import Client, Reply
+from kvdemo.bench.client import Client, Reply
 from kvdemo.errors import UsageError
 from sse_server import HELLO, LAST, ROLE, Step
 
@@ -336,9 +336,11 @@ def test_the_garbage_collector_works_again(null: Null) -> None:
 def test_an_interrupt_passes_through(null: Null) -> None:
     """Ctrl-C during a request is no failed request: it ends the program at once."""
     before = len(null.log())
-    program = (
-        f"from kvdemo.client import Client; Client({null.url!r}).stream('/x', {{'script': [['hang']]}}); print('no')"
-    )
+    program = f"""
+from kvdemo.bench.client import Client
+Client({null.url!r}).stream("/x", {{"script": [["hang"]]}})
+print("no")
+"""
     argv = [sys.executable, "-c", program]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo import compare, saved, sides
 from kvdemo.errors import GateError, UsageError
-from kvdemo.sample import Sample, Sources
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.report import compare, saved, sides
 from runs import CALM, CONDITIONS, PROMPT, run, samples, save
 
 values = st.lists(st.floats(0.01, 1000), min_size=3, max_size=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvdemo import diagnose
+from kvdemo.fleet import diagnose
 
 LOGS = Path(__file__).parent / "logs"
 

@@ -15,9 +15,12 @@ import pytest
 
 from conftest import FAKES, Lab
 from hub_server import serve
-from kvdemo import checks, doctor, gpus, profile, shape
-from kvdemo.checks import Level
-from kvdemo.facts import Driver, Gpu, Holder, Interpreter, Link
+from kvdemo.commands import checks, doctor
+from kvdemo.commands.checks import Level
+from kvdemo.config import profile
+from kvdemo.host import gpus
+from kvdemo.planning import shape
+from kvdemo.planning.facts import Driver, Gpu, Holder, Interpreter, Link
 from nvml import GIB, H200, machine
 from real_fleet import MODEL, ROOT, START, needs_engines
 

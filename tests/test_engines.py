@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvdemo import caches, engines, environment
-from kvdemo.profile import Cache, Engine
+from kvdemo.config.profile import Cache, Engine
+from kvdemo.planning import caches, engines, environment
 
 GIB = 1024**3
 

@@ -20,9 +20,9 @@ import yaml
 
 from conftest import PATIENCE, Lab
 from guarding import until
-from kvdemo import health
-from kvdemo.export import export
-from kvdemo.plan import Plan, ServiceSpec
+from kvdemo.export.formats import export
+from kvdemo.host import health
+from kvdemo.planning.plan import Plan, ServiceSpec
 
 BASH = shutil.which("bash") or ""
 BIN = Path(sys.executable).parent

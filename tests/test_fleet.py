@@ -14,10 +14,11 @@ import pytest
 
 from conftest import PATIENCE, Lab
 from guarding import gone, sigkill, until
-from kvdemo import fleet, health
 from kvdemo.errors import NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.procfs import Record
-from kvdemo.watch import Event, State
+from kvdemo.fleet import fleet
+from kvdemo.fleet.watch import Event, State
+from kvdemo.host import health
+from kvdemo.host.procfs import Record
 
 
 def states(events: list[Event]) -> dict[str, State]:

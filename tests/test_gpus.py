@@ -10,8 +10,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from kvdemo import gpus
-from kvdemo.facts import Driver, Gpu, Link
+from kvdemo.host import gpus
+from kvdemo.planning.facts import Driver, Gpu, Link
 from nvml import GIB, H200, install, machine, stand_in
 
 MIG = {

@@ -14,8 +14,8 @@ import pytest
 
 from conftest import FAKES, Lab
 from hub_server import Hub, serve
-from kvdemo import hub, procfs, runtime
 from kvdemo.errors import PreflightError
+from kvdemo.host import hub, procfs, runtime
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="needs huggingface_hub, which comes with vLLM"

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import Lab
-from kvdemo import keystore, services
 from kvdemo.errors import PreflightError
+from kvdemo.fleet import keystore
+from kvdemo.planning import services
 from twonodes import valkey
 
 redis = pytest.importorskip("redis")

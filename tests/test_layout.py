@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from kvdemo import layout
+from kvdemo.cluster import layout
+from kvdemo.cluster.layout import Seat
+from kvdemo.config.profile import Cache, Engine, Profile
 from kvdemo.errors import ProfileError
-from kvdemo.facts import Facts, Gpu, Interpreter, Model
-from kvdemo.layout import Seat
-from kvdemo.plan import Plan
-from kvdemo.profile import Cache, Engine, Profile
-from kvdemo.services import Node
+from kvdemo.planning.facts import Facts, Gpu, Interpreter, Model
+from kvdemo.planning.plan import Plan
+from kvdemo.planning.services import Node
 
 ONE, TWO = Node("1", "one", "10.0.0.1", "H"), Node("2", "two", "10.0.0.2", "H")
 MODEL = Model("org/model", "/hub/model", "d1", "bfloat16", context=32768, kv_bytes_per_token=1024)

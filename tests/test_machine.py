@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvdemo import machine
+from kvdemo.host import machine
 
 MIB = 1024**2
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kvdemo import runtime
+from kvdemo.host import runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test")] + [ROOT / ".ci" / "run"]

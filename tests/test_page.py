@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo import markup, page, svg
-from kvdemo.results import summarize
-from kvdemo.sample import Sample, Sources
+from kvdemo.judge.results import summarize
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.report import markup, page, svg
 from runs import CALM, CONDITIONS, PROMPT, run, sample, samples, save
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"

@@ -12,9 +12,10 @@ from typing import Any, get_args
 
 import pytest
 
-from kvdemo import peers, plan
-from kvdemo.facts import Facts, Interpreter, Model
-from kvdemo.profile import Cache, Engine, Profile
+from kvdemo.config.profile import Cache, Engine, Profile
+from kvdemo.export import peers
+from kvdemo.planning import plan
+from kvdemo.planning.facts import Facts, Interpreter, Model
 
 DIRECTORY = "/models/it's tiny"
 PORTS = {"shared": 6000, "shared.http": 6001, "plain": 7000, "cached": 7001}

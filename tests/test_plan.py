@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kvdemo import plan
+from kvdemo.config.profile import Cache, Engine, Profile, Runtime
 from kvdemo.errors import ProfileError
-from kvdemo.facts import Facts, Interpreter, Model
-from kvdemo.profile import Cache, Engine, Profile, Runtime
+from kvdemo.planning import plan
+from kvdemo.planning.facts import Facts, Interpreter, Model
 
 VERSIONS = {"python": "3.11.7", "vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0"}
 MODEL = Model("org/model", "/hub/model", "d1", "bfloat16", context=32768, kv_bytes_per_token=1024)

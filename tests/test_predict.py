@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvdemo import predict
-from kvdemo.predict import Rates, Times
+from kvdemo.planning import predict
+from kvdemo.planning.predict import Rates, Times
 from test_budget import MISTRAL, SHAPE
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "h200"
@@ -81,7 +81,7 @@ def test_whole_chunks() -> None:
 
 def test_kv_of_a_latent_cache() -> None:
     """MLA keeps one vector a layer."""
-    from kvdemo import shape
+    from kvdemo.planning import shape
 
     config = MISTRAL | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert shape.kv_bytes_per_token(config) == 32 * 576 * 2

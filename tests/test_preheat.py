@@ -14,11 +14,14 @@ from rich.console import Console
 
 from conftest import PATIENCE, Lab
 from guarding import until
-from kvdemo import bench, fleet, health, preheat, report
-from kvdemo.conversation import Bell
+from kvdemo.bench import bench, preheat
 from kvdemo.errors import ServiceError
-from kvdemo.stage import Stage
-from kvdemo.watch import State
+from kvdemo.fleet import fleet
+from kvdemo.fleet.watch import State
+from kvdemo.host import health
+from kvdemo.report import terminal
+from kvdemo.ui.conversation import Bell
+from kvdemo.ui.stage import Stage
 from test_cli import read_until
 
 ENGINES: dict[str, dict[str, Any]] = {"plain": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}}
@@ -135,7 +138,7 @@ def test_the_live_table_shows_it(lab: Lab) -> None:
     path = profile(lab, {"plain": {}})
     screen = io.StringIO()
     heat = preheat.Preheat(lab.plan(path), lab.project(), lab.environ)
-    with report.Fleet(Console(file=screen, force_terminal=True, width=200)) as show:
+    with terminal.Fleet(Console(file=screen, force_terminal=True, width=200)) as show:
         for event in lab.up(path, then=heat):
             show(event)
     heat.check()

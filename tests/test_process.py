@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from guarding import Box, gone, sigkill, until
-from kvdemo import process, procfs, shim
 from kvdemo.errors import PreflightError, ServiceError
-from kvdemo.process import Identity, Record
+from kvdemo.host import process, procfs, shim
+from kvdemo.host.process import Identity, Record
 
 SHM = procfs.SHM
 FAMILY = """
@@ -96,9 +96,9 @@ def test_a_running_service_is_not_started_twice(box: Box) -> None:
 def test_a_service_outlives_a_killed_starter(box: Box) -> None:
     """SIGKILL of the command that started it changes nothing: its record finds it."""
     code = f"""
-        sys.path[:0] = {[str(Path(process.__file__).parents[1]), *sys.path]!r}
+        sys.path[:0] = {[str(Path(process.__file__).parents[2]), *sys.path]!r}
         from pathlib import Path
-        from kvdemo import process
+        from kvdemo.host import process
         place = Path({str(box.dir)!r})
         process.spawn(place, "svc", "run", ["sleep", "1000"], os.environ, place, place / "svc.log", None)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -469,8 +469,8 @@ def test_the_caller_is_never_a_member(box: Box) -> None:
     argv = [
         sys.executable,
         "-c",
-        "import sys; from kvdemo.process import *; print(kill(Record.from_json(sys.argv[1])))",
+        "import sys; from kvdemo.host.process import *; print(kill(Record.from_json(sys.argv[1])))",
     ]
-    env = {**os.environ, "KVDEMO_RUN": f"{record.run_id}/svc", "PYTHONPATH": str(Path(process.__file__).parents[1])}
+    env = {**os.environ, "KVDEMO_RUN": f"{record.run_id}/svc", "PYTHONPATH": str(Path(process.__file__).parents[2])}
     run = subprocess.run([*argv, record.to_json()], env=env, check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "1"

@@ -16,8 +16,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvdemo.config.profile import Profile, load, schema
 from kvdemo.errors import ProfileError
-from kvdemo.profile import Profile, load, schema
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 GIB = 1024**3
@@ -447,8 +447,8 @@ def test_the_schema_agrees_with_load(tmp_path: Path, text: str, fits: bool) -> N
 
 
 def test_the_published_schema_is_current() -> None:
-    """profiles/kvdemo.schema.json is what `python -m kvdemo.profile` prints."""
-    shown = subprocess.run([sys.executable, "-m", "kvdemo.profile"], capture_output=True, text=True, check=True)
+    """profiles/kvdemo.schema.json is what `python -m kvdemo.config.profile` prints."""
+    shown = subprocess.run([sys.executable, "-m", "kvdemo.config.profile"], capture_output=True, text=True, check=True)
     assert (PROFILES / "kvdemo.schema.json").read_text() == shown.stdout
     assert json.loads(shown.stdout) == schema()
 

@@ -18,12 +18,14 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("folder", ["kvdemo", "scripts"])
 def test_every_file_stands_in_the_tree(folder: str) -> None:
     """A file that the tree does not name, or a name without a file, is a README that lies."""
-    tree = README[README.index("## The files") :]
-    named = set(re.findall(r"\b(\w+)\.py\b", tree))
-    there = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
-    assert there <= named
-    if folder == "scripts":
-        assert all((ROOT / "kvdemo" / f"{n}.py").exists() or (ROOT / "scripts" / f"{n}.py").exists() for n in named)
+    opened, named = ["", "", ""], set()
+    for line in README[README.index("## The files") :].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2 - 2
+        if found := re.match(r" +(\w+)/", line):
+            opened[depth] = f"{found[1]}/"
+        named |= {"".join([*opened[:depth], name]) for name in re.findall(r"\b\w+\.py\b", line)}
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"}
+    assert {name for name in named if name.startswith(f"{folder}/")} == there
 
 
 def test_every_exit_code_is_explained() -> None:

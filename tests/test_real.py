@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from kvdemo import health, record, results
+from kvdemo.host import health
+from kvdemo.judge import record, results
 from real_fleet import HANDBOOK, SERVICES, Real, needs_engines
 
 pytestmark = needs_engines

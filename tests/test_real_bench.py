@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from guarding import until
-from kvdemo import health, process, workload
-from kvdemo.client import Client
+from kvdemo.bench import workload
+from kvdemo.bench.client import Client
+from kvdemo.host import health, process
 from real_fleet import START, Real, needs_engines
 
 pytestmark = needs_engines

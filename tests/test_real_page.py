@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from browsing import Tab, browser, needs_browser, page_of
-from kvdemo import record
+from kvdemo.judge import record
 from real_fleet import HANDBOOK, NOTICE, START, Real, needs_engines
 
 pytestmark = [*needs_engines, needs_browser]

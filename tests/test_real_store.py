@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from guarding import until
-from kvdemo.plan import Plan
+from kvdemo.planning.plan import Plan
 from real_fleet import HANDBOOK, MODEL, ROOT, START, Real, Told, ask, needs_engines, nothing_left
 
 pytestmark = needs_engines

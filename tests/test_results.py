@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo import answers, record, saved, stats
 from kvdemo.errors import UsageError
-from kvdemo.results import summarize
-from kvdemo.sample import Sample, Sources
-from kvdemo.verdict import SUPPORTS_SPEEDUP, Verdict, judge
+from kvdemo.judge import answers, record, stats
+from kvdemo.judge.results import summarize
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Verdict, judge
+from kvdemo.report import saved
 from runs import CALM, CONDITIONS, HIT, PROMPT, edit, run, sample, samples, save
 
 tokens = st.integers(0, 5000)

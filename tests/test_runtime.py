@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Lab
-from kvdemo import runtime
+from kvdemo.host import runtime
 
 CONFIG = {
     "hidden_size": 512,

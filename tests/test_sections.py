@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kvdemo import sections, tables
-from kvdemo.results import summarize
-from kvdemo.sample import Sample, Sources
-from kvdemo.verdict import CacheFacts, Verdict, judge, why_missing
+from kvdemo.judge import sections
+from kvdemo.judge.results import summarize
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.judge.verdict import CacheFacts, Verdict, judge, why_missing
+from kvdemo.report import tables
 from runs import CONDITIONS, HIT, PROMPT, sample, samples
 
 LIMIT = {**CONDITIONS, "memory_bandwidth": 10e9, "disk_bandwidth": 1e5}

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from guarding import Box, gone, program, sigkill, until
-from kvdemo import process, shim
 from kvdemo.errors import ServiceError
-from kvdemo.procfs import SHM
+from kvdemo.host import process, shim
+from kvdemo.host.procfs import SHM
 
 FAMILY = """
     worker = child(lambda: child() and signal.pause())

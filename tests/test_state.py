@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from guarding import Box
-from kvdemo import process, state
 from kvdemo.errors import LockedError, ServiceError, UsageError
-from kvdemo.procfs import Exit, Identity, Record
+from kvdemo.host import process, state
+from kvdemo.host.procfs import Exit, Identity, Record
 
 ME = Identity(os.getpid(), 1, "boot", 2, 3)
 

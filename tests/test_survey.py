@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import Lab
-from kvdemo import profile, survey
+from kvdemo.config import profile
 from kvdemo.errors import PreflightError
-from kvdemo.facts import Facts
+from kvdemo.host import survey
+from kvdemo.planning.facts import Facts
 
 
 def facts(lab: Lab, **settings: object) -> Facts:

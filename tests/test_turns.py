@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from conftest import FAKES, PATIENCE, Lab
-from kvdemo import turns
 from kvdemo.errors import ServiceError
+from kvdemo.fleet import turns
 from nvml import machine
 
 START = 1.5

@@ -18,9 +18,10 @@ from playwright.sync_api import Browser, expect
 from browsing import CHROMIUM, FLAGS, PATIENCE, Tab, browser, needs_browser, page_of, words
 from conftest import Lab
 from guarding import until
-from kvdemo import health, record, survey
-from kvdemo.procfs import alive
-from kvdemo.web_hosts import LOOPBACK, names
+from kvdemo.host import health, survey
+from kvdemo.host.procfs import alive
+from kvdemo.judge import record
+from kvdemo.ui.hosts import LOOPBACK, names
 
 pytestmark = needs_browser
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo import workload
+from kvdemo.bench import workload
 from kvdemo.errors import UsageError
-from kvdemo.plan import Plan, ServiceSpec
+from kvdemo.planning.plan import Plan, ServiceSpec
 from runs import CALM
 
 

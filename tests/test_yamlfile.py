@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from kvdemo.config.findings import LARGEST, Source, read
+from kvdemo.config.variables import Mistake, Variables, dotenv
+from kvdemo.config.yamlfile import Document, parse
 from kvdemo.errors import ProfileError
-from kvdemo.findings import LARGEST, Source, read
-from kvdemo.variables import Mistake, Variables, dotenv
-from kvdemo.yamlfile import Document, parse
 
 
 def document(text: str, **variables: str) -> Document:

@@ -1,0 +1,250 @@
+"""One timed, streamed request. The clock is the whole point of this module.
+
+``perf_counter_ns``; the body is serialised before it starts and the connection is open and warm; it stops at the first
+event that holds a token: text (whitespace too), reasoning, a tool call, or the token's own name beside an empty text
+(half of a multi-byte character has none yet). The role-only event before it is not one. Nothing is ever retried, and
+whatever a server does ends as ``Reply.error``: a stream without a token is a failure, never a zero.
+
+The measured request goes through ``http.client`` (see ``wire``): httpx took nearly twice as long for itself over the
+same connection, httpcore below it half as much again (``kvdemo.bench.calibrate`` measures what is left of it).
+
+Limit: an event is stamped when its last byte was read, so tokens that share an event count as one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from kvdemo.bench.wire import BUFFER, CONNECT_PATIENCE, Line, events, uncollected
+from kvdemo.errors import UsageError
+
+FIRST_TOKEN_PATIENCE = 600.0
+"""Seconds from the request to its first token before it counts as stalled."""
+
+NEXT_TOKEN_PATIENCE = 60.0
+"""Seconds from one token to the next, or to the end of the stream."""
+
+WARM_UP_PATIENCE = 60.0
+LAST_BYTES_PATIENCE = 1.0
+SHOWN = 300
+"""Characters of a server's own words that an error quotes."""
+
+
+@dataclass
+class Reply:
+    """What came back: times in seconds since the request was sent, and the engine's own words about it.
+
+    With an ``error`` the rest is what had come until then; ``e2el``, up to the last token, is of whole answers only.
+    ``heard`` is called with what there is: just before the clock starts, and after the stamp of each token.
+    """
+
+    started: float = 0.0
+    first_chunk: float | None = None
+    ttft: float | None = None
+    e2el: float | None = None
+    itl: list[float] = field(default_factory=list)
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    heard: Callable[[Reply], object] = field(default=lambda _: None, repr=False)
+
+    @property
+    def progress(self) -> str:
+        """How far the stream came, for an error: "before the first token", "after token 3"."""
+        return "before the first token" if self.ttft is None else f"after token {1 + len(self.itl)}"
+
+
+class Client:
+    """A connection to one engine, kept open between requests; use it under ``with``, one request at a time.
+
+    ``patience`` and ``pause`` are the seconds to wait for the first token and for each later one. Raises UsageError
+    for a key that no HTTP header can carry.
+    """
+
+    def __init__(
+        self, url: str, key: str = "", patience: float = FIRST_TOKEN_PATIENCE, pause: float = NEXT_TOKEN_PATIENCE
+    ) -> None:
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError("the API key holds characters that no HTTP header can carry", "check where it was set")
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.patience, self.pause = patience, pause
+        self.prefix = urlsplit(url).path.rstrip("/")
+        self.line = Line(url)
+        # trust_env: a proxy variable of the user's must not stand between us and a server on this machine.
+        timeout = httpx.Timeout(patience, connect=CONNECT_PATIENCE)
+        tls = self.line.tls or True
+        self.http = httpx.Client(base_url=url, headers=self.headers, timeout=timeout, trust_env=False, verify=tls)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.line.close()
+        self.http.close()
+
+    def tokenize(self, model: str, prompt: Mapping[str, Any]) -> list[int]:
+        """The token ids that the engine makes of these messages (``messages``) or this text (``prompt``).
+
+        Raises httpx.HTTPError if it does not answer.
+        """
+        answer = self.http.post("/tokenize", json={"model": model, **prompt})
+        answer.raise_for_status()
+        return [int(token) for token in answer.json()["tokens"]]
+
+    def stream(self, path: str, body: Mapping[str, Any], reply: Reply | None = None) -> Reply:
+        """Send one request and time its stream. Never raises for what the server does: ``error`` tells it."""
+        content, reply = json.dumps(body).encode(), reply or Reply()
+        try:
+            self._warm_up()
+        except (OSError, http.client.HTTPException) as error:
+            self.line.close()
+            reply.error = f"no connection: {_words(error)}"
+            return reply
+        with uncollected():
+            self._measure(path, content, reply)
+        return reply
+
+    def _warm_up(self) -> None:
+        """A small question first: vLLM closes connections that idle for seconds; it is opened again now, unmeasured."""
+        was_open = self.line.sock is not None
+        try:
+            self._ask_models()
+        except (OSError, http.client.HTTPException):
+            self.line.close()
+            if not was_open:
+                raise
+            self._ask_models()
+        if self.line.sock is None:
+            self.line.connect()
+
+    def _ask_models(self) -> None:
+        self.line.allow(WARM_UP_PATIENCE)
+        self.line.request("GET", f"{self.prefix}/v1/models", headers=self.headers)
+        self.line.getresponse().read()
+
+    def _measure(self, path: str, content: bytes, reply: Reply) -> None:
+        sending, whole = True, False
+        try:
+            self.line.allow(self.patience)
+            reply.started = time.time()
+            reply.heard(reply)
+            began = time.perf_counter_ns()
+            # A server may refuse before it has read everything: its answer says why, the broken pipe does not.
+            with suppress(BrokenPipeError):
+                self.line.request("POST", self.prefix + path, content, self.headers)
+            sending = False
+            response = self.line.getresponse()
+            self._consume(response, began, reply)
+            whole = not reply.error and self._ends(response)
+        except TimeoutError:
+            waited = self.patience if reply.ttft is None else self.pause
+            where = "while sending the request" if sending else reply.progress
+            reply.error = f"stalled {where}: waited {waited:g} s for the next"
+        except http.client.IncompleteRead:
+            reply.error = f"the stream ended early, {reply.progress}"
+        except (OSError, http.client.HTTPException) as error:
+            reply.error = f"the connection broke {reply.progress}: {_words(error)}"
+        finally:
+            if not whole:
+                self.line.close()
+
+    def _ends(self, response: http.client.HTTPResponse) -> bool:
+        """Whether the answer ends after its last event, so that the connection can be used again."""
+        self.line.allow(LAST_BYTES_PATIENCE)
+        with suppress(OSError, http.client.HTTPException):
+            return not response.read(BUFFER)
+        return False
+
+    def _consume(self, response: http.client.HTTPResponse, began: int, reply: Reply) -> None:
+        """Read events until the end of the answer or the first error."""
+        kind = response.headers.get_content_type()
+        if response.status != http.HTTPStatus.OK or kind != "text/event-stream":
+            what = f"HTTP {response.status}" if response.status != http.HTTPStatus.OK else f"no stream but {kind}"
+            reply.error = f"{what}: {_message(response.read(BUFFER))}"
+            return
+        last: float | None = None
+        for at, data in events(response, began):
+            if data == b"[DONE]":
+                reply.e2el = last
+                if last is None:
+                    reply.error = "the stream held no token"
+                return
+            before = last
+            try:
+                last = _take(json.loads(data.decode()), at, last, reply)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+                shown = data[:SHOWN].decode(errors="replace")
+                reply.error = f"an event {reply.progress} is not what an OpenAI server sends ({error}): {shown}"
+            if reply.error:
+                return
+            if last != before:
+                self.line.allow(self.pause)
+                reply.heard(reply)
+        reply.error = f"the stream ended early, {reply.progress}"
+
+
+def _take(event: dict[str, Any], at: float, last: float | None, reply: Reply) -> float | None:
+    """Add one event to the reply; the time of the latest token."""
+    if "error" in event or event.get("object") == "error":
+        reply.error = f"the engine reports {reply.progress}: {_complaint(event)}"
+        return last
+    reply.usage = event.get("usage") or reply.usage
+    reply.metrics = event.get("metrics") or reply.metrics
+    for choice in event.get("choices") or []:
+        if reply.first_chunk is None:
+            reply.first_chunk = at
+        delta = choice.get("delta") or {}
+        reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+        text = (choice.get("text") or "") + reasoning + (delta.get("content") or "")
+        named = _tokens(choice.get("logprobs") or {}, reply)
+        if not (text or named or delta.get("tool_calls")):
+            continue
+        reply.text += text
+        if last is None:
+            reply.ttft = at
+        else:
+            reply.itl.append(at - last)
+        last = at
+    return last
+
+
+def _tokens(logprobs: Mapping[str, Any], reply: Reply) -> bool:
+    """Token ids and log-probabilities, in the chat form or the completions form. Was any token named?"""
+    chat = [(entry["token"], entry["logprob"]) for entry in logprobs.get("content") or []]
+    plain = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=False)
+    named = [*chat, *plain]
+    for token, logprob in named:
+        if token.startswith("token_id:"):
+            reply.token_ids.append(int(token.removeprefix("token_id:")))
+            reply.logprobs.append(float(logprob))
+    return bool(named)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _complaint(document: Mapping[str, Any]) -> str:
+    """What an OpenAI error object says."""
+    error = document.get("error", document)
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:SHOWN]
+
+
+def _message(answer: bytes) -> str:
+    """The same of an answer that may be anything."""
+    try:
+        return _complaint(json.loads(answer))
+    except (ValueError, AttributeError):
+        return answer[:SHOWN].decode(errors="replace")

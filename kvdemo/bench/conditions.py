@@ -1,0 +1,90 @@
+"""Everything that must be equal for two runs to be compared, and what the limit needs; saved with each run."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvdemo import __version__
+from kvdemo.bench import cacheserver, calibrate
+from kvdemo.bench.rig import Rig
+from kvdemo.host import bandwidth, gpus
+from kvdemo.planning import environment
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+
+def of(rig: Rig, context: Path | None, environ: Mapping[str, str], *, limit: bool) -> dict[str, Any]:
+    """The conditions of a run whose document is in ``context``, or where the profile says.
+
+    With ``limit`` also what this machine and this client could do at best.
+    """
+    plan, cast, options = rig.plan, rig.cast, rig.options
+    reader = cast.reader
+    url = rig.meter.cache_url(reader)
+    found: dict[str, Any] = {
+        "kvdemo_version": __version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "project": plan.project,
+        "run_id": options.run_id,
+        "backend": "openai-chat" if options.endpoint == "chat" else "openai",
+        "model_id": reader.model,
+        "model_digest": next(iter(plan.models.values()), ""),
+        "versions": next(iter(plan.versions.values()), {}),
+        "device": "unknown" if plan.attached else _device(plan, cast.engines, environ),
+        "nodes": {spec.name: spec.node for spec in plan.engines if spec.node},
+        "num_trials": options.trials,
+        "max_concurrency": options.concurrency,
+        "max_tokens": options.max_tokens,
+        "tier": options.tier or "any",
+        "drop_page_cache": options.drop_page_cache,
+        "seed": options.seed,
+        "question": options.question,
+        "context": (context or Path(plan.bench["context"])).name,
+        "chunk_size": reader.chunk_size,
+        "kv_bytes_per_token": (cacheserver.kv_bytes_per_token(url) if url else None) or reader.kv_bytes_per_token,
+        "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
+        "baseline": cast.baseline.name,
+        "writer": cast.writer.name,
+        "reader": reader.name,
+        "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
+    }
+    if limit:
+        found |= _client(len(options.document.encode()))
+        # Those of this machine say nothing about another one that the reader runs on.
+        if not (plan.attached or reader.node):
+            found |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
+    return found
+
+
+def _device(plan: Plan, engines: tuple[ServiceSpec, ...], environ: Mapping[str, str]) -> str:
+    if plan.nodes:
+        return "; ".join(f"{node.name}: {node.device}" for node in plan.nodes)
+    names = sorted({gpu.name for gpu in gpus.detect(environ) for spec in engines if gpu.index in spec.gpus})
+    return ", ".join(names) or f"{os.cpu_count()} processor cores"
+
+
+def _without_folders(word: str) -> str:
+    """Reports are shown to others: the folders of this machine are nobody's business."""
+    return re.sub(r"(?<![\w.:/])/(?:[^/\s\"']+/)+", ".../", word)
+
+
+def _client(prompt_bytes: int) -> dict[str, Any]:
+    """What this client adds to each TTFT, at the size of this run's prompt."""
+    found = calibrate.calibrate(prompt_bytes)
+    milliseconds = {"p50_ms": found.p50, "p90_ms": found.p90, "max_ms": found.max}
+    rounded = {name: round(value * 1000, 3) for name, value in milliseconds.items()}
+    return {"client_overhead": {"n": found.n, "prompt_bytes": found.prompt_bytes, **rounded}}
+
+
+def _bandwidths(reader: ServiceSpec, store: str, environ: Mapping[str, str]) -> dict[str, float | None]:
+    """How fast KV could be moved here at best, in bytes a second."""
+    variables = environment.of_service(environ, reader.env, ())
+    disk = bandwidth.disk(Path(store)) if store else None
+    return {
+        "memory_bandwidth": bandwidth.copy(reader.argv[0], variables, gpu=bool(reader.gpus)),
+        "disk_bandwidth": disk.best if disk else None,
+    }

@@ -1,0 +1,201 @@
+"""Measure one request with its attribution: counters before and after, tiers, and the wait for what it stored.
+
+The engine's counters are read around the request, so requests of others show as tokens too many: such a sample proves
+nothing and is said to. Everything here talks to a fleet that is up; nothing is judged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from kvdemo.bench import cacheserver
+from kvdemo.bench.cacheserver import Stored
+from kvdemo.bench.client import Client, Reply
+from kvdemo.bench.workload import Step
+from kvdemo.host import health
+from kvdemo.judge.sample import Sample, Sources
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+COUNTER_PATIENCE = 2.0
+"""Seconds to wait for an engine's counters to include a request that has ended."""
+
+UNSEEN_STORE = 2.0
+"""Seconds that a writer's chunks get to arrive in a cache server that nobody can ask."""
+
+POLL = 0.005
+BIRTH = ("start_time_seconds", "generation_tokens_created")
+"""Of two processes one of these differs: engines that start together may have the same start, in its coarse unit."""
+
+SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+
+
+class Meter:
+    """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``."""
+
+    def __init__(self, plan: Plan, key: str = "") -> None:
+        self.plan, self.key = plan, key
+        self.closing = ExitStack()
+        self.clients: dict[str, Client] = {}
+        self.stored: dict[str, Stored] = {}
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.close()
+
+    def client(self, engine: ServiceSpec) -> Client:
+        """The connection to this engine, opened when first asked for."""
+        if engine.name not in self.clients:
+            self.clients[engine.name] = self.closing.enter_context(Client(engine.url, self.key))
+        return self.clients[engine.name]
+
+    def cache_url(self, engine: ServiceSpec) -> str:
+        """Base URL of the engine's cache server; empty for a plain engine."""
+        return self.plan.service(engine.cache).url if engine.cache else ""
+
+    def ask(
+        self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0, reply: Reply | None = None
+    ) -> Sample:
+        """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server.
+
+        A ``reply`` to fill lets its ``heard`` follow the stream; it is called once more when that has ended.
+        """
+        server = self.cache_url(step.engine)
+        if chunks and server:
+            cacheserver.settle(server)
+        before = health.counters(step.engine.url, self.key)
+        cache_before = health.counters(server) if server else {}
+        stored_before = cacheserver.objects(server) if chunks and server else 0
+        reply = self.client(step.engine).stream(path, body, reply)
+        ended = time.monotonic()
+        reply.heard(reply)
+        sample = _sample(step, reply)
+        if chunks and not server and not reply.error:
+            time.sleep(UNSEEN_STORE)
+        elif chunks:
+            arrived = 0 if reply.error else cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
+            self.stored[step.salt] = Stored(chunks, arrived, cache_before, failed=reply.error)
+            if arrived >= chunks:
+                sample = replace(sample, stored_after=time.monotonic() - ended)
+        after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
+        cache_after = health.counters(server) if server and step.expected else {}
+        sample = replace(
+            sample,
+            sources=_sources(before, after),
+            lookup=_delta("lmcache_mp_lookup_duration_seconds_sum", before, after),
+            tiers=cacheserver.tiers(cache_before, cache_after),
+        )
+        note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
+        return replace(sample, note="" if sample.error else note)
+
+    def _why(self, step: Step, sample: Sample, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+        """Why less came from a cache than expected; empty if nothing is missing, or nobody knows."""
+        if sample.error or (sample.cached_tokens or 0) >= step.expected:
+            return ""
+        if not step.engine.cache:
+            return "the engine's own prefix cache no longer had it: its kv_cache is too small"
+        return cacheserver.why_missing(self.plan, step.engine, sample, before, after, self.stored.get(step.salt))
+
+    def _counters_after(
+        self, engine: ServiceSpec, before: Mapping[str, float], prompt_tokens: int | None
+    ) -> dict[str, float]:
+        """The engine's counters once they include the request: they lag by an engine step."""
+        deadline = time.monotonic() + COUNTER_PATIENCE
+        while True:
+            after = health.counters(engine.url, self.key)
+            found = _sources(before, after)
+            if found is None or prompt_tokens is None or found.total >= prompt_tokens or time.monotonic() > deadline:
+                return after
+            time.sleep(POLL)
+
+    def ask_together(self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Sample]:
+        """Several requests to one engine at the same time, each over a connection of its own.
+
+        Counters tell their sum only: each sample gets sources of its own if the engine's usage agrees with that sum.
+        """
+        engine, server = steps[0].engine, self.cache_url(steps[0].engine)
+        before = health.counters(engine.url, self.key)
+        cache_before = health.counters(server) if server else {}
+        with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
+            clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
+            replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
+        samples = [_sample(step, reply) for step, reply in zip(steps, replies, strict=True)]
+        total = sum(sample.prompt_tokens or 0 for sample in samples)
+        after = self._counters_after(engine, before, total)
+        together = _sources(before, after)
+        hits = sum(sample.cached_tokens or 0 for sample in samples)
+        if together is None:
+            return [replace(sample, note=_blind(before, after)) for sample in samples]
+        if together.total != total or together.local or together.shared != hits:
+            return samples
+        cache_after = health.counters(server) if server else {}
+        return [
+            replace(
+                sample,
+                sources=Sources(
+                    (sample.prompt_tokens or 0) - (sample.cached_tokens or 0), 0, sample.cached_tokens or 0
+                ),
+                note=self._why(step, sample, cache_before, cache_after),
+            )
+            for step, sample in zip(steps, samples, strict=True)
+        ]
+
+
+def _sample(step: Step, reply: Reply) -> Sample:
+    details = reply.usage.get("prompt_tokens_details") or {}
+    queue, server = (reply.metrics.get(name) for name in ("queue_time_ms", "time_to_first_token_ms"))
+    return Sample(
+        trial=step.trial,
+        arm=step.arm,
+        engine=step.engine.name,
+        writer=step.writer,
+        length=step.length,
+        started=reply.started,
+        expected=step.expected,
+        prompt_tokens=reply.usage.get("prompt_tokens"),
+        completion_tokens=reply.usage.get("completion_tokens"),
+        cached_tokens=details.get("cached_tokens"),
+        ttft=reply.ttft,
+        first_chunk=reply.first_chunk,
+        itl=tuple(reply.itl),
+        e2el=reply.e2el,
+        queue=queue / 1000 if queue is not None else None,
+        server_ttft=server / 1000 if server is not None else None,
+        token_ids=tuple(reply.token_ids),
+        logprobs=tuple(reply.logprobs),
+        text=_whole(reply.text),
+        error=_whole(reply.error),
+    )
+
+
+def _whole(text: str) -> str:
+    """Without half characters (lone surrogates), which JSON can carry and no file can."""
+    return text.encode(errors="replace").decode()
+
+
+def _sources(before: Mapping[str, float], after: Mapping[str, float]) -> Sources | None:
+    if _blind(before, after):
+        return None
+    names = [f"prompt_tokens_by_source{{{source}}}" for source in SOURCES]
+    return Sources(*(int(after[name] - before.get(name, 0)) for name in names))
+
+
+def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Why these counters do not tell where the tokens of a request came from; empty if they do."""
+    if not after:
+        return "the engine's /metrics cannot be read"
+    if not all(f"prompt_tokens_by_source{{{source}}}" in after for source in SOURCES):
+        return "the engine's counters do not tell where prompt tokens come from (or they are those of a router)"
+    if any(name in before and before[name] != after.get(name) for name in BIRTH):
+        return "the counters are of several processes: give the address of one engine, not of a router before several"
+    return ""
+
+
+def _delta(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    return after[name] - before.get(name, 0) if name in after else None

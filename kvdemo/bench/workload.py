@@ -1,0 +1,165 @@
+"""What is asked, of whom, in which order: the requests of a trial. Pure.
+
+A trial puts one document, under a salt of its own, to these arms:
+
+    cold     a plain engine that has not seen it           (each plain engine; the last one is the baseline)
+    store    a cached engine that has not seen it: the writer computes and stores
+    reuse    the other cached engine, which has not seen it either: the reader loads what the writer stored
+    again    the reader once more: now its own prefix cache has it
+
+Arms run in random, balanced order (reuse after store, again after reuse). The salt makes cold cold: vLLM and LMCache
+mix it into every key, so that nothing of another trial or program can match.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvdemo.errors import UsageError
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which engine plays what. ``plain`` may be empty: then the writer's cold is the baseline."""
+
+    plain: tuple[ServiceSpec, ...]
+    writer: ServiceSpec
+    reader: ServiceSpec
+
+    @property
+    def baseline(self) -> ServiceSpec:
+        """The engine whose cold request a reuse is compared with."""
+        return self.plain[-1] if self.plain else self.writer
+
+    @property
+    def engines(self) -> tuple[ServiceSpec, ...]:
+        """Everybody who takes part."""
+        return (*self.plain, self.writer, self.reader)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request of a trial; ``writer`` and ``length`` as in ``Sample``."""
+
+    trial: int
+    arm: Arm
+    engine: ServiceSpec
+    salt: str
+    expected: int
+    writer: str = ""
+    length: int = 0
+
+
+def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") -> Roles:
+    """Give out the roles: the first two engines of one cache and model write and read, the last plain one is baseline.
+
+    Raises UsageError if there are no two.
+    """
+    sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
+    for spec in plan.engines:
+        if spec.cache:
+            sharing.setdefault((spec.pool or spec.cache, spec.model), []).append(spec)
+    pairs = [group for group in sharing.values() if len(group) > 1]
+    if not pairs:
+        raise UsageError(
+            "no two engines of this fleet share a cache",
+            "give two engines of one model the same `cache:` in the profile",
+        )
+    group = {spec.name: spec for spec in pairs[0]}
+    for name in (writer, reader):
+        if name and name not in group:
+            raise UsageError(f"{name} is not one of the engines that share a cache", f"they are {', '.join(group)}")
+    if writer and writer == reader:
+        raise UsageError(f"{writer} cannot be writer and reader", "what an engine reads of its own proves no sharing")
+    writer = writer or next(name for name in group if name != reader)
+    reader = reader or next(name for name in group if name != writer)
+    plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
+    if baseline and baseline not in {spec.name for spec in plain}:
+        names = ", ".join(spec.name for spec in plain) or "there is none"
+        raise UsageError(f"--baseline: {baseline} is not a plain engine of this model", f"plain engines: {names}")
+    plain.sort(key=lambda spec: spec.name == baseline)
+    return Roles(tuple(plain), group[writer], group[reader])
+
+
+def messages(system: str, document: str, question: str, turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
+    """The chat: instruction and document, an acknowledgement, earlier ``turns`` (question, answer), the question.
+
+    The instruction stands in the first user message since some chat templates (Mistral-7B-Instruct-v0.2's among them)
+    accept no system role.
+    """
+    return [
+        {"role": "user", "content": f"{system}\n\n{document}"},
+        {"role": "assistant", "content": "I have read the document."},
+        *(
+            {"role": role, "content": said}
+            for turn in turns
+            for role, said in zip(("user", "assistant"), turn, strict=True)
+        ),
+        {"role": "user", "content": question},
+    ]
+
+
+def text(system: str, document: str, question: str) -> str:
+    """The same for the completions endpoint."""
+    return f"{system}\n\n{document}\n\nQuestion: {question}\nAnswer:"
+
+
+def body(model: str, prompt: Mapping[str, Any], *, max_tokens: int, salt: str, logprobs: Any = True) -> dict[str, Any]:
+    """A greedy, streamed request of exactly ``max_tokens`` tokens whose tokens come back as ids with probabilities."""
+    return {
+        "model": model,
+        **prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "seed": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logprobs": logprobs,
+        "return_tokens_as_token_ids": True,
+        "cache_salt": salt,
+    }
+
+
+def reusable(tokens: int, chunk: int) -> int:
+    """How many of a stored prompt's tokens can be loaded: whole chunks, but the last token is always computed."""
+    whole = tokens // chunk * chunk
+    return whole - 1 if whole == tokens else whole
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """``1k,2k,12000`` as tokens (k = 1,000). Raises UsageError for anything else but an empty text."""
+    found = []
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", word, re.ASCII)
+        tokens = int(float(match[1]) * (1000 if match[2] else 1)) if match else 0
+        if tokens < 1:
+            raise UsageError(f"--lengths: {word!r} is not a number of tokens", "for example --lengths 1k,4k,16k")
+        found.append(tokens)
+    if text and not found:
+        raise UsageError(f"--lengths: {text!r} names no length", "for example --lengths 1k,4k,16k")
+    return tuple(found)
+
+
+def interleaved(count: int, cast: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
+    """The arms of ``count`` trials in the order in which to run them.
+
+    Odd trials are shuffled, each even one reverses the blocks of the one before it, so that drift hits all arms alike.
+    """
+    generator = random.Random(seed)  # noqa: S311 (an order, not a secret)
+    shared: list[tuple[Arm, ServiceSpec]] = [("store", cast.writer), ("reuse", cast.reader), ("again", cast.reader)]
+    cold: list[list[tuple[Arm, ServiceSpec]]] = [[("cold", engine)] for engine in cast.plain]
+    blocks = [*cold, shared]
+    for number in range(1, count + 1):
+        if number % 2:
+            generator.shuffle(blocks)
+        else:
+            blocks.reverse()
+        yield [arm for block in blocks for arm in block]

@@ -1,0 +1,224 @@
+"""The launcher of a cluster: every question goes to the agent of the service's node, which asks its local launcher.
+
+What a node that does not answer would have said is told as lost. Services hold leases on their agents, so what was lost
+ends by itself; that a service still answers is seen by asking it, never from the cluster's view of its nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvdemo.cluster import cluster
+from kvdemo.cluster.cluster import Lost
+from kvdemo.errors import KvdemoError, PreflightError
+from kvdemo.host import health
+from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
+from kvdemo.host.local import Local
+from kvdemo.host.state import Project
+from kvdemo.planning.plan import Plan
+from kvdemo.planning.services import Node, ServiceSpec
+
+ANSWER = 5.0
+"""Seconds for an agent to answer a short question."""
+
+
+def run_name(project: Project) -> str:
+    """The project's name on a cluster: other users, and other state directories, may have one of the same name."""
+    return f"{project.name[:46]}-{hashlib.sha256(str(project.dir).encode()).hexdigest()[:8]}"
+
+
+class Remote:
+    """Services of a project on the nodes of its plan: the one that runs (``before``), the one that shall run."""
+
+    def __init__(self, project: Project, before: Plan | None, plan: Plan | None = None) -> None:
+        plans = [one for one in (plan, before) if one]
+        self.project, self.plan, self.run = project, plans[0], run_name(project)
+        self.nodes = {node.name: node for one in plans for node in one.nodes}
+        self.homes = {spec.name: spec.node for one in plans for spec in one.services}
+        self.specs = {spec.name: spec for one in plans for spec in one.services}
+        self.groups = {group for one in plans for group in one.on.get("groups", ())}
+        self.copies = Local(project)
+        self.released = bool((project.load(strict=False) or {}).get("released"))
+        self.ended_whole = False
+        self._alive = self._join()
+
+    def _join(self) -> Mapping[str, Node] | str:
+        """The live nodes by id, or why there is no cluster."""
+        try:
+            cluster.join(self.plan.on["address"])
+        except PreflightError as error:
+            self.ended_whole = isinstance(error, cluster.Gone)
+            return str(error)
+        return cluster.nodes({})
+
+    def _ask(self, node: str, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> Any:
+        """The agent's answer. Raises Lost."""
+        there, alive = self.nodes[node], self._alive
+        if isinstance(alive, str):
+            raise Lost(alive)
+        if there.id not in alive:
+            raise Lost(f"node {there.name} ({there.ip}) is gone from the cluster")
+        agent = cluster.agent(self.run, there, create=create)
+        own = ("start", "prepare", "sees", "stop", "erase", "logs_of", "log_of")
+        words = (method, *arguments) if method in own else ("call", method, *arguments)
+        return cluster.ask(agent, there, *words, timeout=timeout + (cluster.START_PATIENCE if create else 0))
+
+    def _each(self, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> dict[str, Any]:
+        """The answers of all nodes that give one."""
+
+        def one(node: str) -> Any:
+            try:
+                return self._ask(node, method, *arguments, timeout=timeout, create=create)
+            except Lost:
+                return None
+
+        with ThreadPoolExecutor(len(self.nodes) or 1) as pool:
+            answers = dict(zip(self.nodes, pool.map(one, self.nodes), strict=True))
+        return {node: answer for node, answer in answers.items() if answer is not None}
+
+    def started(self) -> list[str]:
+        """Those that agents know, and all of the nodes that do not answer."""
+        if self.released:
+            return []
+        answers = self._each("started")
+        silent = [name for name, node in self.homes.items() if node not in answers]
+        return [name for names in answers.values() for name in names] + silent
+
+    def runs(self) -> set[str]:
+        """As agents know them."""
+        return {run for runs in self._each("runs").values() for run in runs}
+
+    def running(self) -> set[str]:
+        """What lives on nodes that answer."""
+        return {name for names in self._each("running").values() for name in names}
+
+    def prepare(self, *, fresh: bool) -> dict[str, Any]:
+        """Every node notes its own."""
+        self.released = False
+        for node in self.plan.nodes:
+            mine = tuple(spec for spec in self.plan.services if spec.node == node.name)
+            self._ask(node.name, "prepare", replace(self.plan, services=mine).to_json(), fresh, create=True)
+        return {"released": False}
+
+    def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
+        """On its node, by its agent; only secrets leave this machine."""
+        self.homes[spec.name] = spec.node
+        if spec.directory:
+            self._check_shared(spec, run_id)
+        secrets = {name: environ[name] for name in spec.secrets if environ.get(name)}
+        self._ask(spec.node, "start", spec, run_id, secrets, timeout=90)
+
+    def _check_shared(self, spec: ServiceSpec, run_id: str) -> None:
+        """A directory of that name on each node's own disk would share nothing, and nobody would notice."""
+        token = Path(spec.directory) / f".kvdemo-{run_id}-{spec.name}"
+        token.touch()
+        try:
+            if not self._ask(spec.node, "sees", str(token)):
+                raise PreflightError(
+                    f"{spec.name}: {spec.directory} on node {spec.node} is not the directory of that name here",
+                    "caches.*.l2 must be one directory that every node mounts at the same path, or redis://HOST:PORT",
+                )
+        finally:
+            token.unlink(missing_ok=True)
+
+    def settled(self) -> None:
+        """Every node notes its own."""
+        self._each("settled")
+
+    def status(self, service: str) -> Status | None:
+        """As its agent says; lost if it says nothing."""
+        if self.released:
+            return None
+        try:
+            found: Status | None = self._ask(self.homes[service], "status", service)
+        except Lost as error:
+            return Status(0, alive=False, guarded=False, lost=str(error))
+        return found
+
+    def ended(self, service: str, timeout: float) -> bool:
+        """What is lost has ended for us."""
+        try:
+            return bool(self._ask(self.homes[service], "ended", service, timeout, timeout=timeout + ANSWER))
+        except Lost:
+            return True
+
+    def stranger(self, spec: ServiceSpec) -> int:
+        """As seen on its node."""
+        return int(self._ask(spec.node, "stranger", spec))
+
+    def logs(self, *, previous: bool = False) -> list[str]:
+        """Those on the nodes, and the copies of those that were stopped."""
+        there = {name for names in self._each("logs_of", previous).values() for name in names}
+        return sorted(there | set(self.copies.logs(previous=previous)))
+
+    def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
+        """From its node, or else what was copied of it."""
+        try:
+            found: tuple[Place, bytes] = self._ask(self.homes[service], "log_of", service, place, previous, timeout=30)
+        except (Lost, KeyError):
+            return self.copies.read_log(service, place, previous=previous)
+        return found
+
+    def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
+        """On all nodes at once; their logs are copied here, for the nodes forget them."""
+        by_node: dict[str, list[str]] = {}
+        for name in services:
+            by_node.setdefault(self.homes[name], []).append(name)
+            yield Event(name, State.STOPPING)
+        with ThreadPoolExecutor(len(by_node) or 1) as pool:
+            tasks = {pool.submit(self._stop_there, node, names, timeout): names for node, names in by_node.items()}
+            for task in as_completed(tasks):
+                try:
+                    yield from task.result()
+                except KvdemoError as error:
+                    yield from (Event(name, State.LOST, detail=str(error)) for name in tasks[task])
+
+    def _stop_there(self, node: str, names: list[str], timeout: float) -> list[Event]:
+        events: list[Event] = self._ask(node, "stop", names, timeout, timeout=timeout + 60, create=True)
+        for name in names:
+            _, text = self._ask(node, "log_of", name, BEGIN, False, timeout=60)
+            self.project.rotate_log(name).write_bytes(text)
+        return [event for event in events if event.state is not State.STOPPING]
+
+    def tidy(self) -> None:
+        """On every node."""
+        self._each("tidy")
+
+    def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
+        """Every node looks. Of a node that is gone nothing is left that could be seen, unless its services answer."""
+        found = Remains(checked={"ports": 0, "segments": 0, "gpus": 0})
+        for name, node in self.nodes.items():
+            mine = [spec for spec in specs if spec.node == name]
+            try:
+                there = self._ask(name, "remains", mine, runs, timeout=90, create=True)
+            except Lost as error:
+                answers = {spec.name: health.request(spec.url, "/health", timeout=2) for spec in mine}
+                answering = [service for service, (status, _) in answers.items() if status]
+                ended = self.ended_whole or (not isinstance(self._alive, str) and node.id not in self._alive)
+                refused = all(b"refused" in reason for _, reason in answers.values())
+                told = f"{', '.join(answering or answers)} on {name} ({error})"
+                (found.processes if answering else found.gone if ended and refused else found.unseen).append(told)
+                continue
+            found.add(there, name)
+        return found
+
+    def release(self) -> None:
+        """End the agents, and give the seats back."""
+        if document := self.project.load(strict=False):
+            self.project.save({**document, "released": True})
+        self.released = True
+        if isinstance(self._alive, str):
+            return
+        for node in self.nodes.values():
+            if node.id in self._alive:
+                try:
+                    self._ask(node.name, "erase")
+                    cluster.end(cluster.agent(self.run, node, create=False))
+                except Lost:
+                    continue
+        cluster.release(self.groups)

@@ -1,0 +1,182 @@
+"""What the facts about this machine mean: each becomes a check, with the fix if something is wrong. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from kvdemo.planning.engines import GIB
+from kvdemo.planning.facts import Driver, Gpu, Interpreter
+from kvdemo.planning.plan import Plan
+from kvdemo.planning.predict import Prediction, sentence
+from kvdemo.planning.sums import FEW_FILES
+
+ENOUGH_FILES = 4 * FEW_FILES
+
+SMALL_SHM = GIB
+"""Docker gives 64 MiB of /dev/shm unless told otherwise; vLLM's processes and LMCache share memory there."""
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; ``values`` are its numbers for programs."""
+
+    name: str
+    level: Level
+    text: str
+    fix: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ok(name: str, text: str, **values: Any) -> Check:
+    """Nothing is wrong."""
+    return Check(name, Level.OK, text, values=values)
+
+
+def warning(name: str, text: str, fix: str, **values: Any) -> Check:
+    """It works, but not as well as it could."""
+    return Check(name, Level.WARNING, text, fix, values)
+
+
+def failure(name: str, text: str, fix: str, **values: Any) -> Check:
+    """The fleet cannot run like this."""
+    return Check(name, Level.FAILURE, text, fix, values)
+
+
+def driver(found: Driver) -> Check:
+    """The NVIDIA driver."""
+    values = {"driver": found.version, "cuda": found.cuda}
+    if found.problem:
+        fix = "restart the machine (after an update of the driver), or ask who runs it; nvidia-smi should say the same"
+        return failure("driver", found.problem, fix, **values)
+    if not found.version:
+        return ok("driver", "no NVIDIA driver: engines run on vLLM's CPU build", **values)
+    return ok("driver", f"{found.version}, runs CUDA up to {found.cuda}", **values)
+
+
+def gpus(found: Sequence[Gpu]) -> Iterator[Check]:
+    """Each GPU: what it is, what is free, who holds the rest, how it is connected."""
+    for gpu in found:
+        name = f"GPU {gpu.index}"
+        part = f", a MIG instance of {gpu.parent}" if gpu.parent else ""
+        node = f", NUMA node {gpu.numa}" if gpu.numa is not None else ""
+        link = f", {gpu.link}" if gpu.link else ""
+        size = f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free" if gpu.total else "memory shared with the host"
+        text = f"{gpu.name}{part}, {size}{node}{link}"
+        values = {"index": gpu.index, "uuid": gpu.uuid, "total": gpu.total, "free": gpu.free, "numa": gpu.numa}
+        if gpu.holders:
+            holders = "; ".join(map(str, gpu.holders))
+            yield warning(name, f"{text}; held by {holders}", "end them if their memory is needed", **values)
+        elif gpu.link and gpu.link.width < gpu.link.max_width:
+            fix = "KV is copied over this link: check its slot or riser, or use another GPU"
+            yield warning(name, f"{text}: the link is narrower than it could be", fix, **values)
+        elif gpu.parent:
+            fix = "older vLLM cannot start on MIG instances (vllm#20939): if an engine ends at once, turn MIG off"
+            yield warning(name, text, fix, **values)
+        else:
+            yield ok(name, text, **values)
+
+
+def limits(files: int, locked: int | None, shm: tuple[int, int], gpu: bool) -> Iterator[Check]:
+    """Open files, locked memory and /dev/shm of this shell or container."""
+    fix = "raise the hard limit: ulimit -Hn, LimitNOFILE= of the service, or docker run --ulimit nofile=65535"
+    text = f"{files:,} open files a process"
+    if files < FEW_FILES:
+        yield failure("open files", text, fix, limit=files)
+    elif files < ENOUGH_FILES:
+        yield warning("open files", f"{text} are few for several engines", fix, limit=files)
+    else:
+        yield ok("open files", text, limit=files)
+    if gpu and locked is not None:
+        fix = "if LMCache cannot pin L1: ulimit -l unlimited, or docker run --ulimit memlock=-1"
+        yield warning("locked memory", f"{locked / GIB:.3g} GiB a process", fix, limit=locked)
+    total, free = shm
+    text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if total < SMALL_SHM:
+        yield warning("/dev/shm", text, "start the container with --shm-size 8g", total=total, free=free)
+    else:
+        yield ok("/dev/shm", text, total=total, free=free)
+
+
+def versions(found: Interpreter) -> Check:
+    """What the engines' interpreter holds."""
+    if found.problem:
+        said, _, fix = found.problem.partition("; ")
+        return failure("versions", said, fix or "set runtime.python in the profile", interpreter=found.python)
+    text = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    return ok("versions", f"{text} ({found.python})", interpreter=found.python, **found.versions)
+
+
+def loaded(findings: Sequence[Mapping[str, Any]], code: int | None, stderr: str, gpu: bool) -> Iterator[Check]:
+    """Whether torch, vLLM, LMCache and the connector load together in one process of that interpreter."""
+    step = "interpreter"
+    for finding in findings:
+        step = str(finding.get("step", step))
+        if "error" in finding:
+            yield failure(f"load {step}", str(finding["error"]), _why_not(step, str(finding["error"]), gpu))
+            return
+        if "text" in finding:
+            yield ok(f"load {step}", str(finding["text"]))
+    if code:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        last = (stderr.strip().splitlines() or [""])[-1][-200:]
+        yield failure(f"load {step}", f"crashed ({how}) {last}".rstrip(), _why_not(step, "", gpu))
+    elif code is None:
+        yield failure(f"load {step}", stderr[-200:], "run the same import by hand to see what it waits for")
+
+
+def _why_not(step: str, error: str, gpu: bool) -> str:
+    if "undefined symbol" in error or step == "lmcache":
+        return "its compiled part is built for another torch: install the LMCache release that goes with this vLLM"
+    if step == "torch" and gpu:
+        return "install a CUDA build of torch that this driver can run (see `driver` above), or update the driver"
+    if step == "connector":
+        return "this vLLM and LMCache do not go together: README names pairs that do"
+    return "reinstall it for this interpreter; scripts/setup makes one that works on a CPU"
+
+
+def plan(found: Plan, told: set[str]) -> Iterator[Check]:
+    """What the plan says: what is missing (but for problems that are ``told`` elsewhere), what is short, what fits."""
+    for text in found.missing:
+        if any(problem and text.endswith(problem) for problem in told):
+            continue
+        said, _, fix = text.rpartition("; ")
+        yield failure("plan", said or text, fix if said else "")
+    for text in found.warnings:
+        said, _, fix = text.rpartition("; ")
+        yield warning("plan", said, fix)
+    for text in found.sums:
+        yield ok("plan", text)
+    if not any(text.startswith("port ") for text in found.missing):
+        ports = sorted(port for spec in found.services for port in spec.ports)
+        yield ok("ports", f"{', '.join(map(str, ports))} are free or our own", ports=ports)
+
+
+def prediction(found: Prediction | None, what: str, why: str) -> Iterator[Check]:
+    """What reuse could buy here."""
+    if found is None:
+        yield warning("prediction", f"not possible: {why}", "measure instead: kvdemo up, kvdemo bench")
+        return
+    cold = found.times.cold
+    yield ok(
+        "prediction",
+        f"{what}: {found.tokens:,} tokens, {found.kv_bytes / 1e6:,.0f} MB of KV to share; computing takes "
+        f"{cold * 1000:,.0f} ms, a local hit {found.times.local * 1000:,.0f} ms ({found.times.basis})",
+        **found.to_json(),
+    )
+    for tier in found.tiers:
+        if tier.wins:
+            yield ok("prediction", sentence(tier, cold))
+        else:
+            fix = "a faster disk, a slower GPU or a larger model: here L2 keeps KV for later, it does not save time"
+            yield warning("prediction", sentence(tier, cold), fix if tier.name == "disk" else "use longer documents")

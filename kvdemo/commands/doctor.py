@@ -1,0 +1,215 @@
+"""The story ``doctor``: look at everything that a fleet depends on; yield each check as it is done, then a prediction.
+
+Nothing of it starts a service. Programs run in the engines' interpreter for seconds, and a file of 512 MiB is written
+to the disk of each KV store and deleted again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvdemo.commands import checks
+from kvdemo.commands.checks import Check, Level
+from kvdemo.errors import PreflightError, UsageError
+from kvdemo.host import bandwidth, gpus, hub, machine, runtime, survey
+from kvdemo.host.state import Project, root
+from kvdemo.planning import engines, environment, kinship, predict
+from kvdemo.planning import plan as planning
+from kvdemo.planning.facts import Facts, Interpreter, Model
+from kvdemo.planning.plan import Plan, ServiceSpec
+from kvdemo.planning.services import is_server
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Profile
+
+
+def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generator[Check]:
+    """Check this machine and this interpreter, without a profile; ``store`` is where KV files would be."""
+    found = survey.owned(gpus.detect(environ), root(environ))
+    yield from _machine(found)
+    variables = environment.of_service(environ, engines.QUIET, ())
+    loads = yield from _interpreter(runtime.interpreter(python), variables, gpu=bool(found), cached=True)
+    if loads:
+        yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
+    yield _disk(store)[0]
+
+
+def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], results: Path) -> Generator[Check]:
+    """Check everything that this profile depends on here, and predict what reuse could buy."""
+    if profile.on.ray:
+        raise UsageError(
+            "doctor looks at this machine, the profile is for a cluster", "kvdemo plan PROFILE asks its nodes"
+        )
+    facts = survey.survey(profile, project, environ)
+    plan = planning.make(profile, facts)
+    yield from _machine(facts.gpus)
+    yield from checks.plan(plan, told={one.problem for one in facts.interpreters.values()})
+    yield from _models(profile, facts, environ)
+    working = yield from _interpreters(plan, facts, environ)
+    rates: dict[str, float] = {}
+    reader = next((spec for spec in reversed(plan.engines) if spec.cache), None)
+    model = _model(profile, facts, reader)
+    if reader and reader.argv[0] in working:
+        rates = _rates(plan, reader, model, environ)
+        yield from _copies(rates)
+    bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
+    for name, cache in profile.caches.items():
+        if cache.l2 and not is_server(cache.l2):
+            check, found = _disk(Path(cache.l2), name)
+            yield check
+            if found and reader and reader.cache == name:
+                bandwidths["disk"] = found.best
+    yield from _prediction(plan, facts, reader, model, rates, bandwidths, results)
+
+
+def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
+    yield checks.driver(gpus.driver())
+    yield from checks.gpus(found)
+    shm = machine.shared_memory()
+    yield from checks.limits(machine.open_files(), machine.locked_memory(), shm, gpu=bool(found))
+
+
+def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
+    """Each interpreter once, with the environment and on the device of the first engine that it runs; which work."""
+    here = {gpu.index for gpu in facts.gpus}
+    working = set()
+    for python, interpreter in facts.interpreters.items():
+        users = [spec for spec in plan.services if spec.argv[0] == python]
+        spec = next((spec for spec in users if spec.kind == "engine"), users[0])
+        cached = any(spec.cache or spec.kind == "cache" for spec in users)
+        variables = environment.of_service(environ, spec.env, ())
+        if not {*spec.gpus} <= here:
+            yield checks.versions(interpreter)
+        elif (yield from _interpreter(interpreter, variables, gpu=bool(spec.gpus), cached=cached)):
+            working.add(python)
+    return working
+
+
+def _interpreter(
+    found: Interpreter, environ: Mapping[str, str], *, gpu: bool, cached: bool
+) -> Generator[Check, None, bool]:
+    """Versions, and whether the compiled parts load together; whether all is well."""
+    yield checks.versions(found)
+    if found.problem:
+        return False
+    answer = bandwidth.ask(found.python, environ, "imports", gpu=gpu, cached=cached)
+    loaded = list(checks.loaded(answer.findings, answer.code, answer.stderr, gpu))
+    yield from loaded
+    return all(check.level is Level.OK for check in loaded)
+
+
+def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Whether the Hugging Face models of the profile are here, or can be had."""
+    absent = kinship.absent(profile, facts)
+    for key, model in facts.models.items():
+        if model.path and not model.name.startswith("/"):
+            yield checks.ok("model", f"{model.name} is here complete: engines start without a network")
+        engine = next((engine for engine in absent if kinship.model_key(engine) == key), None)
+        if engine is None:
+            continue
+        variables = {**environ, **engine.env}
+        python = engine.runtime.python or facts.default_python
+        try:
+            size = hub.fetch(engine.model, python, variables, part="access", revision=kinship.revision_of(engine))
+        except PreflightError as error:
+            yield checks.failure("model", str(error), error.hint)
+            continue
+        home = runtime.cache_dir(variables)
+        free = machine.free(home)
+        text = f"{model.name} can be downloaded: {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free in {home}"
+        enough = free > size
+        yield checks.ok("model", text) if enough else checks.failure("model", text, "set HF_HOME to a larger disk")
+
+
+def _model(profile: Profile, facts: Facts, reader: ServiceSpec | None) -> Model:
+    return kinship.model_of(profile.engines[reader.name], facts) if reader else Model("")
+
+
+def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, str]) -> dict[str, float]:
+    tokenizer = Path(model.path or "", "tokenizer.json")
+    document = plan.bench.get("context") or ""
+    return bandwidth.rates(
+        reader.argv[0],
+        environment.of_service(environ, reader.env, ()),
+        gpu=bool(reader.gpus),
+        shape=asdict(model.shape) if model.shape else None,
+        tokenizer=str(tokenizer) if model.path and tokenizer.is_file() else "",
+        document=document if document and Path(document).is_file() else "",
+    )
+
+
+def _copies(rates: Mapping[str, float]) -> Iterator[Check]:
+    if "load" not in rates:
+        yield checks.warning("copy", "could not be measured", "see `load torch` above; a full GPU cannot be measured")
+        return
+    if "store" in rates:
+        text = f"{rates['load'] / 1e9:.1f} GB/s pinned memory to GPU, {rates['store'] / 1e9:.1f} GB/s back"
+    else:
+        text = f"{rates['load'] / 1e9:.1f} GB/s memory to memory"
+    yield checks.ok("copy", text, **{name: round(rates[name]) for name in ("load", "store") if name in rates})
+
+
+def _disk(store: Path, name: str = "") -> tuple[Check, bandwidth.Disk | None]:
+    """Measure where the KV store is, or on the file system where it will be."""
+    title = f"disk of {name}" if name else "disk"
+    place = store
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    found = bandwidth.disk(place)
+    if found is None:
+        advice = "make it writable, with 512 MiB free, or set caches.*.l2 to another directory"
+        return checks.failure(title, f"{place} cannot be written and read", advice), None
+    text = (
+        f"{place}: writes {found.write / 1e9:.2f} GB/s; reads {found.sequential / 1e9:.2f} GB/s one block at a time, "
+        f"{found.parallel / 1e9:.2f} GB/s with {found.readers} at once"
+    )
+    if not found.direct:
+        fix = "this file system has no direct I/O: the page cache may have helped"
+        return checks.warning(title, text, fix, **asdict(found)), found
+    return checks.ok(title, text, **asdict(found)), found
+
+
+def _prediction(
+    plan: Plan,
+    facts: Facts,
+    reader: ServiceSpec | None,
+    model: Model,
+    rates: Mapping[str, float],
+    bandwidths: Mapping[str, float],
+    results: Path,
+) -> Iterator[Check]:
+    tokens = int(rates.get("tokens", 0)) or (reader.context if reader else 0)
+    if reader is None:
+        return
+    if not (model.shape and model.kv_bytes_per_token and reader.chunk_size and tokens):
+        yield from checks.prediction(None, "", "the model's config is not here, or not of the usual form")
+        return
+    ranks = max(1, len(reader.gpus))
+    names = sorted({gpu.name for gpu in facts.gpus if gpu.index in reader.gpus})
+    device = ", ".join(names) or f"{os.cpu_count()} processor cores"
+    times = predict.from_results(_saved(results), model.digest, device, model.shape, tokens)
+    if times is None and {"matmul", "attention"} <= rates.keys():
+        # Each GPU of a tensor-parallel engine does its part, and gets its part of the KV.
+        speed = predict.Rates(ranks * rates["matmul"], ranks * rates["attention"], rates.get("tokenizing", 0.0))
+        times = predict.from_rates(model.shape, speed, tokens, reader.chunk_size)
+    if times is None or not bandwidths:
+        yield from checks.prediction(None, "", "this machine's speed could not be measured")
+        return
+    found = predict.predict(tokens, reader.chunk_size, model.kv_bytes_per_token, times, bandwidths)
+    what = Path(plan.bench["context"]).name if "tokens" in rates else "a document of the longest context"
+    yield from checks.prediction(found, what, "")
+
+
+def _saved(results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file in sorted(results.glob("*.json")):
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict) and "rows" in document:
+            yield file.name, document

@@ -1,0 +1,97 @@
+"""Around every command: the only place that catches KvdemoError, signals that end a verb in good order, its events.
+
+Imported with the command line itself, so everything heavy waits until it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+import typer.core
+
+from kvdemo.errors import DownIncompleteError, ExitCode, KvdemoError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvdemo.fleet.watch import Event
+    from kvdemo.host.state import Project
+
+
+class Verbs(typer.core.TyperGroup):
+    """The commands, with one translation of every failure into a message and an exit code around all of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            with _interruptible():
+                return super().invoke(ctx)
+        except KvdemoError as error:
+            from kvdemo.report import terminal
+
+            terminal.failure(str(error), error.hint)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of our output left (`kvdemo logs | head`): nothing is wrong, and nobody is there to be told.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """SIGTERM and SIGHUP end a verb as Ctrl-C does, so that what it started is stopped again."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def take_down(project: Project, volumes: bool, timeout: float | None) -> None:
+    """Stop a project and show it. Raises DownIncompleteError if something survived."""
+    from kvdemo.fleet import teardown
+    from kvdemo.report import terminal
+
+    with project.lock("down", timeout=30):
+        remains = teardown.Remains()
+        with closing(teardown.down(project, remove_store=volumes, timeout=timeout)) as events, terminal.Fleet() as show:
+            for event in events:
+                if isinstance(event, teardown.Remains):
+                    remains = event
+                else:
+                    show(event)
+    if remains:
+        raise DownIncompleteError(
+            f"still there: {remains}", f"try again, or end it by hand: kvdemo down -p {project.name}"
+        )
+    terminal.out.print(terminal.down_summary(remains))
+
+
+def show(events: Generator[Event]) -> None:
+    """Show events as they come; whoever makes them is closed in any case."""
+    from kvdemo.report import terminal
+
+    with closing(events) as stream, terminal.Fleet() as show:
+        for event in stream:
+            show(event)
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file that the user named. Raises UsageError if it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "name another file: -o FILE") from None

@@ -1,0 +1,163 @@
+"""Mistakes that only show between the parts of a profile: names, models, ports, shares of one GPU, flags with a key.
+
+A part that is wrong by itself is left out, so that no mistake is told as two.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from kvdemo.config.findings import Keys
+from kvdemo.config.settings import Cache, Engine, Part, Profile, Settings
+from kvdemo.config.yamlfile import Document
+
+OWN_KEYS: dict[type[Part], dict[str, str]] = {
+    Engine: {
+        "gpu-memory-utilization": "memory",
+        "host": "host",
+        "kv-cache-memory-bytes": "kv_cache",
+        "max-model-len": "max_model_len",
+        "model": "model",
+        "port": "port",
+        "served-model-name": "served_model_name",
+    },
+    Cache: {
+        "chunk-size": "chunk_size",
+        "host": "host",
+        "http-host": "host",
+        "http-port": "http_port",
+        "l1-size-gb": "l1",
+        "port": "port",
+    },
+}
+"""Flags that kvdemo must know and that therefore have a key: in ``args`` they would contradict it unseen."""
+
+
+def check(document: Document, settings: Settings, profile: Profile) -> None:
+    """Add every finding to the document: ``settings`` are as written, ``profile`` with defaults merged."""
+    _check_names(document, profile)
+    _check_models(document, profile)
+    _check_ports(document, profile)
+    _check_fractions(document, profile)
+    _check_secrets(document, settings)
+    _check_wiring(document, profile)
+    _check_cluster(document, profile)
+    for keys, part in _parts(settings):
+        _check_flags(document, keys, part)
+
+
+def _nearest(document: Document, kind: str, name: str, key: str) -> Keys:
+    """Where a service's value is said: by itself, else in the defaults, else nowhere (the service then)."""
+    ways: tuple[Keys, ...] = (kind, name, key), ("defaults", kind.removesuffix("s"), key)
+    return next((keys for keys in ways if keys in document.values), (kind, name))
+
+
+def _check_names(document: Document, profile: Profile) -> None:
+    if not profile.engines and not any(keys[:1] == ("engines",) for keys in document.broken):
+        about = ("engines",) if ("engines",) in document.values else ()
+        document.find(("engines",), "at least one engine is needed, such as 'engines: {vllm-a: {}}'", about=about)
+    for name in document.value.get("engines") or {}:
+        if name in profile.caches:
+            document.find(("engines", name), f"a cache is called '{name}', too", at_key=True)
+    caches = [keys[1] for keys in document.values if len(keys) == 2 and keys[0] == "caches"]
+    for name, engine in profile.engines.items():
+        if engine.cache and engine.cache not in caches and ("caches",) not in document.broken:
+            near = difflib.get_close_matches(engine.cache, [str(cache) for cache in caches], 1, 0.5)
+            there = f"there is: {', '.join(map(str, caches))}" if caches else "there is none"
+            meant = f"did you mean '{near[0]}'?" if near else there
+            document.find(
+                _nearest(document, "engines", name, "cache"), f"no cache is called '{engine.cache}' ({meant})"
+            )
+
+
+def _check_models(document: Document, profile: Profile) -> None:
+    tried = {("model",), ("defaults", "engine", "model"), ("defaults", "engine"), ("defaults",)} & document.broken
+    without = [
+        name
+        for name, engine in profile.engines.items()
+        if not engine.model and not tried and ("engines", name, "model") not in document.broken
+    ]
+    if without:
+        message = "no model: give 'model' here, under defaults.engine or at the top"
+        others = f" (nor for {', '.join(without[1:])})" if without[1:] else ""
+        document.find(("engines", without[0]), message + others, at_key=True)
+
+
+def _check_ports(document: Document, profile: Profile) -> None:
+    used: dict[int, str] = {}
+    every = [("caches", name, key) for name in profile.caches for key in ("port", "http_port")]
+    for kind, name, key in every + [("engines", name, "port") for name in profile.engines]:
+        port = getattr(getattr(profile, kind)[name], key)
+        me = f"{kind}.{name}.{key}"
+        if port is not None and used.setdefault(port, me) != me:
+            about: Keys = (kind, name, key)
+            document.find(
+                _nearest(document, kind, name, key), f"port {port} is used twice: {used[port]} has it, too", about=about
+            )
+
+
+def _check_fractions(document: Document, profile: Profile) -> None:
+    """Fractions of a GPU that is named; what ``auto`` shares is not known before the plan."""
+    users: dict[int | str, dict[str, float]] = {}
+    for name, engine in profile.engines.items():
+        for gpu in engine.gpus if "auto" not in engine.gpus else ():
+            if isinstance(engine.memory, float):
+                users.setdefault(gpu, {})[name] = engine.memory
+    for gpu, shares in users.items():
+        total = sum(shares.values())
+        if total > 1 + 1e-9:
+            last = list(shares)[-1]
+            terms = " + ".join(f"{name} {share:g}" for name, share in shares.items())
+            keys = ("engines", last, "memory")
+            message = f"GPU {gpu} is given away more than once: {terms} = {total:g} of 1.0"
+            document.find(
+                keys if keys in document.values else ("engines", last, "gpus"), message, about=("engines", last)
+            )
+
+
+def _check_wiring(document: Document, profile: Profile) -> None:
+    """A cached engine moves KV by mapped memory and CUDA IPC: its server is the one that its own node runs."""
+    for name, engine in profile.engines.items():
+        if engine.cache and "kv-transfer-config" in engine.args:
+            keys: Keys = (*_nearest(document, "engines", name, "args"), "kv-transfer-config")
+            message = "an engine with a cache is wired by kvdemo to the LMCache server beside it; leave this flag out"
+            document.find(keys if keys in document.values else ("engines", name), message)
+
+
+def _check_cluster(document: Document, profile: Profile) -> None:
+    """What means something on one machine only, or on a cluster only."""
+    for name, engine in profile.engines.items():
+        counted, keys = "auto" in engine.gpus, _nearest(document, "engines", name, "gpus")
+        if profile.on.ray and engine.gpus and not counted:
+            document.find(keys, f"on a cluster GPUs are counted, not named: write {len(engine.gpus)}")
+        if not profile.on.ray and counted and engine.gpus != "auto":
+            document.find(
+                keys, "a number of GPUs is for a cluster; on one machine name them, such as [0], or write auto"
+            )
+    if not profile.on.ray:
+        return
+    for keys in [keys for keys in document.values if keys[-1:] == ("host",) and "args" not in keys]:
+        document.find(keys, "on a cluster every service listens on its node's address; leave host out")
+
+
+def _parts(settings: Settings) -> list[tuple[Keys, Engine | Cache]]:
+    return [
+        (("defaults", "engine"), settings.defaults.engine),
+        (("defaults", "cache"), settings.defaults.cache),
+        *((("engines", name), engine) for name, engine in settings.engines.items()),
+        *((("caches", name), cache) for name, cache in settings.caches.items()),
+    ]
+
+
+def _check_secrets(document: Document, settings: Settings) -> None:
+    for keys in [(), *(keys for keys, _ in _parts(settings))]:
+        for name in settings.secrets:
+            if (where := (*keys, "env", name)) in document.values:
+                message = "is under 'secrets': engines get it from your environment; remove it here"
+                document.find(where, message, at_key=True)
+
+
+def _check_flags(document: Document, keys: Keys, part: Engine | Cache) -> None:
+    for where in [where for where in document.keys if where[:-1] == (*keys, "args")]:
+        if own := OWN_KEYS[type(part)].get(str(where[-1]).lstrip("-").replace("_", "-")):
+            document.find(where, f"this flag has a key of its own: write '{own}' outside of args", at_key=True)

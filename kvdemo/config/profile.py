@@ -1,0 +1,160 @@
+"""What the user wants: a YAML file read into a frozen ``Profile``, with every default in it and every path absolute.
+
+All mistakes are told at once, each with its line. Limits: nothing is looked up on this machine; whether the GPUs, the
+ports and the model are there is the plan's question.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kvdemo.config import quantities, values
+from kvdemo.config.consistency import OWN_KEYS, check
+from kvdemo.config.findings import Keys, failure, read
+from kvdemo.config.settings import Bench, Cache, Defaults, Engine, On, Part, Profile, Ray, Runtime, Settings, schema
+from kvdemo.config.variables import dotenv
+from kvdemo.config.yamlfile import Document, parse
+
+__all__ = ["Bench", "Cache", "Defaults", "Engine", "Profile", "Ray", "Runtime", "load", "schema"]
+
+_MOST_ROUNDS = 40
+_PLACES: dict[type[Part], str] = {
+    Settings: "at the top",
+    Engine: "in an engine",
+    Cache: "in a cache",
+    Bench: "under 'bench'",
+}
+_PARTS: dict[Keys, type[Part]] = {(): Settings, ("defaults",): Defaults, ("on",): On, ("on", "ray"): Ray}
+
+_Service = TypeVar("_Service", Engine, Cache)
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Profile:
+    """Read a profile; variables come from ``environ``, then from a ``.env`` file beside the profile.
+
+    Raises ProfileError with every finding.
+    """
+    source = read(path)
+    variables, findings = dotenv(path.parent / ".env")
+    document = parse(source, {**variables, **environ}, as_text=_is_env)
+    base = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
+    context = {"base": base.parent, "home": environ.get("HOME", "~")}
+    settings = _validated(document, context)
+    engines = {name: _merged(engine, settings.defaults.engine, settings) for name, engine in settings.engines.items()}
+    caches = {name: _merged(cache, settings.defaults.cache, settings) for name, cache in settings.caches.items()}
+    own = {"engines": engines, "caches": caches, "path": base}
+    if ("name",) not in document.keys:
+        own["name"] = values.slug(path.stem) or "kvdemo"
+    profile = Profile.model_construct(**{name: getattr(settings, name) for name in Settings.model_fields} | own)
+    check(document, settings, profile)
+    if findings or document.findings:
+        raise failure(findings + document.findings)
+    return profile
+
+
+def _is_env(keys: Keys) -> bool:
+    return (keys[0] == "env" and len(keys) == 2) or (len(keys) == 4 and keys[2] == "env")
+
+
+def _validated(document: Document, context: Mapping[str, Any]) -> Settings:
+    """The settings without their wrong values, so that what is right is checked further in the same run."""
+    value = document.value
+    for _ in range(_MOST_ROUNDS):
+        try:
+            return Settings.model_validate(value, context=dict(context))
+        except ValidationError as error:
+            for entry in error.errors(include_url=False, include_input=False):
+                _drop(value, _refused(document, entry))
+    raise failure(document.findings)
+
+
+def _refused(document: Document, entry: Any) -> Keys:
+    """Add the finding for this error of pydantic; the way to the value that it is about."""
+    told = entry.get("ctx", {})
+    keys: Keys = ()
+    for key in (*entry["loc"], *told.get("at", ())):
+        # pydantic names branches of a union on the way, too.
+        keys = (*keys, key) if (*keys, key) in document.values else keys
+    document.broken.add(keys)
+    if entry["type"] == "extra_forbidden":
+        near = _near(keys)
+        # Whoever misspelt a key must not be told that the right one is missing.
+        document.broken.add((*keys[:-1], near))
+        meant = f"did you mean '{near}'?" if near else _elsewhere(keys)
+        document.find(keys, f"unknown key '{keys[-1]}' ({meant})", at_key=True, about=keys[:-1])
+    elif "[key]" in entry["loc"]:
+        document.find(keys, told["message"], at_key=True, about=keys[:-1])
+    elif keys == ("version",):
+        document.find(
+            keys, f"expected 1, the version of the file format, got {quantities.shown(document.value['version'])}"
+        )
+    else:
+        document.find(keys, told.get("message", entry["msg"]), at_key=told.get("key", False))
+    return keys
+
+
+def _drop(value: dict[str, Any], keys: Keys) -> None:
+    """Remove this value; of a list the whole."""
+    parent: Any = value
+    for depth, key in enumerate(keys):
+        last = depth + 1 == len(keys) or not isinstance(parent.get(key), dict)
+        if last:
+            parent.pop(key, None)
+            return
+        parent = parent[key]
+    value.clear()
+
+
+def _part(keys: Keys) -> type[Part]:
+    match keys:
+        case (*_, "runtime"):
+            return Runtime
+        case ("engines", _) | ("defaults", "engine"):
+            return Engine
+        case ("caches", _) | ("defaults", "cache"):
+            return Cache
+    return _PARTS.get(keys, Bench)
+
+
+def _near(keys: Keys) -> str:
+    """The known key that is most like this one; empty if none is."""
+    part, flag = _part(keys[:-1]), str(keys[-1]).lower().replace("_", "-")
+    known = {name.replace("_", "-"): name for name in part.model_fields} | OWN_KEYS.get(part, {})
+    near = difflib.get_close_matches(flag, known, 1, 0.6)
+    return known[near[0]] if near else ""
+
+
+def _elsewhere(keys: Keys) -> str:
+    """Where a key may belong that is none here."""
+    part = _part(keys[:-1])
+    for other, place in _PLACES.items():
+        if keys[-1] in other.model_fields:
+            return f"it belongs {place}"
+    if part in OWN_KEYS:
+        return f"a flag of {'vLLM' if part is Engine else 'LMCache'} goes under 'args'"
+    return f"known here: {', '.join(part.model_fields)}"
+
+
+def _merged(service: _Service, base: _Service, top: Settings) -> _Service:
+    """The service with its defaults: its own values, then ``defaults``, then those of the profile."""
+    given = {name: getattr(part, name) for part in (base, service) for name in part.model_fields_set}
+    given["args"] = {**base.args, **service.args}
+    given["env"] = {**top.env, **base.env, **service.env}
+    given["runtime"] = Runtime(python=service.runtime.python or base.runtime.python or top.runtime.python)
+    given.setdefault("host", top.host)
+    if isinstance(service, Engine):
+        given["model"] = service.model or top.defaults.engine.model or top.model or ""
+        given["served_model_name"] = given.get("served_model_name") or top.served_model_name
+    return service.model_copy(update=given)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(schema(), indent=2) + "\n")

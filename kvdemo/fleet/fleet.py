@@ -1,0 +1,244 @@
+"""The stories ``up``, ``restart`` and ``ps``: streams of events about services; nothing here prints.
+
+``up`` starts what is missing and replaces what changed: caches first, and their engines beside them, which take longer
+until they ask for it than the cache takes until it answers. An engine that came too early all the same is started again
+when its cache is ready. Engines that measure the memory of a GPU start one after another, and after their cache.
+What a failing or interrupted ``up`` started, it stops again; consume it under ``contextlib.closing``.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+
+from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
+from kvdemo.fleet import diagnose, keystore, launchers, stores, teardown, watch
+from kvdemo.fleet.turns import Turns
+from kvdemo.host import health, survey
+from kvdemo.host.launcher import Event, Launcher, State
+from kvdemo.host.state import Project
+from kvdemo.planning import order
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+
+def up(  # noqa: PLR0913 (each is one wish of the caller)
+    plan: Plan,
+    project: Project,
+    environ: Mapping[str, str],
+    lock_fd: int,
+    *,
+    names: Sequence[str] = (),
+    wait: bool = True,
+    keep: bool = False,
+    timeout: float | None = None,
+    then: Callable[[], Iterable[Event]] | None = None,
+) -> Generator[Event]:
+    """Bring the plan (or only ``names`` and the caches they need) up; ends when every service can generate.
+
+    ``then`` is done at the end, as a part of it: whoever interrupts it stops what was started.
+    Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
+    """
+    wanted = _closure(plan, names)
+    previous = survey.saved_plan(project)
+    launcher = launchers.of(project, lock_fd, plan)
+    same = _unchanged(wanted, previous, launcher)
+    running = launcher.running()
+    fresh = [spec for spec in wanted if spec.name not in same]
+    stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
+    document = project.load(strict=False) or {}
+    yield from teardown.stop(launcher, stale, previous)
+    document |= launcher.prepare(fresh=not running - stale)
+    # Saved before anything starts: whatever happens next, `down` knows what to look for.
+    project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json()})
+    started: list[str] = []
+    try:
+        yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
+        launcher.settled()
+        if then:
+            yield from then()
+    except (Exception, KeyboardInterrupt):
+        if not keep:
+            yield from teardown.stop(launcher, started, plan)
+            _tidy(launcher)
+        raise
+    except GeneratorExit:
+        for _ in () if keep else teardown.stop(launcher, started, plan):
+            pass
+        _tidy(launcher)
+        raise
+
+
+def _tidy(launcher: Launcher) -> None:
+    launcher.tidy()
+    if not launcher.running():
+        launcher.release()
+
+
+def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
+    """What will run: the plan, except for services that nobody asked to replace and that run from an earlier one."""
+    asked = {spec.name for spec in wanted}
+    old = {spec.name: spec for spec in previous.services if spec.name in running - asked} if previous else {}
+    return replace(plan, services=tuple(old.get(spec.name, spec) for spec in plan.services))
+
+
+def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
+    chosen = _known(plan, names)
+    chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
+    return [spec for spec in plan.services if spec.name in chosen]
+
+
+def _known(plan: Plan, names: Collection[str]) -> set[str]:
+    """These services, all if none is named. Raises UsageError for one that is not in the plan."""
+    known = {spec.name for spec in plan.services}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(known))}")
+    return set(names) or known
+
+
+def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
+    """Services that run exactly as planned; the engines of a cache that is replaced must follow it."""
+    before = {spec.name: spec.digest for spec in previous.services} if previous else {}
+    same: set[str] = set()
+    for spec in wanted:  # caches come first
+        status = launcher.status(spec.name)
+        lives = status and status.alive and status.guarded and not health.doomed(spec.url)
+        follows = not spec.cache or spec.cache in same
+        if lives and follows and before.get(spec.name) == spec.digest:
+            same.add(spec.name)
+    return same
+
+
+class _Starter:
+    """Spawns services as soon as what they need is ready, and watches all of them at once."""
+
+    def __init__(
+        self, plan: Plan, project: Project, environ: Mapping[str, str], launcher: Launcher, started: list[str]
+    ) -> None:
+        self.plan, self.project, self.environ, self.launcher, self.started = plan, project, environ, launcher, started
+        self.run_id = secrets.token_hex(8)
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.stopping = threading.Event()
+        self.watching: set[str] = set()
+        self.turns = Turns(plan.project, self.events.put, self.stopping)
+
+    def run(
+        self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
+    ) -> Generator[Event]:
+        """Events until all are ready; raises on the first failure."""
+        deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
+        pending = {spec.name: order.at_start(spec, wanted) for spec in wanted}
+        ready: set[str] = set()
+        early: set[str] = set()
+        try:
+            yield from (
+                Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec), node=spec.node) for spec in wanted
+            )
+            while pending or (self.watching and wait):
+                for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
+                    if spec.name not in same and not self.turns.may_start(spec, deadline):
+                        continue
+                    del pending[spec.name]
+                    if spec.name not in same:
+                        self._spawn(spec)
+                    self.watching.add(spec.name)
+                    # A daemon: one that hangs in a question to a stuck engine must not hold up Ctrl-C.
+                    threading.Thread(target=self._watch, args=(spec, deadline), daemon=True).start()
+                if not (pending or wait):
+                    break
+                event = self.events.get()
+                self.turns.note(event)
+                if event.state is State.READY:
+                    ready.add(event.service)
+                    self.watching.discard(event.service)
+                    if event.service in same:
+                        event = replace(event, state=State.UNCHANGED)
+                if event.state is State.FAILED and event.service not in early and _too_early(event):
+                    early.add(event.service)
+                    self.watching.discard(event.service)
+                    pending[event.service] = {self.plan.service(event.service).cache}
+                    event = Event(event.service, State.WAITING, event.kind, detail="for its cache", at=event.at)
+                yield event
+                if event.state is State.FAILED:
+                    raise self._failure(event)
+        finally:
+            self.stopping.set()
+            self.turns.close()
+
+    def _spawn(self, spec: ServiceSpec) -> None:
+        if spec.directory:
+            stores.make(Path(spec.directory), dict(self.plan.models), self.project.stores)
+        elif spec.store:
+            keystore.claim(spec.store, spec.kin, self.environ)
+        self.started.append(spec.name)
+        self.launcher.start(spec, self.run_id, self.environ)
+
+    def _watch(self, spec: ServiceSpec, deadline: float) -> None:
+        cache = self.plan.service(spec.cache).url if spec.cache else ""
+        known = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
+        try:
+            watch.until_ready(
+                spec,
+                self.launcher,
+                deadline=deadline,
+                stopped=self.stopping.is_set,
+                emit=lambda event: self.events.put(replace(event, detail=diagnose.redact(event.detail, known))),
+                cache_url=cache,
+                key=key_of(spec, self.environ),
+            )
+        except Exception as error:
+            self.events.put(Event(spec.name, State.FAILED, spec.kind, detail=f"cannot be watched: {error!r}"))
+
+    def _failure(self, event: Event) -> KvdemoError:
+        kind = StartTimeoutError if event.phase == "timeout" else ServiceError
+        hint = f"log: {self.project.log(event.service)} (kvdemo logs {event.service} -p {self.project.name})"
+        return kind(f"{event.service}: {event.detail}", f"{event.fix}\n{hint}" if event.fix else hint)
+
+
+def _too_early(event: Event) -> bool:
+    """Whether an engine ended because its cache server did not answer (yet)."""
+    return bool(re.search(diagnose.UNREACHABLE, event.detail))
+
+
+def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
+    """The API key for requests to this engine, if the profile gives it one."""
+    return environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
+
+
+def restart(
+    project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
+) -> Generator[Event]:
+    """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
+    plan = loaded(project)
+    _closure(plan, names)
+    chosen = set(names)
+    chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
+    launcher = launchers.of(project, lock_fd)
+    yield from teardown.stop(launcher, chosen, plan)
+    launcher.tidy()
+    yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
+
+
+def loaded(project: Project) -> Plan:
+    """The plan of a project that is up. Raises NotReadyError if it is not."""
+    project.load()
+    plan = survey.saved_plan(project)
+    if plan is None:
+        raise NotReadyError(f"project {project.name} is not up", "start it: kvdemo up PROFILE")
+    return plan
+
+
+def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
+    """What every service is doing at this moment, in start order."""
+    plan = loaded(project)
+    known = _known(plan, names)
+    chosen = [spec for spec in plan.services if spec.name in known]
+    launcher = launchers.of(project)
+    with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
+        return list(pool.map(lambda s: watch.observe(s, launcher.status(s.name), key_of(s, environ)), chosen))

@@ -1,0 +1,83 @@
+"""L2 on a Redis or Valkey server: whose KV it holds, and the keys of a benchmark's own requests.
+
+LMCache's keys begin with the model's name and end with the request's salt; nothing in them tells other weights of the
+same name apart. So a server is claimed: one key for each model says of which fingerprint its KV is, and a fleet of
+another one is refused. Limit: who writes there without kvdemo is seen only while that key is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from kvdemo.errors import PreflightError
+from kvdemo.planning.services import server
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+CLAIM = "kvdemo-kin:"
+BATCH = 1000
+
+
+@contextlib.contextmanager
+def _connected(store: str, environ: Mapping[str, str]) -> Iterator[Redis]:
+    """A connection; name and password as LMCache takes them. Raises PreflightError if the server refuses."""
+    try:
+        import redis  # noqa: PLC0415 (only who has such a store needs it)
+    except ImportError:
+        raise PreflightError(f"L2 {store}: the package redis is missing", "pip install 'kvdemo[redis]'") from None
+    host, port = server(store)
+    client = redis.Redis(
+        host,
+        port,
+        username=environ.get("LMCACHE_RESP_USERNAME") or None,
+        password=environ.get("LMCACHE_RESP_PASSWORD") or None,
+        socket_timeout=10,
+        socket_connect_timeout=3,
+        decode_responses=True,
+    )
+    try:
+        with client:
+            yield client
+    except redis.RedisError as error:
+        hint = "is it running, and does its password stand in LMCACHE_RESP_PASSWORD, named under secrets?"
+        raise PreflightError(f"L2 {store}: {error}", hint) from None
+
+
+def claim(store: str, kin: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Make this server the L2 of these fingerprints, by model. Raises PreflightError if it is that of others."""
+    with _connected(store, environ) as client:
+        for model, mine in kin.items():
+            key = f"{CLAIM}{model}"
+            theirs = client.get(key)
+            # A server short of memory may have dropped the claim and kept KV.
+            if theirs is None and next(client.scan_iter(f"{_literal(model)}@*", BATCH), None) is not None:
+                theirs = "unknown"
+            if theirs is None and not client.set(key, mine, nx=True):
+                theirs = client.get(key)
+            if theirs not in (None, mine):
+                raise PreflightError(
+                    f"L2 {store} holds KV of {model} by other weights, flags or versions ({theirs!s}, not {mine}): it "
+                    "would silently be wrong here",
+                    "use another server, or empty this one (redis-cli FLUSHALL) once nobody needs what is in it",
+                )
+
+
+def keys(store: str, salts: str, environ: Mapping[str, str]) -> list[str]:
+    """The keys of KV whose salt matches this pattern."""
+    with _connected(store, environ) as client:
+        return list(client.scan_iter(f"*@{salts}", BATCH))
+
+
+def forget(store: str, salts: str, environ: Mapping[str, str]) -> None:
+    """Delete the KV under these salts."""
+    with _connected(store, environ) as client:
+        if found := list(client.scan_iter(f"*@{salts}", BATCH)):
+            client.unlink(*found)
+
+
+def _literal(text: str) -> str:
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)

@@ -1,0 +1,45 @@
+"""Stop services, and prove that they are gone.
+
+Engines end before caches: an LMCache server has mapped the memory of its engines, and gives it back only when they
+leave in good order. After the last one, the launcher looks for anything that outlived its owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+
+from kvdemo.fleet import launchers
+from kvdemo.fleet.stores import delete as delete_stores
+from kvdemo.host.launcher import Event, Launcher, Remains
+from kvdemo.host.state import Project
+from kvdemo.host.survey import saved_plan
+from kvdemo.planning.plan import Plan
+
+__all__ = ["Remains", "down", "stop"]
+
+
+def stop(
+    launcher: Launcher, names: Collection[str], plan: Plan | None, timeout: float | None = None
+) -> Generator[Event]:
+    """Stop these services, engines first. What has not ended after ``timeout`` (default: the plan's) is killed."""
+    if timeout is None:
+        timeout = max([spec.stop_timeout for spec in plan.services] if plan else [30.0])
+    chosen = [name for name in launcher.started() if name in names]
+    kinds = {spec.name: spec.kind for spec in plan.services} if plan else {}
+    yield from launcher.stop([name for name in chosen if kinds.get(name) != "cache"], timeout)
+    yield from launcher.stop([name for name in chosen if kinds.get(name) == "cache"], timeout)
+
+
+def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Generator[Event | Remains]:
+    """Stop everything of a project; the last thing yielded are its Remains. Safe to repeat, and after any crash."""
+    plan, launcher = saved_plan(project), launchers.of(project)
+    names, runs = launcher.started(), launcher.runs()
+    yield from stop(launcher, names, plan, timeout)
+    freed = delete_stores(project.stores) if remove_store else 0
+    remains = launcher.remains(plan.services if plan else (), runs)
+    if not remains.seen:
+        # What is out of reach ends by itself: it has lost its owner, too.
+        launcher.release()
+        project.clear()
+    remains.checked |= {"services": len(names), "freed": freed}
+    yield remains

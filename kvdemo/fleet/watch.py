@@ -1,0 +1,150 @@
+"""Watch one service: what state it is in now, and the wait until it can really serve.
+
+Waiting races three things: ready, ended, deadline. The end of a process is awaited (pidfd), readiness is asked for.
+Ready means: alive, healthy, the right model, the port answered by *this* service, one token generated; a cached engine
+also has to be registered with its cache server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from kvdemo.fleet import diagnose
+from kvdemo.host import health
+from kvdemo.host.launcher import BEGIN, Event, Launcher, State, Status
+from kvdemo.planning.plan import ServiceSpec
+
+__all__ = ["Event", "State", "observe", "place", "registered", "until_ready"]
+
+TICK = 0.5
+"""Seconds between two questions to a service that is not ready yet."""
+
+
+def place(spec: ServiceSpec) -> str:
+    """Where a service lives, for people: port and GPUs."""
+    gpus = f" GPU {','.join(map(str, spec.gpus))}" if spec.gpus else ""
+    return f"{spec.host if spec.node else ''}:{spec.port}{gpus}"
+
+
+def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
+    """The state of a service at this moment, from what its launcher knows and what it says itself."""
+    event = Event(spec.name, State.ABSENT, spec.kind, at=place(spec), node=spec.node)
+    if status is None or status.lost:
+        return replace(event, state=State.LOST, detail=status.lost) if status else event
+    event = replace(event, elapsed=time.time() - status.started_at)
+    if not status.alive:
+        ended = status.exit
+        if ended is None:
+            return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
+        how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
+        return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
+    event = replace(event, memory=status.memory, nice=status.nice)
+    guarded = "" if status.guarded else "its guardian was killed"
+    if not health.healthy(spec.url, spec.kind):
+        return replace(
+            event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
+        )
+    if spec.kind == "engine" and spec.model not in health.served_models(spec.url, key):
+        return replace(event, state=State.UNHEALTHY, detail=f"does not offer model {spec.model}")
+    return replace(event, state=State.READY, detail=guarded)
+
+
+class Follower:
+    """Reads what is new in a log, and keeps the phase that it shows."""
+
+    def __init__(self, launcher: Launcher, service: str) -> None:
+        self.launcher, self.service = launcher, service
+        self.place, self.phase = BEGIN, "import"
+
+    def update(self) -> str:
+        """The phase of starting, after whatever was written since the last call."""
+        self.place, new = self.launcher.read_log(self.service, self.place)
+        self.phase = diagnose.phase(new.decode(errors="replace"), self.phase)
+        return self.phase
+
+
+def until_ready(
+    spec: ServiceSpec,
+    launcher: Launcher,
+    *,
+    deadline: float,
+    stopped: Callable[[], bool],
+    emit: Callable[[Event], None],
+    cache_url: str = "",
+    key: str = "",
+) -> None:
+    """Emit STARTING events until READY, or FAILED with the root cause (``detail``, ``fix``).
+
+    A ready service is watched on, because the others still need it: FAILED may follow. ``deadline`` is on the monotonic
+    clock. Returns when ``stopped`` says so.
+    """
+    follower = Follower(launcher, spec.name)
+    event = Event(spec.name, State.STARTING, spec.kind, at=place(spec), node=spec.node)
+    doubt = "health check not answered"
+    began = time.monotonic()
+    while not stopped():
+        # Ask at once, then ever more seldom: what runs already is found so without a wait.
+        ended = launcher.ended(spec.name, min(TICK, (time.monotonic() - began) / 2))
+        status = launcher.status(spec.name)
+        if ended or status is None:
+            cause = _cause(spec, launcher, status)
+            emit(replace(event, state=State.FAILED, phase="", detail=cause.line, fix=cause.fix))
+            return
+        elapsed = time.time() - status.started_at
+        event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
+        if health.healthy(spec.url, spec.kind):
+            doubt = _doubt(spec, launcher, cache_url, key, deadline)
+            if not doubt:
+                emit(replace(event, state=State.READY, phase="", elapsed=time.time() - status.started_at))
+                _until_stopped(spec, launcher, stopped, emit)
+                return
+        if time.monotonic() > deadline:
+            late = f"not ready in time: {doubt}; last phase: {event.phase}"
+            emit(
+                replace(event, state=State.FAILED, phase="timeout", detail=late, fix="raise --timeout, or see its log")
+            )
+            return
+        emit(event)
+
+
+def _until_stopped(
+    spec: ServiceSpec, launcher: Launcher, stopped: Callable[[], bool], emit: Callable[[Event], None]
+) -> None:
+    while not stopped():
+        if launcher.ended(spec.name, TICK):
+            cause = _cause(spec, launcher, launcher.status(spec.name))
+            detail = f"ended after it was ready: {cause.line}"
+            emit(Event(spec.name, State.FAILED, spec.kind, detail=detail, fix=cause.fix, at=place(spec)))
+            return
+
+
+def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, deadline: float) -> str:
+    """Why a service that says it is healthy is not ready yet; empty when it is."""
+    if stranger := launcher.stranger(spec):
+        return f"port {spec.port} is answered by another program (pid {stranger})"
+    if spec.kind == "cache":
+        return ""
+    models = health.served_models(spec.url, key)
+    if spec.model not in models:
+        return f"it offers {models or 'no models'} instead of {spec.model}"
+    if failed := health.generates(spec.url, spec.model, max(1.0, deadline - time.monotonic()), key):
+        return f"it cannot generate: {failed}"
+    if cache_url and not registered(cache_url):
+        return "it has not registered with its cache server"
+    return ""
+
+
+def registered(cache_url: str) -> int:
+    """How many engines an LMCache server knows."""
+    return len(health.status(cache_url).get("registered_gpu_ids", []))
+
+
+def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diagnose.Cause:
+    """What the log and the guardian's record of a dead service say."""
+    if status and status.lost:
+        return diagnose.Cause(status.lost, "")
+    text = launcher.read_log(spec.name)[1].decode(errors="replace")
+    ended = status.exit if status else None
+    return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)

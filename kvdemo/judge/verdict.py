@@ -1,0 +1,169 @@
+"""What a sample proves, judged from the engine's own counts alone; pure.
+
+COLD      every prompt token was computed          SHARED    the expected prefix came from the shared cache
+LOCAL     it came from the engine's own cache      PARTIAL   less came from either than the chunks that were there
+MISS      nothing came although it was there       UNPROVEN  the counts are missing or contradict each other
+FAILED    the request failed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvdemo.judge.sample import Sample
+
+
+class Verdict(StrEnum):
+    """See the module's table."""
+
+    COLD = "COLD"
+    SHARED = "SHARED"
+    LOCAL = "LOCAL"
+    PARTIAL = "PARTIAL"
+    MISS = "MISS"
+    UNPROVEN = "UNPROVEN"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and, unless it speaks for itself, why."""
+
+    verdict: Verdict
+    why: str = ""
+
+
+def judge(sample: Sample) -> Judgement:
+    """The verdict on one sample; ``sample.expected`` are the tokens that a cache should have provided."""
+    if sample.error:
+        return Judgement(Verdict.FAILED, sample.error)
+    if why := _unproven(sample):
+        return Judgement(Verdict.UNPROVEN, why)
+    sources = sample.sources
+    assert sources is not None  # noqa: S101 (what _unproven has just checked)
+    hit, expected = sources.local + sources.shared, sample.expected
+    if hit < expected:
+        came = f"{hit:,} of {expected:,} expected tokens; " if hit else ""
+        return Judgement(Verdict.PARTIAL if hit else Verdict.MISS, came + _missing(sample))
+    if hit == 0:
+        return Judgement(Verdict.COLD)
+    if 0 < sources.local < sources.shared < expected:
+        why = f"{sources.shared:,} of {expected:,} expected tokens; {sources.local:,} were in the engine's own cache"
+        return Judgement(Verdict.PARTIAL, why)
+    return Judgement(Verdict.SHARED if sources.shared > sources.local else Verdict.LOCAL)
+
+
+def _unproven(sample: Sample) -> str:
+    if sample.sources is None:
+        return sample.note or "the engine's counters do not tell where prompt tokens come from"
+    if sample.prompt_tokens is None:
+        return "the engine sent no usage"
+    if sample.sources.total != sample.prompt_tokens:
+        more = sample.sources.total > sample.prompt_tokens
+        why = "another client used the engine meanwhile" if more else "the counters are late or incomplete"
+        return f"the engine accounts for {sample.sources.total:,} of {sample.prompt_tokens:,} prompt tokens: {why}"
+    if sample.cached_tokens is None:
+        return "usage has no cached_tokens: start the engine with --enable-prompt-tokens-details"
+    hit = sample.sources.local + sample.sources.shared
+    if sample.cached_tokens != hit:
+        return f"usage says {sample.cached_tokens:,} cached tokens, the counters say {hit:,}"
+    return ""
+
+
+def _missing(sample: Sample) -> str:
+    """The likeliest reason for missing tokens, from what is known about the request."""
+    if sample.note:
+        return sample.note
+    return "evicted (L1 or L2 too small), not stored yet, or stored under another model name, chunk size or salt"
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What is known of a cache server when a request got less than expected; an unknown number is None.
+
+    ``engines`` should have registered with it, ``registered`` have; not who asked, if it is ``strange``. Of the
+    prompt's ``chunks`` ``stored`` arrived and ``filed`` are in L2; ``evicted``, ``refused`` (L1 was full) and
+    ``unreadable`` (in L2) are the chunks it counted since. Its lookup ``found`` tokens. ``kv_bytes`` are the prompt's,
+    ``l1_bytes`` L1's size.
+    """
+
+    server: str
+    answers: bool
+    expected: int
+    engines: int = 0
+    registered: int | None = None
+    strange: bool = False
+    failed: str = ""
+    chunks: int = 0
+    stored: int | None = None
+    filed: int | None = None
+    evicted: int = 0
+    refused: int = 0
+    unreadable: int = 0
+    found: int | None = None
+    kv_bytes: int | None = None
+    l1_bytes: int | None = None
+
+
+def why_missing(facts: CacheFacts) -> str:
+    """Why tokens did not come from the cache; empty if the facts do not tell."""
+    server, stored, filed, found = facts.server, facts.stored, facts.filed, facts.found
+    kv, l1 = (facts.kv_bytes or 0) / 1e6, (facts.l1_bytes or 0) / 1e6
+    registered = facts.engines if facts.registered is None else facts.registered
+    incomplete = stored is not None and stored < facts.chunks
+    reasons = [
+        (not facts.answers, f"the cache server {server} does not answer any more"),
+        (
+            registered < facts.engines,
+            f"only {registered} of {facts.engines} engines have their KV cache registered with {server}: "
+            "`kvdemo restart` those that lost it",
+        ),
+        (facts.strange, f"{server} does not know the engine's KV cache: `kvdemo restart` the engine"),
+        (bool(facts.failed), f"the writer's request failed ({facts.failed})"),
+        (
+            facts.l1_bytes is not None and kv > l1,
+            f"the prompt's KV ({kv:,.0f} MB) does not fit into L1 ({l1:,.0f} MB): raise `l1` of {server}",
+        ),
+        (incomplete and facts.refused > 0, f"L1 of {server} was full: {facts.refused:,} chunks found no room"),
+        (incomplete, f"only {stored} of the writer's {facts.chunks} chunks had been stored when the reader asked"),
+        (
+            filed is not None and filed < facts.chunks,
+            f"only {filed} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
+        ),
+        (
+            facts.unreadable > 0 or bool(filed and found is not None and found < facts.expected),
+            f"of the {facts.chunks} chunks in L2 some could not be read: files are missing, cut short or damaged",
+        ),
+        # Clearing L1, as a run about L2 does, counts as eviction too.
+        (
+            facts.evicted > 0 and filed is None,
+            f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
+        ),
+        (
+            found is not None and found >= facts.expected,
+            f"{server} found {found or 0:,} tokens, the engine did not load them: `kvdemo logs` says why",
+        ),
+        (found is not None, f"{server} found only {found or 0:,} tokens of this model, chunk size and salt"),
+    ]
+    return next((text for holds, text in reasons if holds), "")
+
+
+WORST_FIRST = (
+    Verdict.FAILED,
+    Verdict.UNPROVEN,
+    Verdict.MISS,
+    Verdict.PARTIAL,
+    Verdict.COLD,
+    Verdict.LOCAL,
+    Verdict.SHARED,
+)
+"""What a row shows of several verdicts."""
+
+SUPPORTS_SPEEDUP = {
+    "cold": {Verdict.COLD},
+    "store": {Verdict.COLD},
+    "reuse": {Verdict.SHARED},
+    "again": {Verdict.LOCAL},
+}
+"""Which verdict a row's samples need before a speed-up may be printed for its arm."""

@@ -1,0 +1,150 @@
+"""The command and environment of one vLLM engine: pure functions of the profile and of what the plan decided.
+
+Engines start as a module, not through the ``vllm`` script: that script of the CPU build looks for a distribution
+called vllm and fails. Flags are those of ``vllm serve``; whatever the profile says in ``args`` replaces a default here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Engine
+
+
+GIB = 1024**3
+
+# Telemetry off, output unbuffered and plain, the process environment kept readable (setproctitle blanks it otherwise,
+# and with it the mark by which an orphan is found).
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "LMCACHE_DISABLE_BANNER": "1",
+    "LMCACHE_TRACK_USAGE": "false",
+    "NO_COLOR": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONUNBUFFERED": "1",
+    "SPT_NOENV": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass(frozen=True)
+class CacheAddress:
+    """Where a cached engine finds its LMCache server."""
+
+    host: str
+    port: int
+
+
+def flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Render ``{"max-model-len": 16, "enforce-eager": True}`` as command-line words.
+
+    True is a bare flag, False its ``--no-`` form, None leaves the flag out, mappings and lists of mappings become JSON,
+    other lists become several words.
+    """
+    words: list[str] = []
+    for name, value in arguments.items():
+        flag = "--" + name.lstrip("-").replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, Mapping) or (isinstance(value, Sequence) and any(isinstance(v, Mapping) for v in value)):
+            words += [flag, json.dumps(value, separators=(",", ":"))]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [flag, *(str(item) for item in value)]
+        else:
+            words += [flag, str(value)]
+    return tuple(words)
+
+
+def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with every name in the form ``max-model-len``."""
+    return {name.lstrip("-").replace("_", "-"): value for name, value in arguments.items()}
+
+
+def argv(
+    engine: Engine,
+    *,
+    python: str,
+    served: str,
+    port: int,
+    devices: int,
+    memory: float | None,
+    cache: CacheAddress | None,
+    stop_timeout: float,
+) -> tuple[str, ...]:
+    """The command that runs this engine.
+
+    ``served`` is the model's name towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
+    the fraction of each GPU it may use (None: vLLM's default).
+    """
+    arguments: dict[str, Any] = {
+        "model": engine.model,
+        "served-model-name": served,
+        "host": engine.host,
+        "port": port,
+        "max-model-len": engine.max_model_len,
+        "enable-prompt-tokens-details": True,
+        "enable-per-request-metrics": True,
+        # vLLM's default of 0 kills the engine core at once: its KV memory would stay behind, registered with LMCache.
+        "shutdown-timeout": max(1, int(stop_timeout / 2)),
+    }
+    if devices:
+        arguments |= {"tensor-parallel-size": devices if devices > 1 else None}
+        arguments |= {"gpu-memory-utilization": memory, "kv-cache-memory-bytes": engine.kv_cache}
+    else:
+        arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
+    if cache:
+        arguments["kv-transfer-config"] = _kv_transfer(cache)
+    arguments |= normalized(engine.args)
+    return (python, "-m", "vllm.entrypoints.openai.api_server", *flags(arguments))
+
+
+def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:
+    """LMCache's multiprocess connector; values by which engines survive the death of their cache server.
+
+    A failed load is computed again, a dead server is noticed by heartbeat within seconds, and KV blocks move by mapped
+    memory or CUDA IPC only (the other modes unpickle what arrives on a socket).
+    """
+    return {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "lmcache.mp.host": f"tcp://{cache.host}",
+            "lmcache.mp.port": cache.port,
+            "lmcache.mp.mp_transfer_mode": "lmcache_driven",
+            "lmcache.mp.heartbeat_interval": 2,
+            "lmcache.mp.mq_timeout": 10,
+        },
+    }
+
+
+def env(
+    engine: Engine, *, devices: Sequence[str], local_model: bool, sockets: str, start_timeout: float
+) -> dict[str, str]:
+    """The variables this engine gets on top of the user's own."""
+    variables = dict(QUIET)
+    variables["VLLM_RPC_BASE_PATH"] = sockets
+    variables["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(start_timeout))
+    if local_model:
+        variables["HF_HUB_OFFLINE"] = "1"
+    if devices:
+        variables |= visible(devices)
+    else:
+        variables |= {
+            "CUDA_VISIBLE_DEVICES": "",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-(engine.kv_cache or GIB) // GIB))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    return variables | dict(engine.env)
+
+
+def visible(devices: Sequence[str]) -> dict[str, str]:
+    """The variables that pin a process to these GPUs, counted as nvidia-smi counts them."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}

@@ -1,0 +1,123 @@
+"""What is known about this machine before anything starts: plain data, gathered by the edges, read by ``plan``.
+
+Sizes are bytes. An unknown value is None (or empty), never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvdemo.planning.shape import Shape
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process with memory on a GPU. ``service`` names it if it is kvdemo's own; unknown parts are empty."""
+
+    pid: int
+    memory: int | None = None
+    command: str = ""
+    service: str = ""
+
+    def __str__(self) -> str:
+        size = f" ({self.memory / 1024**3:.1f} GiB)" if self.memory else ""
+        return f"pid {self.pid}{size}" + "".join(f" {part}" for part in (self.service, self.command) if part)
+
+
+@dataclass(frozen=True)
+class Link:
+    """The PCIe link of a GPU now, and the best that card and slot can do."""
+
+    generation: int
+    width: int
+    max_generation: int
+    max_width: int
+
+    def __str__(self) -> str:
+        return f"PCIe {self.generation}.0 x{self.width} (at most {self.max_generation}.0 x{self.max_width})"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, or one MIG instance of a GPU, that this process may use.
+
+    ``index`` counts the *visible* GPUs (as a CUDA program would), ``device`` is what CUDA_VISIBLE_DEVICES must say.
+    ``total`` is 0 where the driver does not tell (memory shared with the host). ``parent`` is the UUID of the GPU that
+    a MIG instance is a part of.
+    """
+
+    index: int
+    device: str
+    uuid: str
+    name: str
+    total: int
+    free: int
+    holders: tuple[Holder, ...] = ()
+    parent: str = ""
+    numa: int | None = None
+    link: Link | None = None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver, and what NVML said if it cannot be used (``problem``). No driver at all is all empty."""
+
+    version: str = ""
+    cuda: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python interpreter that is to run engines, and the versions of what it holds."""
+
+    python: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model's own files say. ``digest`` identifies config and weights; it is empty while they are not here.
+
+    ``path`` is None while something must be downloaded; its config and the size of its weights may be known already.
+    """
+
+    name: str
+    path: str | None = None
+    digest: str = ""
+    dtype: str = ""
+    context: int | None = None
+    kv_bytes_per_token: int | None = None
+    weight_bytes: int | None = None
+    shape: Shape | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything ``plan`` may depend on besides the profile."""
+
+    default_python: str
+    gpus: tuple[Gpu, ...] = ()
+    interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """Port of each key of ``plan.wanted_ports``."""
+    busy: Mapping[int, str] = field(default_factory=dict)
+    """Who holds a wanted port already."""
+    secrets: frozenset[str] = frozenset()
+    """Names of the profile's secrets that are set in the environment."""
+    memory: int | None = None
+    shm: int | None = None
+    open_files: int | None = None
+    """The hard limit of open files a process."""
+    disks: Mapping[str, int] = field(default_factory=dict)
+    """Free bytes where the L2 of each cache is or will be."""
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """GPUs of the engines that run already: `auto` must not move them."""
+    node: str = ""
+    """Name of the node of a cluster that these facts are of; empty for this machine."""
+    sockets: str = "/tmp"
+    """Short private directory for the engines' ZMQ sockets (their paths may not exceed 107 characters)."""

@@ -1,0 +1,124 @@
+"""Which engines may share KV: those of equal weights, numeric flags and versions. Pure.
+
+LMCache's own key holds the model's name and the tokens only: KV of another build would be loaded, silently wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvdemo.errors import ProfileError
+from kvdemo.planning import engines
+from kvdemo.planning.facts import Facts, Interpreter, Model
+from kvdemo.planning.services import is_server
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Engine, Profile
+
+# Flags that change the numbers in a KV block without changing LMCache's key for it.
+NUMERIC_FLAGS = (
+    "calculate-kv-scales",
+    "dtype",
+    "enable-lora",
+    "hf-overrides",
+    "kv-cache-dtype",
+    "load-format",
+    "lora-modules",
+    "model-loader-extra-config",
+    "quantization",
+    "revision",
+    "seed",
+)
+
+
+def python_of(profile: Profile, name: str, facts: Facts) -> str:
+    """The interpreter of a service."""
+    service = profile.caches.get(name) or profile.engines[name]
+    return service.runtime.python or facts.default_python
+
+
+HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+"""Where an engine looks for Hugging Face models; the first one that is set decides."""
+
+
+def model_key(engine: Engine) -> str:
+    """What tells one model of the profile from another: its name, and for Hugging Face the revision and the place."""
+    if engine.model.startswith("/"):
+        return engine.model
+    place = next((engine.env[name] for name in HUB_VARIABLES if engine.env.get(name)), "")
+    revision = revision_of(engine)
+    return engine.model + (f"@{revision}" if revision != "main" else "") + (f" in {place}" if place else "")
+
+
+def revision_of(engine: Engine) -> str:
+    """The revision of its model that an engine loads."""
+    return str(engines.normalized(engine.args).get("revision") or "main")
+
+
+def model_of(engine: Engine, facts: Facts) -> Model:
+    """What is known about an engine's model."""
+    return facts.models.get(model_key(engine), Model(engine.model))
+
+
+def absent(profile: Profile, facts: Facts) -> list[Engine]:
+    """One engine for each model that must be downloaded."""
+    found: dict[str, Engine] = {}
+    for engine in profile.engines.values():
+        model = model_of(engine, facts)
+        if not (model.path or model.problem):
+            found.setdefault(model_key(engine), engine)
+    return list(found.values())
+
+
+def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
+    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
+    given = engines.normalized(engine.args)
+    facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
+    facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
+    return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
+
+
+def kin_of(profile: Profile, cache: str, facts: Facts, elsewhere: Mapping[str, Facts] | None = None) -> dict[str, str]:
+    """The fingerprint of each model whose engines share this cache; ``elsewhere`` are the facts of engines' own nodes.
+
+    Raises ProfileError for engines of one model that must not share.
+    """
+    prints: dict[str, tuple[str, dict[str, str]]] = {}
+    for name, engine in profile.engines.items():
+        if engine.cache != cache:
+            continue
+        here = (elsewhere or {}).get(name, facts)
+        mine = fingerprint(engine, model_of(engine, here), here.interpreters[python_of(profile, name, here)])
+        other, theirs = prints.setdefault(engine.model, (name, mine))
+        if mine != theirs:
+            differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            raise ProfileError(
+                f"engines {other} and {name} share cache '{cache}' but differ in "
+                + ", ".join(f"{key} ({theirs.get(key, 'default')} / {mine.get(key, 'default')})" for key in differ)
+                + ": KV of one would silently be wrong in the other",
+                "make them equal, or give each its own cache",
+            )
+    serde = profile.caches[cache].l2_adapter.get("serde")
+    # Compressed KV has the names of plain KV, but not its content.
+    extra = {"serde": serde} if serde else {}
+    return {model: json.dumps({**mine, **extra}, sort_keys=True) for model, (_, mine) in prints.items()}
+
+
+def store_of(l2: str | None, kin: Mapping[str, str]) -> str:
+    """L2 for exactly these weights, flags and versions, none of which LMCache's own key knows.
+
+    On disk that is a directory of their own. A server has no directories: whoever starts on it claims it for them
+    (``keystore.claim``).
+    """
+    if not l2 or is_server(l2):
+        return l2 or ""
+    return str(Path(l2) / digest(json.dumps(sorted(kin.values()))))
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

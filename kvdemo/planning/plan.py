@@ -1,0 +1,232 @@
+"""Profile + facts -> Plan: what will run, in order, exactly. Pure, and the only place that refuses a combination.
+
+``up``, ``plan`` and every export read the same Plan, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kvdemo.planning import budget, caches, engines, kinship, sums
+from kvdemo.planning.facts import Facts
+from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Profile
+
+__all__ = ["Node", "Plan", "ServiceSpec", "make", "wanted_ports"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All services of a profile in start order (caches first), and what stands in the way on this machine.
+
+    ``missing`` must be mended before ``up``, ``warnings`` need not; ``sums`` are what it needs of each GPU, of memory
+    and disk. ``fetch`` are Hugging Face models that ``up`` downloads first. ``on`` says where services run if that is
+    not this machine: ``address`` of a Ray cluster, ``groups`` that hold its GPUs; ``nodes`` are those that are used.
+    """
+
+    project: str
+    profile: str
+    services: tuple[ServiceSpec, ...]
+    missing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    sums: tuple[str, ...] = field(default=(), compare=False)
+    fetch: tuple[str, ...] = ()
+    bench: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    on: Mapping[str, Any] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+
+    def service(self, name: str) -> ServiceSpec:
+        """The service of that name; KeyError if there is none."""
+        return {spec.name: spec for spec in self.services}[name]
+
+    @property
+    def engines(self) -> tuple[ServiceSpec, ...]:
+        """The engines among the services."""
+        return tuple(spec for spec in self.services if spec.kind == "engine")
+
+    @property
+    def attached(self) -> bool:
+        """Whether something else started it: nothing of it is on this machine, or ours to change."""
+        return any(spec.address for spec in self.services)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document; ``from_json`` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Plan:
+        """Read a document of ``to_json``; KeyError or TypeError if it is none."""
+        services = tuple(ServiceSpec(**_tuples(ServiceSpec, entry)) for entry in document["services"])
+        nodes = tuple(Node(**entry) for entry in document.get("nodes", ()))
+        return cls(**_tuples(cls, {**document, "services": services, "nodes": nodes}))
+
+
+def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in cls.__dataclass_fields__}
+
+
+def wanted_ports(profile: Profile) -> dict[str, int | None]:
+    """Every port the services bind: ``NAME`` (an engine's API, a cache's ZMQ), ``NAME.http``; None = choose one."""
+    ports: dict[str, int | None] = {}
+    for name, cache in profile.caches.items():
+        ports |= {name: cache.port, f"{name}.http": cache.http_port}
+    return ports | {name: engine.port for name, engine in profile.engines.items()}
+
+
+def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | None = None) -> Plan:
+    """Plan the fleet of one machine. Raises ProfileError for combinations that could never run right anywhere.
+
+    ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
+    """
+    assigned = budget.assign(profile, facts)
+    kin = kin or {name: kinship.kin_of(profile, name, facts) for name in profile.caches}
+    specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
+    specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
+    interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
+    fetch = sorted({engine.model for engine in kinship.absent(profile, facts)})
+    counted = list(sums.sums(profile, facts, assigned))
+    missing = [*_missing(profile, facts, assigned, bool(fetch)), *(str(s) for s in counted if s.hard and not s.fits)]
+    return Plan(
+        project=profile.name,
+        profile=str(profile.path),
+        services=tuple(specs),
+        missing=tuple(dict.fromkeys(missing)),
+        warnings=tuple(str(s) for s in counted if not s.hard and not s.fits),
+        sums=tuple(str(s) for s in counted if s.fits),
+        fetch=tuple(fetch),
+        bench=profile.bench.model_dump(mode="json"),
+        versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
+        models={model.name: model.digest for model in facts.models.values()},
+    )
+
+
+def _missing(
+    profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
+) -> Iterator[str]:
+    for name in (*profile.caches, *profile.engines):
+        interpreter = facts.interpreters.get(kinship.python_of(profile, name, facts))
+        if interpreter and interpreter.problem:
+            yield f"{name}: {interpreter.problem}"
+    for name, engine in profile.engines.items():
+        model = kinship.model_of(engine, facts)
+        if model.problem:
+            yield f"model {engine.model}: {model.problem}"
+        if engine.max_model_len and model.context and engine.max_model_len > model.context:
+            yield f"{name}: max_model_len {engine.max_model_len} is more than the {model.context} of {engine.model}"
+    for secret in profile.secrets:
+        # The Hugging Face token serves the download only: a model that is here does not need it.
+        if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
+            yield f"secret {secret} is not set in the environment"
+    for key, port in facts.ports.items():
+        if port in facts.busy:
+            yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
+    yield from budget.absent(profile, facts, assigned)
+    yield from sums.too_small(profile, facts, assigned)
+
+
+def _cache(
+    profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], kin: Mapping[str, str]
+) -> ServiceSpec:
+    cache, inner = profile.caches[name], _inner(profile, name)
+    store = kinship.store_of(cache.l2, kin)
+    users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
+    gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
+    port, http = facts.ports[name], facts.ports[f"{name}.http"]
+    python = kinship.python_of(profile, name, facts)
+    interpreter = facts.interpreters.get(python)
+    return ServiceSpec(
+        name=name,
+        kind="cache",
+        argv=caches.argv(
+            cache,
+            python=python,
+            lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
+            ports=(port, http),
+            inner=inner,
+            engines=len(users),
+            on_gpu=bool(gpus),
+            store=store,
+            node=facts.node,
+        ),
+        env=caches.env(cache, devices=[gpus[gpu] for gpu in sorted(gpus)]),
+        secrets=tuple(secret for secret in profile.secrets if secret.startswith(_OF_CACHES)),
+        host=cache.host,
+        inner=inner,
+        port=http,
+        ports=(port, http),
+        gpus=tuple(sorted(gpus)),
+        chunk_size=cache.chunk_size,
+        store=store,
+        kin={model: kinship.digest(text) for model, text in kin.items()},
+        node=facts.node,
+        pool=name.removesuffix(f"-{facts.node}"),
+        start_timeout=profile.start_timeout,
+        stop_timeout=profile.stop_timeout,
+        budget=f"L1 {cache.l1 / engines.GIB:g} GiB"
+        + (f", L2 {'server' if is_server(store) else 'files'}" if store else ""),
+    )
+
+
+_OF_CACHES = "LMCACHE_RESP_"
+"""Secrets for the server that holds L2: caches get them, and engines all others."""
+
+
+def _inner(profile: Profile, cache: str) -> str:
+    """Where a cache listens for its engines. On a cluster they are on its node: nobody else can reach KV by it."""
+    return "127.0.0.1" if profile.on.ray else profile.caches[cache].host
+
+
+def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
+    engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
+    served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
+    cache = profile.caches[engine.cache] if engine.cache else None
+    address = (
+        engines.CacheAddress(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
+        if cache and engine.cache
+        else None
+    )
+    kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
+    share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
+    return ServiceSpec(
+        name=name,
+        kind="engine",
+        argv=engines.argv(
+            engine,
+            python=kinship.python_of(profile, name, facts),
+            served=served,
+            port=facts.ports[name],
+            devices=len(assignment.gpus),
+            memory=assignment.memory,
+            cache=address,
+            stop_timeout=profile.stop_timeout,
+        ),
+        env=engines.env(
+            engine,
+            devices=assignment.devices,
+            local_model=bool(model.path),
+            sockets=facts.sockets,
+            start_timeout=profile.start_timeout,
+        ),
+        secrets=tuple(secret for secret in profile.secrets if not secret.startswith(_OF_CACHES)),
+        host=engine.host,
+        port=facts.ports[name],
+        ports=(facts.ports[name],),
+        gpus=assignment.gpus,
+        uuids=assignment.uuids,
+        cache=engine.cache or "",
+        node=facts.node,
+        pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
+        model=served,
+        context=engine.max_model_len or model.context,
+        chunk_size=cache.chunk_size if cache else None,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        start_timeout=profile.start_timeout,
+        stop_timeout=profile.stop_timeout,
+        budget=kv or share,
+    )

@@ -1,0 +1,195 @@
+"""Does it fit? What a plan needs of each GPU, of host memory, /dev/shm and disk, against what is there. Pure.
+
+A sum that does not fit says who needs what, who holds the rest, and which value would fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvdemo.planning import demand, kinship
+from kvdemo.planning.budget import Assignment
+from kvdemo.planning.engines import GIB
+from kvdemo.planning.facts import Facts, Gpu
+
+if TYPE_CHECKING:
+    from kvdemo.config.profile import Engine, Profile
+
+CACHE_GPU_BYTES = int(0.65 * GIB)
+"""GPU memory of one LMCache server's CUDA context and staging (522 to 650 MiB were reported, LMCache#4287)."""
+
+CPU_ENGINE_BYTES = int(1.3 * GIB)
+"""Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
+processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
+
+FEW_FILES = 1024
+"""Open files of a process. Engines and LMCache idle with 30 to 52; connections and KV files in flight come on top."""
+
+VLLM_MEMORY = 0.92
+"""The share of a GPU that vLLM takes unless told (0.92 since 0.32, 0.9 before)."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Bytes needed of one thing, and bytes there; ``advice`` is what to do when they do not suffice.
+
+    ``hard`` is whether the fleet cannot start without.
+    """
+
+    what: str
+    need: int
+    there: int
+    parts: tuple[str, ...]
+    advice: str = ""
+    held: str = ""
+    hard: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough."""
+        return self.need <= self.there
+
+    def __str__(self) -> str:
+        parts = f" ({', '.join(self.parts)})" if self.parts else ""
+        needs = f"{self.what}: {_gib(self.need)} are needed{parts}, {_gib(self.there)} are free"
+        return needs if self.fits else f"{needs}{self.held}; {self.advice}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.0f} MiB"
+
+
+def sums(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Sum]:
+    """Everything that is counted: each GPU in use, host memory, /dev/shm, the disks of L2."""
+    for gpu in facts.gpus:
+        if found := _gpu(profile, facts, gpu, assigned):
+            yield found
+    cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
+    l1 = sum(cache.l1 for cache in profile.caches.values())
+    engines = sum((_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items()), 0)
+    if facts.memory is not None and l1 + engines:
+        parts = [f"L1 {_gib(l1)}"] * bool(l1) + [f"{len(cpu)} engines {_gib(engines)}"] * bool(cpu)
+        advice = "lower caches.*.l1 or kv_cache, or run fewer engines"
+        yield Sum("host memory", l1 + engines, facts.memory, tuple(parts), advice)
+    mapped = sum(kv for name, kv in cpu.items() if profile.engines[name].cache)
+    if facts.shm is not None and mapped:
+        advice = "in a container start it with a larger --shm-size, or lower kv_cache"
+        yield Sum("/dev/shm", mapped, facts.shm, ("KV cache of cached engines",), advice)
+    yield from _disks(profile, facts)
+
+
+def _host_bytes(engine: Engine) -> int:
+    """What an engine without a GPU needs beside its KV cache: what the profile says, else what was measured."""
+    return engine.memory if isinstance(engine.memory, int) else CPU_ENGINE_BYTES
+
+
+def _disks(profile: Profile, facts: Facts) -> Iterator[Sum]:
+    """One document of the longest context must find room in L2; a shorter one may do where no length was asked for."""
+    for name, free in facts.disks.items():
+        users = [engine for engine in profile.engines.values() if engine.cache == name]
+        needs = [demand.of(engine, kinship.model_of(engine, facts), 1) for engine in users]
+        need, context = max(((one.kv or 0, one.context or 0) for one in needs), default=(0, 0))
+        advice = "set caches.*.l2 to a larger disk, lower max_model_len, or leave l2 out"
+        if need:
+            hard = any(engine.max_model_len for engine in users)
+            yield Sum(f"L2 of {name}", need, free, (f"one document of {context:,} tokens",), advice, hard=hard)
+
+
+def _share(engine: Engine, need: demand.Demand, assignment: Assignment, gpu: Gpu) -> int:
+    """What an engine will take of its GPU."""
+    if engine.kv_cache:
+        return need.fixed + engine.kv_cache
+    return int((VLLM_MEMORY if assignment.memory is None else assignment.memory) * gpu.total)
+
+
+def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assignment]) -> Sum | None:
+    tenants = {name: profile.engines[name] for name, one in assigned.items() if gpu.index in one.gpus}
+    if not tenants or not gpu.total:
+        return None
+    caches = {engine.cache for engine in tenants.values()} - {None}
+    servers = len(caches) * CACHE_GPU_BYTES
+    needs = {n: demand.of(e, kinship.model_of(e, facts), len(assigned[n].gpus)) for n, e in tenants.items()}
+    shares = {n: _share(e, needs[n], assigned[n], gpu) for n, e in tenants.items()}
+    parts = [f"{name} {_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()]
+    parts += [f"{len(caches)} LMCache server(s) {_gib(servers)}"] * bool(caches)
+    held = f"; held by {', '.join(map(str, gpu.holders))}" if gpu.holders else ""
+    fixed = {name: share for name, share in shares.items() if tenants[name].kv_cache}
+    room = gpu.free - servers
+    if len(fixed) == len(tenants):
+        fits = _kv_that_fits(needs, room)
+    else:
+        fits = _memory_that_fits({n: needs[n] for n in tenants if n not in fixed}, room - sum(fixed.values()), gpu)
+    advice = f"{fits}, or free the GPU" if gpu.holders else fits
+    return Sum(
+        f"GPU {gpu.index} ({gpu.name}, {_gib(gpu.total)})",
+        servers + sum(shares.values()),
+        gpu.free,
+        tuple(parts),
+        advice,
+        held,
+    )
+
+
+def _made_of(engine: Engine, need: demand.Demand) -> str:
+    if not need.weights:
+        return ""
+    weights, rest = f"weights {_gib(need.weights)}", f"overhead {_gib(need.overhead)}"
+    return f" = {weights} + {rest} + KV " + (_gib(engine.kv_cache) if engine.kv_cache else "in what remains")
+
+
+def _kv_that_fits(needs: Mapping[str, demand.Demand], room: int) -> str:
+    each = (room - sum(need.fixed for need in needs.values())) // len(needs)
+    each -= each % (GIB // 4)
+    return _that_fits(needs, each, f"`kv_cache: {each / GIB:g}GiB`")
+
+
+def _memory_that_fits(needs: Mapping[str, demand.Demand], room: int, gpu: Gpu) -> str:
+    fraction = int(100 * room / gpu.total / len(needs)) / 100
+    each = int(fraction * gpu.total) - max(need.fixed for need in needs.values())
+    return _that_fits(needs, each, f"`memory: {fraction:g}`")
+
+
+def _that_fits(needs: Mapping[str, demand.Demand], kv: int, value: str) -> str:
+    """The value by which ``kv`` bytes of KV cache are left to each engine; with a shorter context if it must be."""
+    if kv > 0 and all(kv >= (need.kv or 0) for need in needs.values()):
+        return f"{value} for each engine here would fit"
+    tokens = min((found for need in needs.values() if (found := need.tokens(kv)) is not None), default=0)
+    if kv > 0 and tokens > 0:
+        return f"{value} with `max_model_len: {tokens}` for each engine here would fit"
+    return "run fewer engines here, or a smaller model"
+
+
+def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
+    """What vLLM itself would refuse: a KV cache that cannot hold one sequence of full length, too few open files."""
+    totals = {gpu.index: gpu.total for gpu in facts.gpus}
+    for name, engine in profile.engines.items():
+        assignment = assigned[name]
+        need = demand.of(engine, kinship.model_of(engine, facts), len(assignment.gpus))
+        total = min((totals.get(gpu, 0) for gpu in assignment.gpus), default=0)
+        if not need.kv or not need.context:
+            continue
+        full = f"{_gib(need.kv)} KV cache of {need.context:,} tokens"
+        if engine.kv_cache or not assignment.gpus:
+            # The CPU build counts whole GiB.
+            have = engine.kv_cache or GIB
+            have = have if assignment.gpus else -(-have // GIB) * GIB
+            if have < need.kv:
+                enough = f"`kv_cache: {-(-need.kv * 4 // GIB) / 4:g}GiB`"
+                yield f"{name}: kv_cache is {_gib(have)}, but needs {full}; {_or_shorter(enough, need, have)}"
+        elif total and (share := int((assignment.memory or VLLM_MEMORY) * total)) < need.least:
+            enough = f"`memory: {-(-100 * need.least // total) / 100:g}`" if need.least <= total else ""
+            made_of = f"{_gib(need.weights or 0)} weights + {_gib(need.overhead)} overhead + {full}"
+            advice = _or_shorter(enough, need, share - need.fixed)
+            yield f"{name}: its share of the GPU is {_gib(share)}, but needs {_gib(need.least)} ({made_of}); {advice}"
+
+    if facts.open_files is not None and facts.open_files < FEW_FILES:
+        few = f"a process may have {facts.open_files:,}, engines need {FEW_FILES:,}"
+        yield f"open files: {few}; raise it: ulimit -Hn 65535"
+
+
+def _or_shorter(enough: str, need: demand.Demand, kv: int) -> str:
+    tokens = need.tokens(kv)
+    shorter = f"`max_model_len: {tokens}`" if tokens and tokens > 0 else ""
+    return f"{' or '.join(filter(None, (enough, shorter))) or 'another GPU or a smaller model'} would fit"

@@ -1,0 +1,183 @@
+"""Two results side by side: did it become slower, and how sure is that? Pure: ``saved`` reads the files.
+
+Runs are compared only if the same question was put to the same model under the same conditions; what a foreign file
+does not tell is said, not assumed. Intervals are unpaired bootstraps: the trials of two runs have nothing in common.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from kvdemo.errors import GateError, UsageError
+from kvdemo.judge.stats import Interval
+from kvdemo.report import sides
+from kvdemo.report.saved import Result, mapping, number
+from kvdemo.report.sides import Arm, Key
+from kvdemo.report.tables import PHASES, milliseconds, times
+
+MUST_AGREE = ("model_id", "model_digest", "prompt_sha256", "chunk_size", "device", "max_tokens", "versions")
+"""Conditions that make runs comparable; one that neither run knows agrees."""
+
+IF_KNOWN = ("backend", "endpoint", "tier", "max_concurrency")
+"""Conditions that must agree too, if both runs know them: older runs do not."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing compared: a TTFT in ms, or (``better`` is more) the speed-up. Values may be absent, with the reason."""
+
+    name: str
+    old: float | None
+    new: float | None
+    sizes: tuple[int, int] = (0, 0)
+    ratio: Interval | None = None
+    difference: Interval | None = None
+    more_is_better: bool = False
+    lost: str = ""
+
+    @property
+    def change(self) -> float | None:
+        """New over old."""
+        return self.new / self.old if self.old and self.new else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All lines, and what could not be checked."""
+
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def percentage(text: str) -> float:
+    """``10%`` or ``0.1`` as 0.1. Raises UsageError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text, re.ASCII)
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if match is None or (not match[2] and value >= 1):
+        raise UsageError(f"{text!r} is not a share", "write 10% or 0.1")
+    return value
+
+
+def compare(old: Result, new: Result, *, across_versions: bool = False, arm: str = "reuse") -> Comparison:
+    """Compare two results. Raises UsageError if they are not comparable, naming the fields that differ."""
+    if old.foreign and new.foreign:
+        raise UsageError("neither file is a run of kvdemo", "one of them must be one that `kvdemo bench` saved")
+    if old.foreign or new.foreign:
+        return _with_foreign(old, new, arm)
+    _refuse(old, new, across_versions)
+    before, after = sides.arms(old), sides.arms(new)
+    lines = [_line(_name(key), before[key], after.get(key)) for key in before]
+    lines += [_line(_name(key), None, after[key]) for key in after if key not in before]
+    lines.append(_speedup(old, new))
+    notes = [f"{result.path} is only a summary (no .jsonl beside it): no intervals"
+             for result in (old, new) if result.samples is None]  # fmt: skip
+    if mapping(new.document.get("answer")).get("same") is False:
+        lines.append(Line("answer", None, None, lost="the new run's reuse gives another answer than computing"))
+    return Comparison(tuple(lines), tuple(notes))
+
+
+def _refuse(old: Result, new: Result, across_versions: bool) -> None:
+    names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
+    names += [name for name in IF_KNOWN if name in old.document and name in new.document]
+    found = [text for name in names for text in sides.differences(name, old.document.get(name), new.document.get(name))]
+    if not found:
+        return
+    only_versions = all(text.startswith("versions") for text in found)
+    hint = "compare them all the same: --across versions" if only_versions else "measure both under the same conditions"
+    raise UsageError("not comparable: they differ in\n  " + "\n  ".join(found), hint)
+
+
+def _name(key: Key) -> str:
+    arm, engine = key
+    baseline = " (baseline)" if arm == "cold" and not engine else ""
+    return f"{PHASES.get(arm, arm)}{baseline}" + (f" {engine}" if engine else "")
+
+
+def _line(name: str, old: Arm | None, new: Arm | None) -> Line:
+    if old is None or old.median is None:
+        return Line(name, None, new.median if new else None)
+    if new is None or new.median is None:
+        why = f"{name} is no longer measured" if new is None else f"{name} is {new.verdict} now: it proves nothing"
+        return Line(name, old.median, None, lost=why)
+    ratio, _ = sides.bootstrap(old.values, new.values)
+    return Line(name, old.median, new.median, (len(old.values), len(new.values)), ratio)
+
+
+def _speedup(old: Result, new: Result) -> Line:
+    """The speed-up of reuse, from the paired ratios of each run's trials."""
+    before, after = (number(mapping(result.document.get("speedup")).get("median")) for result in (old, new))
+    pairs = [sides.paired(result) for result in (old, new)]
+    ratio, difference = sides.bootstrap(*pairs)
+    lost = "the new run proves no reuse" if before is not None and after is None else ""
+    sizes = (len(pairs[0]), len(pairs[1]))
+    return Line("speed-up of reuse", before, after, sizes, ratio, difference, more_is_better=True, lost=lost)
+
+
+def _with_foreign(old: Result, new: Result, arm: str) -> Comparison:
+    """One side is of ``vllm bench serve``: TTFT of one arm only."""
+    ours, theirs = (new, old) if old.foreign else (old, new)
+    known = sides.arms(ours)
+    mine = known.get((arm, ""))
+    if mine is None or mine.median is None:
+        proved = ", ".join(key[0] for key, side in known.items() if side.median is not None and not key[1])
+        raise UsageError(f"{ours.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
+    foreign, notes = sides.foreign(theirs)
+    pair = (foreign, mine) if old.foreign else (mine, foreign)
+    names = [sides.short(result.document.get("model_id")) for result in (theirs, ours)]
+    model = f"its model is {names[0]}, here {names[1]}"
+    return Comparison((_line(_name((arm, "")), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
+
+
+def gate(comparison: Comparison, limit: float) -> str:
+    """The sentence that nothing is worse by more than ``limit``. Raises GateError (exit 3) if something is.
+
+    Raises UsageError if not a single line has an interval: then nothing could ever fail.
+    """
+    found = [line.lost for line in comparison.lines if line.lost]
+    judged = [line for line in comparison.lines if line.ratio]
+    if not found and not judged:
+        raise UsageError(f"--max-regress needs {sides.ENOUGH} samples on each side: nothing could be judged")
+    for line in judged:
+        change, ratio = line.change, line.ratio
+        if change is None or ratio is None:
+            continue
+        worse = 1 - change if line.more_is_better else change - 1
+        sure = ratio.high < 1 if line.more_is_better else ratio.low > 1
+        if worse > limit and sure:
+            word = "smaller" if line.more_is_better else "longer"
+            found.append(
+                f"{line.name} is {100 * worse:.3g} % {word} ({_value(line, line.old)} to {_value(line, line.new)}; "
+                f"new/old is {ratio.low:.2f} to {ratio.high:.2f} at 95 %)"
+            )
+    if found:
+        raise GateError(f"worse by more than {100 * limit:.3g} %: " + "; ".join(found))
+    return f"Nothing is worse by more than {100 * limit:.3g} % with an interval that excludes no change."
+
+
+def _value(line: Line, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return times(value) if line.more_is_better else f"{milliseconds(value)} ms"
+
+
+def text(comparison: Comparison) -> str:
+    """The comparison as aligned columns and sentences."""
+    table = [("", "old", "new", "new/old", "95 % interval", "n")]
+    for line in comparison.lines:
+        if line.old is None and line.new is None:
+            continue
+        change = "-" if line.change is None else f"{line.change:.2f}x"
+        interval = f"{line.ratio.low:.2f} to {line.ratio.high:.2f}" if line.ratio else "-"
+        sizes = f"{line.sizes[0]}, {line.sizes[1]}" if any(line.sizes) else "-"
+        table.append((line.name, _value(line, line.old), _value(line, line.new), change, interval, sizes))
+    widths = [max(len(row[column]) for row in table) for column in range(6)]
+    lines = ["  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width)
+             in enumerate(zip(row, widths, strict=True))) for row in table]  # fmt: skip
+    for line in comparison.lines:
+        if line.difference:
+            d = line.difference
+            lines.append(f"The speed-up differs by {d.median:+.1f} (95 % interval {d.low:+.1f} to {d.high:+.1f}).")
+        if line.lost:
+            lines.append(f"Lost: {line.lost}.")
+    return "\n".join([*lines, *(f"Note: {note}." for note in comparison.notes)])

@@ -1,0 +1,226 @@
+"""What the terminal shows of a fleet: live table, lines, ``ps``, ``plan``. The only module that prints services.
+
+On a terminal events redraw one table; elsewhere each change of state or phase is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from kvdemo.fleet.teardown import Remains
+from kvdemo.fleet.watch import Event, State
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+STYLES = {
+    State.READY: "green",
+    State.UNCHANGED: "green",
+    State.FAILED: "bold red",
+    State.LOST: "bold red",
+    State.UNHEALTHY: "yellow",
+    State.EXITED: "dim",
+    State.ABSENT: "dim",
+    State.STOPPING: "yellow",
+}
+GIB = 1024**3
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+class Fleet:
+    """Shows a stream of events: ``with Fleet() as show: show(event)``."""
+
+    def __init__(self, console: Console = out) -> None:
+        self.console = console
+        self.rows: dict[str, Event] = {}
+        self.live = Live(console=console, refresh_per_second=8, transient=False) if console.is_terminal else None
+
+    def __enter__(self) -> Fleet:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event; what it leaves out is kept from the event before it."""
+        before = self.rows.get(event.service)
+        if before:
+            event = replace(
+                event,
+                kind=event.kind or before.kind,
+                at=event.at or before.at,
+                node=event.node or before.node,
+                memory=event.memory or before.memory,
+            )
+        self.rows[event.service] = event
+        if self.live:
+            self.live.update(table(self.rows.values()))
+        elif before is None or (event.state, event.phase, event.detail) != (before.state, before.phase, before.detail):
+            self.console.print(line(event))
+
+
+def line(event: Event) -> Text:
+    """One event as one line of plain text."""
+    phase = f" ({event.phase})" if event.phase and event.state is State.STARTING else ""
+    detail = f"  {event.detail}" if event.detail else ""
+    elapsed = f" {event.elapsed:.0f}s" if event.elapsed else ""
+    text = f"{event.service:<14} {event.state.value}{phase}{elapsed} {f'{event.node} {event.at}'.strip()}{detail}"
+    return Text(text.rstrip(), style=STYLES.get(event.state, ""))
+
+
+def table(events: Iterable[Event]) -> Table:
+    """The services as a table: what, state, phase, elapsed, memory, where."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    events = list(events)
+    nodes = any(event.node for event in events)
+    for heading in ("SERVICE", "KIND", "NODE", "STATE") if nodes else ("SERVICE", "KIND", "STATE"):
+        grid.add_column(heading, no_wrap=True)
+    grid.add_column("ELAPSED", justify="right", no_wrap=True)
+    grid.add_column("MEMORY", justify="right", no_wrap=True)
+    grid.add_column("AT", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    for event in events:
+        phase = f" · {event.phase}" if event.phase and event.state is State.STARTING else ""
+        grid.add_row(
+            event.service,
+            event.kind,
+            *([event.node] if nodes else []),
+            Text(event.state.value + phase, style=STYLES.get(event.state, "cyan")),
+            duration(event.elapsed),
+            f"{event.memory / GIB:.1f} GiB" if event.memory else "",
+            event.at,
+            Text(event.detail, style="dim"),
+        )
+    return grid
+
+
+def duration(seconds: float) -> str:
+    """12s, 3m05s, 2h10m."""
+    if seconds <= 0:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def services_json(project: str, events: Iterable[Event]) -> str:
+    """``ps --json``: one document."""
+    rows = [{**asdict(event), "state": event.state.value, "elapsed": round(event.elapsed, 1)} for event in events]
+    return json.dumps({"project": project, "services": rows})
+
+
+def down_summary(remains: Remains) -> str:
+    """The proof, in one line."""
+    checked = remains.checked
+    freed = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
+    if not checked.get("services"):
+        return f"Nothing was running.{freed}"
+    gpus = f", GPU memory given back on {checked['gpus']}" if checked.get("gpus") else ""
+    gone = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
+    return (
+        f"Nothing is left: {checked['services']} services ended, no process of theirs lives, {checked['ports']} ports "
+        f"are free, {checked['segments']} shared-memory segments are gone{gpus}.{freed}{gone}"
+    )
+
+
+def plan_text(plan: Plan) -> Group:
+    """The plan for people: each service's command and variables, then what is missing."""
+    parts: list[Text | str] = [f"[bold]{escape(plan.project)}[/] from {escape(plan.profile)}, in this order:\n"]
+    for spec in plan.services:
+        parts.append(_service_text(spec))
+    parts += [f"[green]fits[/]      {escape(line)}" for line in plan.sums]
+    parts += [f"[yellow]warning[/]   {escape(line)}" for line in plan.warnings]
+    for name in plan.fetch:
+        parts.append(f"[yellow]to fetch[/]  model {escape(name)} is downloaded from Hugging Face first")
+    for problem in plan.missing:
+        parts.append(f"[yellow]missing[/]   {escape(problem)}")
+    if not plan.missing:
+        parts.append("[green]nothing is missing[/]: `kvdemo up` would start this")
+    return Group(*parts)
+
+
+def _service_text(spec: ServiceSpec) -> Text:
+    where = f"GPU {','.join(map(str, spec.gpus))}" if spec.gpus else "no GPU"
+    text = Text(f"{spec.name}", style="bold")
+    where = f"node {spec.node} ({spec.host}), {where}" if spec.node else where
+    text.append(f"  {spec.kind}, port {', '.join(map(str, spec.ports))}, {where}", style="not bold")
+    text.append(f", {spec.budget}" if spec.budget else "", style="not bold")
+    env = [f"{name}={value}" for name, value in spec.env.items()] + [f"{name}=${{{name}}}" for name in spec.secrets]
+    text.append("\n  " + "\n  ".join(env), style="not bold dim")
+    text.append("\n  " + shlex.join(spec.argv) + "\n", style="not bold")
+    return text
+
+
+def failure(message: str, hint: str) -> None:
+    """An error and its hint, to standard error."""
+    err.print(Text("error: ", style="bold red").append(message, style="not bold default"))
+    for row in hint.splitlines():
+        err.print(Text(f"  {row}"))
+
+
+def log_line(service: str, text: str, services: list[str], *, prefix: bool = True) -> None:
+    """One line of a service's log, its name in front in a colour of its own."""
+    shown = Text()
+    if prefix:
+        colours = ("cyan", "green", "magenta", "yellow", "blue", "red")
+        shown.append(f"{service:<{max(map(len, services))}} | ", style=colours[services.index(service) % len(colours)])
+    out.print(shown.append(text), soft_wrap=True)
+
+
+def watch(look: Callable[[], Iterable[Event]], events: Iterable[Event]) -> None:
+    """Show the table of services every two seconds until Ctrl-C; on a terminal in one place."""
+    try:
+        if not out.is_terminal:
+            while True:
+                out.print(table(events))
+                time.sleep(2)
+                events = look()
+        with Live(table(events), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(2)
+                live.update(table(look()), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+class Progress:
+    """Shows what a benchmark is doing: one moving line on a terminal, a line for each step elsewhere, or nothing."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet, self.text = quiet, ""
+        self.live = None if quiet or not err.is_terminal else err.status("starting")
+
+    def __enter__(self) -> Progress:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what happens now, and how far it is."""
+        share = f"  ({done + 1} of {total})" if total else ""
+        if self.live:
+            self.live.update(f"{escape(text)}{share}")
+        elif not self.quiet and text != self.text:
+            err.print(text, markup=False)
+        self.text = text

@@ -1,0 +1,117 @@
+"""The line to ask in: which engines, in which order, how long an answer; and the demonstration in one press."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+
+from nicegui import Client, ui
+
+from kvdemo.bench import workload
+from kvdemo.errors import UsageError
+from kvdemo.fleet.watch import State
+from kvdemo.ui import race
+from kvdemo.ui.conversation import Conversation
+from kvdemo.ui.parts import Choice, box, button, change, text
+from kvdemo.ui.stage import Stage
+
+LENGTHS = (16, 64, 256)
+ORDERS = [("together", "at the same time"), ("turns", "one after another")]
+DEMONSTRATION = "Makes the document cold, lets one engine read it, then races a plain engine against one that shares"
+DRAWN = """
+await new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300));
+return true;
+"""
+"""What is sent within a look (``conversation.GAP``) is drawn then."""
+
+
+class Ask:
+    """The panel above the answers."""
+
+    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+        self.stage, self.conversation = stage, conversation
+        self.chips: dict[str, ui.label] = {}
+        engines = stage.plan.engines
+        self.chosen = {spec.name for spec in engines}
+        self.cast: workload.Roles | None = None
+        with suppress(UsageError):
+            self.cast = workload.roles(stage.plan)
+        with box("section", "card stack ask", aria_label="Ask"):
+            with box("div", "bits", role="group", aria_label="Engines"):
+                for spec in engines:
+                    chip = button(spec.name, partial(self._press, spec.name), "chip", data_engine=spec.name)
+                    with chip:
+                        text("shares" if spec.cache else "plain", "", "small")
+                    self.chips[spec.name] = chip
+            with box("div", "line"):
+                self.question = ui.input(value=self._questions()[0]).props("outlined aria-label=Question")
+                self.question.on("keydown.enter", self._send)
+                self.go = button("Ask", self._send, "go", id="ask")
+                self.demo = button("Demonstrate", self._show, "go ghost", id="demo", title=DEMONSTRATION)
+            with box("div", "hints"):
+                for asked in self._questions():
+                    button(asked, partial(self.question.set_value, asked), "hint", title=asked)
+            with box("div", "bits"):
+                self.order = Choice(ORDERS, "together", "Order")
+                self.length = ui.select({n: f"up to {n} tokens" for n in LENGTHS}, value=LENGTHS[1])
+                self.length.props("dense outlined options-dense aria-label='Length of the answer'")
+                self.follow = ui.checkbox("follow up").props("dense title='Send the conversation so far too'")
+            self.note = text("", "warn", "p")
+        self.demo.set_visibility(self.cast is not None)
+        self.show()
+
+    def _questions(self) -> list[str]:
+        return list(self.stage.plan.bench.get("questions") or ["What is this document about?"])
+
+    def _press(self, name: str) -> None:
+        self.chosen ^= {name}
+        self.show()
+
+    def show(self) -> None:
+        """Show what has changed."""
+        for name, chip in self.chips.items():
+            change(chip, aria_pressed="true" if name in self.chosen else "false")
+        busy = self.conversation.busy or self.stage.reserved
+        change(self.go, disabled=busy or None)
+        change(self.demo, disabled=busy or None)
+        lame = [e.service for e in self.stage.events if e.state not in {State.READY, State.UNCHANGED}]
+        notes = [
+            "A benchmark is measuring: questions would disturb it." if self.stage.reserved else "",
+            "" if self.stage.warmed.is_set() else "The engines are being warmed up; questions wait for it.",
+            f"Not ready: {', '.join(lame)}." if lame else "",
+        ]
+        self.note.text = " ".join(filter(None, notes))
+        self.note.set_visibility(bool(self.note.text))
+
+    async def _send(self) -> None:
+        names = [name for name in self.chips if name in self.chosen]
+        groups = [names] if self.order.value == "together" else [[name] for name in names]
+        await self._ask(groups)
+
+    async def _show(self) -> None:
+        """The demonstration: cold, one engine reads, then a plain one against one that has never seen the document."""
+        if self.cast is not None and not self.conversation.busy:
+            await self.stage.do(self.stage.cool, self.conversation)
+            plain = [self.cast.baseline.name] if self.cast.plain else []
+            await self._ask([[self.cast.writer.name], [*plain, self.cast.reader.name]])
+
+    async def _ask(self, groups: list[list[str]]) -> None:
+        if self.conversation.busy:
+            return
+        try:
+            turn = self.stage.turn(
+                self.conversation, self.question.value or "", groups, int(self.length.value or 16), self.follow.value
+            )
+        except UsageError as error:
+            ui.notify(f"{error}: {error.hint}", type="warning")
+            return
+        task = asyncio.create_task(race.ask(self.stage, self.conversation, turn, partial(_drawn, ui.context.client)))
+        self.stage.tasks.add(task)
+        task.add_done_callback(self.stage.tasks.discard)
+
+
+async def _drawn(client: Client) -> None:
+    """Until this browser has drawn what it was sent; one that is hidden or gone does not, and nobody waits for it."""
+    with suppress(Exception):
+        await client.run_javascript(DRAWN, timeout=1.0)

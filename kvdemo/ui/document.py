@@ -1,0 +1,133 @@
+"""The document beside the chat: what it is, who has its KV, another one, and cold again."""
+
+from __future__ import annotations
+
+import re
+
+from nicegui import events, ui
+
+from kvdemo.errors import KvdemoError
+from kvdemo.ui.conversation import Conversation, Document
+from kvdemo.ui.parts import box, button, style, text
+from kvdemo.ui.stage import Stage
+
+WRAPPED = 60
+TABLE = re.compile(r"\S {2,}\S|\t|\|")
+LARGEST = 64 * 1024**2
+PASTED = 900_000
+"""Characters that may be pasted: one message of the page's socket holds a megabyte."""
+
+
+class Paper:
+    """The document's card."""
+
+    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+        self.stage, self.conversation = stage, conversation
+        self.shown: Document | None = None
+        self.readers: list[str] | None = None
+        self.picker = Picker(stage, conversation)
+        with box("aside", "card paper", aria_label="Document"):
+            self.name = text("", "", "h2")
+            with box("div", "facts n"):
+                with box("span"):
+                    self.words = text("", "", "b")
+                    text(" words", "dim", "span")
+                with box("span"):
+                    self.tokens = text("", "", "b")
+                    text(" tokens", "dim", "span")
+            self.known = box("div", "known")
+            with box("div"):
+                with box("div", "bits"):
+                    button("Cold again", self._cool, "plain", id="cold")
+                    button("Other document…", self.picker.open, "plain", id="another")
+                with box("details"):
+                    text("Instruction", "", "summary")
+                    self.system = ui.textarea(value=conversation.system, on_change=self._instruct).props(
+                        "outlined autogrow aria-label=Instruction"
+                    )
+            self.text = text("", "text")
+            self.text.props["tabindex"] = "0"
+        self.show()
+
+    def show(self) -> None:
+        """Show what has changed."""
+        document = self.conversation.document
+        if self.shown is None or document.text is not self.shown.text:
+            self.name.text = document.name or "No document yet"
+            self.words.text, self.tokens.text = f"{document.words:,}", f"{document.tokens:,}"
+            self.text.text = reflowed(document.text)
+        self.shown = document
+        readers = self.stage.readers(document)
+        if self.readers != readers:
+            self.readers = readers
+            self.known.clear()
+            with self.known:
+                text("Its KV is in" if readers else "Cold: no cache has its KV", "dim small", "div")
+                for name in readers:
+                    style(text(name, "", "span"), "has")
+
+    async def _cool(self) -> None:
+        await self.stage.do(self.stage.cool, self.conversation)
+
+    def _instruct(self, event: events.ValueChangeEventArguments[str | None]) -> None:
+        self.conversation.system = event.value or ""
+
+
+def reflowed(document: str) -> str:
+    """The text as it is shown: lines that were wrapped at some width are one paragraph again; tables stay."""
+    lines: list[str] = []
+    for line in document.splitlines():
+        before = lines[-1] if lines else ""
+        if len(before) >= WRAPPED and line[:1].isalnum() and not TABLE.search(f"{before}\n{line}"):
+            lines[-1] = f"{before} {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+class Picker:
+    """The dialog for another document: dropped, chosen or pasted."""
+
+    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+        self.stage, self.conversation = stage, conversation
+        with ui.dialog() as self.dialog, box("div", "card", role="dialog", aria_label="Another document"):
+            text("Another document", "question", "h2")
+            self.upload = ui.upload(
+                label="Drop a text file here, or press + to choose one", auto_upload=True, max_file_size=LARGEST,
+                on_upload=self._uploaded, on_rejected=self._rejected,
+            ).classes("drop").props("flat")  # fmt: skip
+            self.paste = ui.textarea(placeholder="… or paste text").props(
+                f"outlined rows=6 maxlength={PASTED} aria-label='Pasted text'"
+            )
+            self.message = text("", "message bad")
+            self.message.props["role"] = "alert"
+            with box("div", "bits"):
+                button("Use the pasted text", self._pasted, "plain", id="use")
+                box("span", "grow")
+                button("Close", self.dialog.close, "plain")
+
+    def open(self) -> None:
+        """Show it."""
+        self.message.text = ""
+        self.dialog.open()
+
+    async def _uploaded(self, event: events.UploadEventArguments) -> None:
+        await self._take(event.file.name, await event.file.read())
+        self.upload.reset()
+
+    def _rejected(self) -> None:
+        self.message.text = f"That file is too long: more than {LARGEST // 1024**2} MiB."
+
+    async def _pasted(self) -> None:
+        await self._take("pasted text", self.paste.value or "")
+
+    async def _take(self, name: str, data: bytes | str) -> None:
+        self.message.text = "Reading…"
+        try:
+            document = await self.stage.do(self.stage.document, name, data)
+        except KvdemoError as error:
+            self.message.text = f"{error}.\n{error.hint}".strip()
+            return
+        self.conversation.document = document
+        self.conversation.bell.ring()
+        self.dialog.close()

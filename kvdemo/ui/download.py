@@ -1,0 +1,36 @@
+"""The page's requests as a run that ``kvdemo report`` reads: conditions and samples, as ``bench`` saves them; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvdemo.bench import workload
+from kvdemo.errors import UsageError
+from kvdemo.judge.sample import Sample
+from kvdemo.planning.plan import Plan
+
+
+def jsonl(plan: Plan, samples: Sequence[Sample], about: Mapping[str, Any]) -> str:
+    """One line of conditions, one for each sample. A turn of the page is a trial."""
+    engine = plan.engines[0]
+    try:
+        cast = workload.roles(plan)
+        parts = {"baseline": cast.baseline.name, "writer": cast.writer.name, "reader": cast.reader.name}
+    except UsageError:
+        parts = dict.fromkeys(("baseline", "writer", "reader"), engine.name)
+    conditions = {
+        "project": plan.project,
+        "backend": "openai-chat",
+        "model_id": engine.model,
+        "model_digest": next(iter(plan.models.values()), ""),
+        "versions": next(iter(plan.versions.values()), {}),
+        "num_trials": len({sample.trial for sample in samples}),
+        "prompt_tokens": max((sample.prompt_tokens or 0 for sample in samples), default=0),
+        "chunk_size": max((spec.chunk_size or 0 for spec in plan.engines), default=0),
+        **parts,
+        **about,
+    }
+    lines = [{"kind": "run", **conditions}, *({"kind": "sample", **json.loads(s.to_json())} for s in samples)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,110 @@
+"""One turn: its engines are asked, its lanes filled. Everything that goes wrong is shown where the answer would be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from kvdemo.bench import workload
+from kvdemo.bench.client import Reply
+from kvdemo.bench.workload import Arm, Step
+from kvdemo.errors import KvdemoError
+from kvdemo.judge.sample import Sample
+from kvdemo.judge.verdict import judge
+from kvdemo.planning.plan import ServiceSpec
+from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn
+from kvdemo.ui.stage import Stage
+
+CALM = 0.4
+"""Seconds after sending in which nothing is drawn: a browser on the same machine takes an engine's processor time."""
+
+PATH = "/v1/chat/completions"
+PARTLY = "another engine was still storing it, or had been interrupted"
+Messages = list[dict[str, str]]
+
+
+async def ask(
+    stage: Stage, conversation: Conversation, turn: Turn, drawn: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """Ask the engines of a turn, group after group.
+
+    ``drawn`` is awaited before each group: a browser that still draws takes processor time from an engine beside it.
+    """
+    messages = workload.messages(conversation.system, turn.document.text, turn.question, turn.earlier)
+    for group in turn.groups:
+        if drawn is not None:
+            await drawn()
+        lanes = (stage.do(_lane, stage, turn, lane, messages, conversation.bell) for lane in group)
+        await asyncio.gather(*lanes)
+
+
+def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) -> None:
+    """One engine, in a thread of its own."""
+    try:
+        spec = stage.plan.service(lane.engine)
+        stage.warmed.wait()
+        ids = stage.tokenize(spec.model, {"messages": messages})
+        with stage.locks[lane.engine]:
+            if stage.closed:
+                return
+            sample = _measured(stage, turn, lane, spec, messages, ids, bell)
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        sample = Sample(turn.number, "store" if lane.cache else "cold", lane.engine, time.time(), error=said)
+    stage.timed.discard(id(lane))
+    lane.sample, lane.judgement = sample, judge(sample)
+    lane.text, lane.ttft = sample.text, sample.ttft
+    lane.phase = Phase.FAILED if sample.error else Phase.DONE
+    stage.history.append(sample)
+    bell.ring()
+    stage.bell.ring()
+    if sample.error:
+        with suppress(KvdemoError):
+            stage.look()
+
+
+def _measured(
+    stage: Stage, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
+) -> Sample:
+    """Ask, with what is known of who has read it; and remember that this engine has now."""
+    salt, chunk = turn.document.salt, stage.chunk
+    own, shared = stage.holder(spec.name), stage.holder(spec.cache)
+    local = stage.recall.expected(own, salt, ids, chunk)
+    expected = max(local, stage.recall.expected(shared, salt, ids, chunk) if spec.cache else 0)
+    step = Step(turn.number, _arm(spec, local, expected), spec, salt, expected)
+    body = workload.body(spec.model, {"messages": messages}, max_tokens=turn.max_tokens, salt=salt)
+    body |= {"ignore_eos": False}  # a chat ends where the model does
+    chunks = len(ids) // chunk if step.arm == "store" else 0
+
+    def hear(reply: Reply) -> None:
+        if reply.e2el is not None or reply.error:
+            lane.phase = Phase.CHECKING
+            bell.ring()
+        elif reply.ttft is None:
+            with stage.looking:  # a look at the services in the middle of it would take processor time
+                lane.phase, lane.since = Phase.SENT, time.monotonic()
+                stage.timed.add(id(lane))
+            bell.ring_later(CALM)
+        else:
+            lane.phase, lane.ttft, lane.text = Phase.ANSWERING, reply.ttft, reply.text
+            stage.timed.discard(id(lane))
+            bell.ring()
+
+    sample = stage.meter.ask(step, PATH, body, chunks, Reply(heard=hear))
+    if not sample.error:
+        stage.recall.note(own, salt, [*ids, *sample.token_ids[:-1]])
+        if spec.cache:
+            stage.recall.note(shared, salt, ids)
+    if not expected and (sample.cached_tokens or 0) > 0:
+        return replace(sample, expected=workload.reusable(len(ids), chunk), note=PARTLY)
+    return sample
+
+
+def _arm(spec: ServiceSpec, local: int, expected: int) -> Arm:
+    """The part in a trial that this request plays."""
+    if not spec.cache:
+        return "control" if local else "cold"
+    return "again" if local else "reuse" if expected else "store"

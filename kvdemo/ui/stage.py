@@ -1,0 +1,246 @@
+"""The fleet as the page uses it: one connection to each engine, one question at a time to each, for all browsers.
+
+An engine's counters cannot tell two requests apart, so requests of this page to one engine wait for each other; another
+program's request in between shows as UNPROVEN, as in ``bench``. Every request becomes a sample of the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kvdemo import __version__
+from kvdemo.bench import cacheserver, context, preheat
+from kvdemo.bench.measure import Meter
+from kvdemo.errors import KvdemoError, NotReadyError, UsageError
+from kvdemo.fleet import fleet
+from kvdemo.fleet.watch import Event, State
+from kvdemo.host import gpus
+from kvdemo.host.state import Project
+from kvdemo.judge.sample import Sample
+from kvdemo.planning.plan import Plan
+from kvdemo.ui import download
+from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Turn
+from kvdemo.ui.recall import Recall
+
+LOOK = 2.0
+"""Seconds between two looks at the services."""
+
+LONG_TOKEN = 40
+"""No text has as many characters a token as this."""
+
+ROOM = 64
+"""Tokens that instruction, question and answer take at least."""
+
+NOTHING = Document("", "", 0, "")
+
+
+class Stage:
+    """Everything that all browsers share. Raises NotReadyError if the project is not up."""
+
+    def __init__(self, project: Project, environ: Mapping[str, str]) -> None:
+        self.project, self.environ = project, environ
+        self.run_id = secrets.token_hex(6)
+        self.recall, self.history = Recall(), list[Sample]()
+        self.events: list[Event] = []
+        self.gone = ""
+        self.first: Document | None = None
+        self.reserved = self.closed = False
+        self.tasks = set[asyncio.Task[None]]()
+        self.warmed = threading.Event()
+        self.looking, self.timed = threading.Lock(), set[int]()
+        self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.numbers, self.salts = itertools.count(1), itertools.count(1)
+        self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="ask")
+        self.bell: Bell
+        self.adopt(fleet.loaded(project))
+
+    def adopt(self, plan: Plan) -> None:
+        """Use this plan from now on; requests under way end with the connections they have."""
+        self.plan = plan
+        self.meter = Meter(plan, fleet.key_of(plan.engines[0], self.environ))
+        chunks = [spec.chunk_size for spec in plan.engines if spec.chunk_size]
+        self.chunk = max(chunks, default=256)
+
+    async def open(self) -> None:
+        """On the event loop: begin to watch the services."""
+        self.bell = Bell(asyncio.get_running_loop())
+        self.watcher = asyncio.create_task(self._watch())
+        self.pool.submit(self.preheat)
+
+    async def close(self) -> None:
+        """End: hang up, so that no thread waits for an engine, and delete what this page's requests left in L2."""
+        self.closed = True
+        self.warmed.set()
+        self.watcher.cancel()
+        for client in self.meter.clients.values():
+            with suppress(OSError):
+                if client.line.sock is not None:
+                    client.line.sock.shutdown(socket.SHUT_RDWR)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        cacheserver.forget(self.plan, f"kvdemo-{self.run_id}-*")
+
+    async def _watch(self) -> None:
+        while True:
+            if self.bell.listeners and not self.timed:
+                await self.do(self.look)
+            await asyncio.sleep(LOOK)
+
+    async def do(self, work: Any, *arguments: Any) -> Any:
+        """Something that blocks, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+
+    def look(self) -> None:
+        """What every service is doing at this moment; a plan that has changed is taken over."""
+        events: list[Event] = []
+        gone = ""
+        try:
+            with self.looking:
+                plan = fleet.loaded(self.project)
+                if plan != self.plan:
+                    self.adopt(plan)
+                events = fleet.status(self.project, self.environ)
+        except (KvdemoError, OSError) as error:
+            gone = ": ".join(filter(None, [str(error), getattr(error, "hint", "")]))
+        shown = [(event.service, event.state, event.detail) for event in events]
+        if gone != self.gone or shown != [(event.service, event.state, event.detail) for event in self.events]:
+            self.events, self.gone = events, gone
+            self.bell.ring()
+
+    def state(self, service: str) -> State:
+        """The latest known state of a service."""
+        return next((event.state for event in self.events if event.service == service), State.ABSENT)
+
+    def tokenize(self, model: str, prompt: Mapping[str, Any]) -> list[int]:
+        """Token ids by whichever engine of this model answers. Raises NotReadyError if none does."""
+        said = "no engine has it"
+        able = [spec for spec in self.plan.engines if spec.model == model]
+        for spec in sorted(able, key=lambda one: self.state(one.name) is not State.READY):
+            try:
+                return self.meter.client(spec).tokenize(model, prompt)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                said = f"{spec.name}: {str(error) or type(error).__name__}"
+        raise NotReadyError(f"no engine of {model} tokenizes ({said})", f"kvdemo ps -p {self.project.name}")
+
+    def document(self, name: str, data: bytes | str) -> Document:
+        """A document to ask about. Raises UsageError if it is empty, binary, not UTF-8 or too long for the engines."""
+        text = context.decode(data.encode(errors="replace") if isinstance(data, str) else data, name)
+        window = min((spec.context for spec in self.plan.engines if spec.context), default=None)
+        hint = "use a shorter document, or raise max_model_len in the profile if the model allows it"
+        # What is much too long is not for the tokenizer of an engine that others wait for.
+        if window and len(text) > window * LONG_TOKEN:
+            most = f"the engines read at most {window:,} tokens"
+            raise UsageError(f"{name}: is too long: {len(text):,} characters; {most}", hint)
+        tokens = len(self.tokenize(self.plan.engines[0].model, {"prompt": text}))
+        if window and tokens + ROOM > window:
+            most = f"the engines read at most {window:,}, the question and the answer included"
+            raise UsageError(f"{name}: is too long: {tokens:,} tokens; {most}", hint)
+        return Document(name, text, tokens, self.salt())
+
+    def preheat(self) -> None:
+        """Let engines that have read little yet read something, as ``up --preheat`` does.
+
+        Questions wait until all are warm, the reader of what another stored included.
+        """
+        try:
+            self.first_document()  # a tab needs it first: while the engines are not busy yet
+            text = preheat.text(self.plan)
+            for spec in self.plan.engines:
+                with self.locks[spec.name]:
+                    if not self.closed:
+                        preheat.warm(self.meter, spec, text, f"kvdemo-{self.run_id}-warm")
+        except KvdemoError:
+            return  # whoever asks is told
+        finally:
+            self.warmed.set()
+            self.bell.ring()
+
+    def salt(self) -> str:
+        """A salt that no cache has seen."""
+        return f"kvdemo-{self.run_id}-{next(self.salts)}"
+
+    def first_document(self) -> Document:
+        """The profile's document, or none yet."""
+        with self.locks["document"]:
+            if self.first is None:
+                path = self.plan.bench.get("context")
+                self.first = self.document(Path(path).name, context.read(Path(path))) if path else NOTHING
+        return replace(self.first, salt=self.salt())
+
+    def cool(self, conversation: Conversation) -> None:
+        """Make the document cold again; its old KV is of no use to anybody."""
+        old = conversation.document
+        conversation.document = replace(old, salt=self.salt())
+        if not conversation.busy:
+            cacheserver.forget(self.plan, old.salt)
+        conversation.bell.ring()
+
+    def turn(
+        self, conversation: Conversation, question: str, groups: Sequence[Sequence[str]], max_tokens: int, follow: bool
+    ) -> Turn:
+        """Put a question on the page. Raises UsageError if there is nothing to ask, or nobody."""
+        if not question.strip():
+            raise UsageError("there is no question", "type one, or choose one below the line")
+        if not conversation.document.text:
+            raise UsageError("there is no document", "choose one first")
+        if self.reserved:
+            raise UsageError("a benchmark is measuring", "wait for its end, or stop it")
+        if not any(groups):
+            raise UsageError("no engine is chosen", "choose at least one")
+        known = {spec.name for spec in self.plan.engines}
+        if strange := {name for group in groups for name in group} - known:
+            raise UsageError(f"no longer part of the fleet: {', '.join(sorted(strange))}", "load the page again")
+        lanes = [[Lane(name, self.plan.service(name).cache) for name in group] for group in groups if group]
+        earlier = conversation.earlier if follow else []
+        turn = Turn(next(self.numbers), question.strip(), conversation.document, lanes, earlier, max_tokens)
+        conversation.turns.append(turn)
+        conversation.bell.ring()
+        return turn
+
+    def holder(self, service: str) -> str:
+        """A name for a service's memory: another one after every start."""
+        record = self.project.record(service) if service else None
+        return f"{service} {record.leader if record else ''}"
+
+    def readers(self, document: Document) -> list[str]:
+        """The engines and caches that should have this document's KV now."""
+        seen, salt = self.recall.seen, document.salt
+        return [spec.name for spec in self.plan.services if seen.get((self.holder(spec.name), salt))]
+
+    def jsonl(self) -> str:
+        """The history as a file that ``kvdemo report`` reads."""
+        names = sorted(
+            {gpu.name for gpu in gpus.detect(self.environ) for e in self.plan.engines if gpu.index in e.gpus}
+        )
+        about = {
+            "kvdemo_version": __version__,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "run_id": self.run_id,
+            "device": ", ".join(names) or f"{os.cpu_count()} processor cores",
+        }
+        return download.jsonl(self.plan, self.history, about)
+
+    def reserve(self) -> None:
+        """Keep questions out while a benchmark measures. Raises UsageError while somebody is being answered."""
+        if self.reserved or self.tasks or any(lock.locked() for lock in self.locks.values()):
+            raise UsageError("the engines are busy", "wait for the answers")
+        self.reserved = True
+
+    def release(self) -> None:
+        """Let questions in again."""
+        self.reserved = False
+        self.bell.ring()

@@ -1,0 +1,194 @@
+"""One turn on the page: the race, what came of it, and each engine's answer with where its prompt came from."""
+
+from __future__ import annotations
+
+import time
+
+from nicegui import ui
+
+from kvdemo.judge.verdict import Verdict
+from kvdemo.report.tables import times
+from kvdemo.ui.conversation import Lane, Phase, Turn
+from kvdemo.ui.parts import box, change, style, text
+from kvdemo.ui.stage import Stage
+
+SOURCES = ("computed", "local", "shared")
+SAID = {"computed": "computed", "local": "own cache", "shared": "shared"}
+EMPTY = (
+    "“Demonstrate” lets one engine read it, then races a plain engine against one that has never seen it but shares "
+    "the cache."
+)
+PHASES = {
+    Phase.QUEUED: "waits",
+    Phase.SENT: "reading",
+    Phase.ANSWERING: "answering",
+    Phase.CHECKING: "counting",
+    Phase.FAILED: "failed",
+}
+
+
+class TurnCard:
+    """The card of one turn; ``show`` brings it up to date."""
+
+    def __init__(self, stage: Stage, turn: Turn) -> None:
+        self.turn = turn
+        with box("article", "card turn", data_turn=turn.number):
+            text(turn.question, "question", "h2")
+            follow = f"after {len(turn.earlier)} earlier turns" if turn.earlier else ""
+            told = [turn.document.name, order(turn), follow, "seconds to the first token"]
+            text(" · ".join(filter(None, told)), "dim small wrap")
+            with box("p", "finding" if len(turn.lanes) > 1 else "hidden", aria_live="polite"):
+                self.factor = text("", "", "b")
+                self.finding = text("", "", "span")
+            with box("div", "race", id=f"race-{turn.document.salt}-{turn.number}"):
+                self.tracks = [Track(turn, lane) for lane in turn.lanes]
+            with box("div", "lanes many" if len(turn.lanes) > 1 else "lanes"):
+                self.answers = [Answer(stage, lane) for lane in turn.lanes]
+        self.done = False
+        self.show()
+
+    def show(self) -> None:
+        """Show what has changed."""
+        if self.done:
+            return
+        for track, answer in zip(self.tracks, self.answers, strict=True):
+            track.show()
+            answer.show()
+        self.done = self.turn.over
+        if self.done:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        found, same = self.turn.finding, self.turn.same
+        words = ""
+        if found:
+            fast, slow, ratio = found
+            sources = fast.sample.sources if fast.sample else None
+            here = fast.verdict is Verdict.SHARED
+            tokens = (sources.shared if here else sources.local) if sources else 0
+            self.factor.text = times(ratio)
+            words = f"sooner: {fast.engine} had {tokens:,} tokens from {'the shared' if here else 'its own'} cache, "
+            words += f"{slow.engine} computed them."
+        elif failed := [lane.engine for lane in self.turn.lanes if lane.phase is Phase.FAILED]:
+            words = f"{', '.join(failed)} failed; see below."
+        if same is not None:
+            words += (
+                " All gave the same tokens." if same else " Not all gave the same tokens (cold rounds differently)."
+            )
+        self.finding.text = words.strip()
+
+
+class Track:
+    """An engine's row in the race. The browser runs its clock; the final time is the measured one."""
+
+    def __init__(self, turn: Turn, lane: Lane) -> None:
+        self.lane = lane
+        clock = f"clock-{turn.document.salt}-{turn.number}-{lane.engine}"
+        with box("div", "name"):
+            text(lane.engine, "", "span")
+            self.state = text("", "", "small")
+        with box("div", "track"):
+            self.fill = box("div", "fill", data_clock=clock)
+        with box("div", "clock", id=clock, data_engine=lane.engine):
+            box("span")
+            text("s", "", "small")
+
+    def show(self) -> None:
+        """Show what has changed."""
+        lane = self.lane
+        elapsed = f"{time.monotonic() - lane.since:.3f}" if lane.phase is Phase.SENT else None
+        if self.fill.props.get("data-phase") != lane.phase.value:
+            change(self.fill, data_phase=lane.phase.value, data_elapsed=elapsed)
+        change(self.fill, data_ttft=None if lane.ttft is None else f"{lane.ttft:.4f}")
+        style(self.fill, f"fill {colour(lane)}".strip())
+        self.state.text = PHASES.get(lane.phase, "") or did(lane)
+
+
+class Answer:
+    """What an engine said, and where the tokens of its prompt came from."""
+
+    def __init__(self, stage: Stage, lane: Lane) -> None:
+        self.stage, self.lane = stage, lane
+        with box("section", "lane", data_lane=lane.engine):
+            with box("div", "head"):
+                text(lane.engine, "wrap")
+                self.verdict = text("", "verdict")
+            with box("div", "source", role="img") as self.bar:
+                self.parts = {source: box("i", source) for source in SOURCES}
+            with box("div", "key"):
+                self.keys = {source: text("", "hidden", "span") for source in SOURCES}
+            self.said = text("", "answer")
+            self.said.props["tabindex"] = "0"
+            self.why = text("", "why")
+
+    def show(self) -> None:
+        """Show what has changed."""
+        lane = self.lane
+        self.said.text = lane.text
+        if not lane.phase.over:
+            return
+        judgement, sample = lane.judgement, lane.sample
+        self.verdict.text = judgement.verdict.value if judgement else ""
+        style(self.verdict, f"verdict {self.verdict.text}")
+        if judgement and judgement.why:
+            dead = [e.detail for e in self.stage.events if e.service == lane.engine and lane.phase is Phase.FAILED]
+            self.why.text = " · ".join(filter(None, [judgement.why, *dead]))
+        if sample and sample.sources and sample.sources.total and lane.phase is Phase.DONE:
+            counts = {source: getattr(sample.sources, source) for source in SOURCES}
+            for source, tokens in counts.items():
+                self.parts[source].style(f"width: {100 * tokens / sample.sources.total:.2f}%")
+                self.keys[source].text = f"{tokens:,} {SAID[source]}" if tokens else ""
+                style(self.keys[source], f"k-{source}" if tokens else "hidden")
+            label = ", ".join(f"{tokens:,} {SAID[source]}" for source, tokens in counts.items() if tokens)
+            change(self.bar, aria_label=f"Prompt tokens: {label}")
+
+
+def order(turn: Turn) -> str:
+    """In which order the engines are asked, in words."""
+    groups = [", ".join(lane.engine for lane in group) for group in turn.groups]
+    if len(groups) == 1:
+        return "all at the same time" if len(turn.lanes) > 1 else ""
+    return f"first {groups[0]}, then {', then '.join(groups[1:])}"
+
+
+def did(lane: Lane) -> str:
+    """What an engine did with the document, in words."""
+    match lane.verdict:
+        case Verdict.SHARED:
+            return "loaded the shared KV"
+        case Verdict.LOCAL:
+            return "had it in its own cache"
+        case Verdict.COLD:
+            return "computed and stored it" if lane.cache else "computed it"
+    return lane.verdict.value.lower() if lane.verdict else ""
+
+
+def colour(lane: Lane) -> str:
+    """The class of its bar: what most of its prompt came from, once that is proved."""
+    if lane.phase is Phase.FAILED:
+        return "failed"
+    return {Verdict.SHARED: "shared", Verdict.LOCAL: "local"}.get(lane.verdict or Verdict.COLD, "")
+
+
+class Turns:
+    """All turns of a conversation, the newest on top."""
+
+    def __init__(self, stage: Stage, turns: list[Turn]) -> None:
+        self.stage, self.turns = stage, turns
+        self.cards: list[TurnCard] = []
+        with box("section", "stack", aria_label="Answers") as self.place, box("div", "card empty") as self.empty:
+            text("Nobody has read the document yet", "", "b")
+            text(EMPTY)
+        self.show()
+
+    def show(self) -> None:
+        """Show what has changed."""
+        for turn in self.turns[len(self.cards) :]:
+            self.empty.set_visibility(False)
+            with self.place:
+                card = ui.element("div")
+                with card:
+                    self.cards.append(TurnCard(self.stage, turn))
+            card.move(target_index=0)
+        for shown in self.cards:
+            shown.show()
