@@ -11,7 +11,7 @@ KvdemoError
 ├── DownIncompleteError     something survived ``down``                      8
 └── LockedError             another kvdemo works on this project             9
 
-Only ``kvdemo.cli`` catches them; it prints the message, then the hint, and exits with the code.
+Only ``commands.frame`` catches them; it prints the message, then the hint, and exits with the code.
 """
 
 from __future__ import annotations

@@ -351,15 +351,16 @@ def test_a_fleet_that_goes_away(fleet: Fleet, tab: Tab, opened: Open) -> None:
     assert tab.verdicts() == {"plain": "COLD"}
 
 
-def test_ctrl_c_ends_it_whatever_an_engine_does(fleet: Fleet) -> None:
+def test_ctrl_c_ends_it_whatever_an_engine_does(fleet: Fleet, tab: Tab) -> None:
     """With a tab open and an answer that never comes: it hangs up and ends."""
+    expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
     fleet.fault("plain", DELAY_S=60)
     with page_of(lambda *words: fleet.lab.start(*words, "-p", fleet.lab.name)) as url:
-        tab = Tab(fleet.chromium, url)
-        expect(tab.ask("Who?", "plain").locator(".fill")).to_have_attribute("data-phase", "sent")
+        other = Tab(fleet.chromium, url)
+        expect(other.ask("Who?", "plain").locator(".fill")).to_have_attribute("data-phase", "sent")
         began = time.monotonic()
     assert time.monotonic() - began < 30
-    tab.page.close()
+    other.page.close()
 
 
 def test_the_page_answers_soon(fleet: Fleet) -> None:

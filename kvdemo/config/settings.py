@@ -93,7 +93,7 @@ class Bench(Part):
     """What `kvdemo bench` sends."""
 
     context: fields.OptionalPath = None
-    """Text file with the shared document, relative to the profile. Default: a generated text."""
+    """Text file with the shared document, relative to the profile. Default: none, and `bench` asks for --context."""
     questions: fields.Texts = ("What is this document about? Answer in one sentence.",)
     """Questions about the document, asked in turn. Default: one that asks what it is about."""
     system: fields.Text = "Answer the question from the document."

@@ -21,6 +21,9 @@ from kvdemo.ui.stage import Stage
 CALM = 0.4
 """Seconds after sending in which nothing is drawn: a browser on the same machine takes an engine's processor time."""
 
+WARM_UP_PATIENCE = 60.0
+"""Seconds that a question waits for all engines to be warm: one that hangs must not keep the others from answering."""
+
 PATH = "/v1/chat/completions"
 PARTLY = "another engine was still storing it, or had been interrupted"
 Messages = list[dict[str, str]]
@@ -45,7 +48,7 @@ def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) 
     """One engine, in a thread of its own."""
     try:
         spec = stage.plan.service(lane.engine)
-        stage.warmed.wait()
+        stage.warmed.wait(WARM_UP_PATIENCE)
         ids = stage.tokenize(spec.model, {"messages": messages})
         with stage.locks[lane.engine]:
             if stage.closed:
