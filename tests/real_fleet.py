@@ -36,7 +36,7 @@ NOTICE = 10
 MARK = "LC_KVDEMO_TEST"
 """The services inherit every variable that begins with LC_, and none of them cares about this one."""
 
-CONTEXTS = {"context.txt": 16000, "short.txt": 4000}
+CONTEXTS = {"context.txt": 10000, "short.txt": 4000}
 """Documents beside the profile and how much of the handbook they are, in characters; four to a token."""
 
 START = 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -300,7 +301,8 @@ def test_down_kills_what_does_not_listen(lab: Lab) -> None:
     lab.up(lab.profile(plain(FAKE_IGNORE_SIGTERM="1", FAKE_CHILD="1"), stop_timeout=1))
     events, remains = lab.down()
     assert not remains
-    assert "killed: it did not stop within 1 s (2 processes)" in events[-1].detail
+    # The guardian, which sees its leader die, may be the first at the child.
+    assert re.search(r"killed: it did not stop within 1 s \([12] processes\)", events[-1].detail)
     assert not lab.pids()
 
 

@@ -167,7 +167,7 @@ def test_descendants_are_found_without_session_and_environment(box: Box) -> None
 
 
 def test_kill_is_faster_than_a_process_that_keeps_forking(box: Box) -> None:
-    """What is born while the others are killed is found too."""
+    """What is born while the others are killed is found too, by this process or by the guardian."""
     record = box.start("""
         def breed():
             for _ in range(40):
@@ -179,7 +179,7 @@ def test_kill_is_faster_than_a_process_that_keeps_forking(box: Box) -> None:
         signal.pause()
     """)
     box.hear()
-    assert process.kill(record) >= 2
+    assert process.kill(record)
     assert process.members(record) == []
 
 

@@ -14,8 +14,11 @@ from real_fleet import MODEL, NOTICE, Real, needs_engines, nothing_left
 pytestmark = needs_engines
 
 
-def test_a_killed_core_shows_and_is_replaced(real: Real) -> None:
-    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `up` replaces that engine alone."""
+def test_a_killed_core_shows_and_restart_replaces_it(real: Real) -> None:
+    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `restart` replaces that engine alone.
+
+    The log of before is still there.
+    """
     if real.run("ps").returncode:
         real.up()
     before = real.records
@@ -26,9 +29,10 @@ def test_a_killed_core_shows_and_is_replaced(real: Real) -> None:
     assert refused.returncode == 7
     assert "vllm-a" in refused.stderr
     assert real.run("ps", "--check").returncode == 7
-    real.up()
+    real.do("restart", "vllm-a")
     assert real.replaced_since(before) == {"vllm-a"}
     assert set(real.states().values()) == {"ready"}
+    assert "Application startup complete" in real.do("logs", "vllm-a", "--previous")
 
 
 def test_a_killed_cache_shows_and_is_replaced_with_its_engines(ready: Real) -> None:
@@ -41,15 +45,6 @@ def test_a_killed_cache_shows_and_is_replaced_with_its_engines(ready: Real) -> N
     assert ready.replaced_since(before) == {"shared", "lmcache-a", "lmcache-b"}
     found = ready.bench("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "recovered")
     assert next(row for row in found["rows"] if row["arm"] == "reuse")["verdict"] == "SHARED"
-
-
-def test_restart_replaces_one_engine(ready: Real) -> None:
-    """The others keep their processes, and its log of before is still there."""
-    before = ready.records
-    ready.do("restart", "vllm-b")
-    assert ready.replaced_since(before) == {"vllm-b"}
-    assert ready.states()["vllm-b"] == "ready"
-    assert "Application startup complete" in ready.do("logs", "vllm-b", "--previous")
 
 
 def test_down_leaves_nothing_whatever_was_killed(ready: Real) -> None:
