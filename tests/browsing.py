@@ -154,11 +154,19 @@ class Tab:
 
     def upload(self, name: str, data: bytes) -> None:
         """Choose this file in the dialog."""
-        if not self.message.is_visible():
+        if not self.dialog.is_visible():
             self.page.locator("#another").click()
+        # No person is faster than the dialog opens; what closes it while it still opens may lose.
+        expect(self.dialog).to_be_visible()
+        expect(self.page.locator(".q-dialog [class*=-enter-active], .q-dialog[class*=-enter-active]")).to_have_count(0)
         self.page.locator(".q-uploader input[type=file]").set_input_files(
             {"name": name, "mimeType": "text/plain", "buffer": data}
         )
+
+    @property
+    def dialog(self) -> Locator:
+        """The dialog for another document."""
+        return self.page.get_by_label("Another document")
 
     @property
     def message(self) -> Locator:

@@ -46,7 +46,7 @@ def give(tab: Tab, fleet: Real, name: str) -> None:
     """Upload one of the fleet's documents."""
     tab.upload(name, (fleet.path / name).read_bytes())
     expect(tab.page.locator(".paper h2")).to_have_text(name)
-    expect(tab.message).to_be_hidden()
+    expect(tab.dialog).to_be_hidden()
 
 
 def test_the_page_shows_the_race(ready: Real, tab: Tab) -> None:
