@@ -193,6 +193,21 @@ def test_a_broken_interpreter_is_exit_code_5(lab: Lab) -> None:
     assert "checks failed: load torch" in done.stderr
 
 
+def test_a_compiled_part_that_vllm_does_without(lab: Lab) -> None:
+    """A CPU build chooses among several by itself, and only logs what does not load: that is told."""
+    python = stubs(lab)
+    (lab.path / "stubs" / "vllm" / "platforms.py").write_text("""
+import logging
+class current_platform:
+    device_type = "cpu"
+    def import_kernels():
+        logging.getLogger("vllm.platforms.cpu").warning("Failed to import from vllm._C: %s", "undefined symbol: x")
+""")
+    done = lab.run("doctor", lab.profile(runtime={"python": str(python)}))
+    assert done.returncode == 5
+    assert "failure  load vllm      RuntimeError: Failed to import from vllm._C: undefined symbol: x" in done.stdout
+
+
 def test_what_the_plan_lacks_is_a_failure(lab: Lab) -> None:
     """The same words as `up`, with what to do in a line of its own."""
     python = stubs(lab)

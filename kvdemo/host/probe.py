@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import importlib.machinery
 import json
+import logging
 import os
 import sys
 import time
@@ -58,7 +59,27 @@ def _vllm(gpu: bool) -> str:
     wanted = "cuda" if gpu else "cpu"
     if platform.device_type != wanted:
         raise RuntimeError(f"this vLLM runs on {platform.device_type or 'no device'}, not on {wanted}")
-    return f"platform {platform.device_type}, {_compiled('vllm', ('_C', '_C_stable_libtorch', '_moe_C'))}"
+    choose = getattr(platform, "import_kernels", None)
+    parts = _compiled("vllm", ("_C", "_C_stable_libtorch", "_moe_C")) if gpu or not choose else _chosen(choose)
+    return f"platform {platform.device_type}, {parts}"
+
+
+def _chosen(choose: Callable[[], None]) -> str:
+    """Let vLLM load its compiled part: the CPU build has one for each instruction set, and a wrong one is a crash.
+
+    vLLM only logs what does not load, and loads some in a way that Python takes for a failure: what is mapped counts.
+    """
+    complaints: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm").addHandler(listener)
+    choose()
+    folder = os.path.realpath(next(iter(importlib.import_module("vllm").__path__)))
+    with open("/proc/self/maps") as maps:  # noqa: PTH123
+        found = {line.split()[-1].rpartition("/")[2] for line in maps if f" {folder}/_C" in line}
+    if not found:
+        raise RuntimeError("; ".join(complaints) or "vllm loaded none of its compiled parts")
+    return f"loaded {', '.join('vllm.' + name.partition('.')[0] for name in sorted(found))}"
 
 
 def _lmcache_parts(gpu: bool) -> tuple[str, ...]:
