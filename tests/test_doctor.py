@@ -129,7 +129,7 @@ def stubs(lab: Lab) -> Path:
 
 STUB_TORCH = """
 import time
-uint8 = bfloat16 = None
+uint8 = bfloat16 = float32 = None
 class Tensor:
     def copy_(self, source, non_blocking): time.sleep(0.01)
     def __matmul__(self, other): time.sleep(0.01)
@@ -164,7 +164,7 @@ def test_a_good_machine_is_measured_and_predicted(lab: Lab) -> None:
     """Everything is looked at, nothing is started or left, and the numbers follow from the rates."""
     (lab.path / "model" / "config.json").write_text(json.dumps(CONFIG))
     caches = {"shared": {"l1": "16MiB", "l2": str(lab.path / "kv"), "chunk_size": 256}}
-    engine = {"cache": "shared", "max_model_len": 8192, "kv_cache": "1GiB"}
+    engine = {"cache": "shared", "max_model_len": 8192, "kv_cache": "1GiB", "args": {"dtype": "bfloat16"}}
     path = lab.profile({"plain": {}, "a": engine, "b": engine}, caches, runtime={"python": str(stubs(lab))})
     found = document(lab, path, code=0)
     named = {check["name"]: check for check in found["checks"]}

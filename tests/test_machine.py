@@ -46,3 +46,14 @@ def test_disk_and_limits(tmp_path: Path) -> None:
     assert machine.open_files() > 0
     locked = machine.locked_memory()
     assert locked is None or locked >= 0
+
+
+def test_wide_processors(tmp_path: Path) -> None:
+    """By the flags of an x86 processor; others are not judged."""
+    for text, wide in (
+        ("flags\t\t: fpu avx2 avx512f avx512bw\n", True),
+        ("flags\t\t: fpu avx avx2\nflags\t\t: fpu avx avx2\n", False),
+        ("Features\t: fp asimd\n", True),
+    ):
+        (tmp_path / "cpuinfo").write_text(text)
+        assert machine.wide(tmp_path / "cpuinfo") is wide

@@ -70,6 +70,23 @@ def test_a_plan_of_a_newer_version_is_read() -> None:
         plan.Plan.from_json({})
 
 
+def test_float32_where_the_processor_is_slow_at_less() -> None:
+    """Without AVX-512, for engines without a GPU that do not say otherwise; sizes, command and kin follow."""
+    narrow = replace(FACTS, wide=False)
+    usual, made = plan.make(profile(), FACTS), plan.make(profile(), narrow)
+    assert not any("--dtype" in spec.argv for spec in usual.services)
+    for spec in made.engines:
+        assert spec.argv[spec.argv.index("--dtype") + 1] == "float32"
+        assert spec.kv_bytes_per_token == 2 * usual.service(spec.name).kv_bytes_per_token
+    assert made.service("shared").kin != usual.service("shared").kin
+    other = plan.make(altered("plain", args={"dtype": "half"}), narrow).service("plain")
+    assert (other.argv[other.argv.index("--dtype") + 1], other.kv_bytes_per_token) == ("half", 1024)
+    with pytest.raises(ProfileError, match="differ in dtype"):
+        plan.make(altered("a", args={"dtype": "half"}), narrow)
+    on_gpu = plan.make(altered("plain", gpus=[0]), narrow).service("plain")
+    assert "--dtype" not in on_gpu.argv
+
+
 def test_the_digest_changes_with_what_runs_only() -> None:
     """Another flag, variable or secret means a new start; another patience does not."""
     first = plan.make(profile(), FACTS).service("a").digest

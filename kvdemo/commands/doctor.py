@@ -138,6 +138,7 @@ def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, 
         environment.of_service(environ, reader.env, ()),
         gpu=bool(reader.gpus),
         shape=asdict(model.shape) if model.shape else None,
+        dtype=model.dtype if model.dtype in {"float32", "float16"} else "bfloat16",
         tokenizer=str(tokenizer) if model.path and tokenizer.is_file() else "",
         document=document if document and Path(document).is_file() else "",
     )

@@ -54,6 +54,12 @@ def shared_memory() -> tuple[int, int]:
     return usage.total, usage.free
 
 
+def wide(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has AVX-512, without which products of bfloat16 numbers are computed one by one."""
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "avx512f")
+    return "avx512f" in flags.split()
+
+
 def open_files() -> int:
     """How many files a process may have open at most (its own limit can be raised to this)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -112,13 +112,13 @@ def _connector() -> str:
     return f"{found.__module__}.{found.__qualname__}"
 
 
-def rates(gpu: bool, shape: dict[str, int] | None, tokenizer: str, document: str) -> None:
+def rates(gpu: bool, shape: dict[str, int] | None, tokenizer: str, document: str, dtype: str = "bfloat16") -> None:
     """Copies in bytes a second, matrix products and attention in FLOP/s; the document's tokens, seconds for them."""
     for name, rate in _copies(gpu):
         say(**{name: rate})
     if shape:
-        say(matmul=_matmul(gpu, shape))
-        say(attention=_attention(gpu, shape))
+        say(matmul=_matmul(gpu, shape, dtype))
+        say(attention=_attention(gpu, shape, dtype))
     if tokenizer and document:
         say(**_tokens(tokenizer, document))
 
@@ -149,25 +149,24 @@ def _seconds(gpu: bool, work: Callable[[], Any], rounds: int = 0, *, best: bool 
     return min(taken) if best else sorted(taken)[len(taken) // 2]
 
 
-def _matmul(gpu: bool, shape: dict[str, int]) -> float:
+def _matmul(gpu: bool, shape: dict[str, int], dtype: str) -> float:
     """A batch of tokens through one MLP matrix of the model."""
     import torch
 
     tokens, hidden, inner = 8192 if gpu else 2048, shape["hidden"], shape["inner"]
-    device = "cuda" if gpu else "cpu"
-    batch = torch.rand(tokens, hidden, dtype=torch.bfloat16, device=device)
-    weights = torch.rand(hidden, inner, dtype=torch.bfloat16, device=device)
+    kind: dict[str, Any] = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
+    batch, weights = torch.rand(tokens, hidden, **kind), torch.rand(hidden, inner, **kind)
     return 2.0 * tokens * hidden * inner / _seconds(gpu, lambda: batch @ weights, best=True)
 
 
-def _attention(gpu: bool, shape: dict[str, int]) -> float:
+def _attention(gpu: bool, shape: dict[str, int], dtype: str) -> float:
     """A chunk of a prompt against the keys before it, as in the middle of a long prefill."""
     import torch
 
     queries, keys = (4096, 16384) if gpu else (512, 8192)
-    device, heads, head = "cuda" if gpu else "cpu", shape["heads"], shape["head"]
-    query = torch.rand(1, heads, queries, head, dtype=torch.bfloat16, device=device)
-    key = torch.rand(1, heads, keys, head, dtype=torch.bfloat16, device=device)
+    heads, head = shape["heads"], shape["head"]
+    kind: dict[str, Any] = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
+    query, key = torch.rand(1, heads, queries, head, **kind), torch.rand(1, heads, keys, head, **kind)
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.inference_mode():
         return 4.0 * heads * head * queries * keys / _seconds(gpu, lambda: attend(query, key, key), best=True)

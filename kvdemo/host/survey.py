@@ -52,6 +52,7 @@ def survey(
         memory=machine.memory() + own,
         shm=machine.free("/dev/shm") + own,
         open_files=machine.open_files(),
+        wide=machine.wide(),
         disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},
         kept=_kept(project, running),
         node=node,

@@ -6,9 +6,9 @@ Sizes are bytes. An unknown value is None (or empty), never a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kvdemo.planning.shape import Shape
+from kvdemo.planning.shape import WIDTHS, Shape
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,14 @@ class Model:
     shape: Shape | None = None
     problem: str = ""
 
+    def loaded_as(self, dtype: str) -> Model:
+        """The model as an engine of this dtype has it: weights and KV get larger or smaller."""
+        old, new = WIDTHS.get(self.dtype), WIDTHS.get(dtype)
+        if not (old and new):
+            return replace(self, dtype=dtype)
+        kv, weights = (size and size * new // old for size in (self.kv_bytes_per_token, self.weight_bytes))
+        return replace(self, dtype=dtype, kv_bytes_per_token=kv, weight_bytes=weights)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -111,6 +119,8 @@ class Facts:
     """Names of the profile's secrets that are set in the environment."""
     memory: int | None = None
     shm: int | None = None
+    wide: bool = True
+    """Whether the processor has AVX-512, or is of a kind without it that does as well."""
     open_files: int | None = None
     """The hard limit of open files a process."""
     disks: Mapping[str, int] = field(default_factory=dict)

@@ -60,8 +60,21 @@ def revision_of(engine: Engine) -> str:
 
 
 def model_of(engine: Engine, facts: Facts) -> Model:
-    """What is known about an engine's model."""
-    return facts.models.get(model_key(engine), Model(engine.model))
+    """What is known about an engine's model, in the dtype that the engine computes in."""
+    model = facts.models.get(model_key(engine), Model(engine.model))
+    dtype = dtype_of(engine, facts)
+    return model.loaded_as(dtype) if dtype else model
+
+
+def dtype_of(engine: Engine, facts: Facts) -> str:
+    """What the engine is told to compute in; empty if vLLM decides.
+
+    float32 on a processor without AVX-512: vLLM would take bfloat16, and need two to three times as long.
+    """
+    given = str(engines.normalized(engine.args).get("dtype", "auto"))
+    if given != "auto":
+        return {"half": "float16", "float": "float32"}.get(given, given)
+    return "" if engine.gpus or facts.wide else "float32"
 
 
 def absent(profile: Profile, facts: Facts) -> list[Engine]:

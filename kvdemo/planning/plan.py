@@ -203,6 +203,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
             port=facts.ports[name],
             devices=len(assignment.gpus),
             memory=assignment.memory,
+            dtype=kinship.dtype_of(engine, facts),
             cache=address,
             stop_timeout=profile.stop_timeout,
         ),
