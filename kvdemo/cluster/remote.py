@@ -7,6 +7,7 @@ ends by itself; that a service still answers is seen by asking it, never from th
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.cluster import cluster
+from kvdemo.cluster.agent import ASK_HEAD, HEAD_PATIENCE
 from kvdemo.cluster.cluster import Lost
 from kvdemo.errors import KvdemoError, PreflightError
 from kvdemo.host import health
@@ -25,6 +27,9 @@ from kvdemo.planning.services import Node, ServiceSpec
 
 ANSWER = 5.0
 """Seconds for an agent to answer a short question."""
+
+GIVEN_UP = HEAD_PATIENCE + 3 * ASK_HEAD
+"""Seconds after which the agent of a node that was cut off has ended; its services have ``stop_timeout`` more."""
 
 
 def run_name(project: Project) -> str:
@@ -43,7 +48,10 @@ class Remote:
         self.specs = {spec.name: spec for one in plans for spec in one.services}
         self.groups = {group for one in plans for group in one.on.get("groups", ())}
         self.copies = Local(project)
-        self.released = bool((project.load(strict=False) or {}).get("released"))
+        document = project.load(strict=False) or {}
+        self.released = bool(document.get("released"))
+        self.unseen: dict[str, float] = document.get("unseen", {})
+        """Since when nodes are out of reach on which an earlier ``down`` could not look."""
         self.ended_whole = False
         self._alive = self._join()
 
@@ -82,9 +90,9 @@ class Remote:
         return {node: answer for node, answer in answers.items() if answer is not None}
 
     def started(self) -> list[str]:
-        """Those that agents know, and all of the nodes that do not answer."""
+        """Those that agents know, and all of the nodes that do not answer; after ``release`` those never seen again."""
         if self.released:
-            return []
+            return [name for name, node in self.homes.items() if node in self.unseen]
         answers = self._each("started")
         silent = [name for name, node in self.homes.items() if node not in answers]
         return [name for names in answers.values() for name in names] + silent
@@ -103,7 +111,7 @@ class Remote:
         for node in self.plan.nodes:
             mine = tuple(spec for spec in self.plan.services if spec.node == node.name)
             self._ask(node.name, "prepare", replace(self.plan, services=mine).to_json(), fresh, create=True)
-        return {"released": False}
+        return {"released": False, "unseen": {}}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
         """On its node, by its agent; only secrets leave this machine."""
@@ -132,7 +140,7 @@ class Remote:
 
     def status(self, service: str) -> Status | None:
         """As its agent says; lost if it says nothing."""
-        if self.released:
+        if self.released and self.homes[service] not in self.unseen:
             return None
         try:
             found: Status | None = self._ask(self.homes[service], "status", service)
@@ -190,8 +198,13 @@ class Remote:
         self._each("tidy")
 
     def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
-        """Every node looks. Of a node that is gone nothing is left that could be seen, unless its services answer."""
+        """Every node looks. Of a node that is gone nothing is left that could be seen, unless its services answer.
+
+        A node that is dead to its cluster, and cannot be reached either, is unseen for as long as its agent may take to
+        notice that it is cut off.
+        """
         found = Remains(checked={"ports": 0, "segments": 0, "gpus": 0})
+        unseen: dict[str, float] = {}
         for name, node in self.nodes.items():
             mine = [spec for spec in specs if spec.node == name]
             try:
@@ -199,21 +212,30 @@ class Remote:
             except Lost as error:
                 answers = {spec.name: health.request(spec.url, "/health", timeout=2) for spec in mine}
                 answering = [service for service, (status, _) in answers.items() if status]
-                ended = self.ended_whole or (not isinstance(self._alive, str) and node.id not in self._alive)
+                dead = not isinstance(self._alive, str) and node.id not in self._alive
                 refused = all(b"refused" in reason for _, reason in answers.values())
+                since = self.unseen.get(name, time.time())
+                given_up = time.time() - since > GIVEN_UP + max([spec.stop_timeout for spec in mine], default=0)
                 told = f"{', '.join(answering or answers)} on {name} ({error})"
-                (found.processes if answering else found.gone if ended and refused else found.unseen).append(told)
+                if answering:
+                    found.processes.append(told)
+                elif (dead and (refused or given_up)) or (self.ended_whole and refused):
+                    found.gone.append(told)
+                else:
+                    found.unseen.append(told)
+                    unseen[name] = since
                 continue
             found.add(there, name)
+        self.unseen = unseen
         return found
 
     def release(self) -> None:
-        """End the agents, and give the seats back."""
-        if document := self.project.load(strict=False):
-            self.project.save({**document, "released": True})
-        self.released = True
+        """End the agents, and give the seats back, if there is a cluster to give them to."""
         if isinstance(self._alive, str):
             return
+        if document := self.project.load(strict=False):
+            self.project.save({**document, "released": True, "unseen": self.unseen})
+        self.released = True
         for node in self.nodes.values():
             if node.id in self._alive:
                 try:

@@ -73,9 +73,12 @@ def take_down(project: Project, volumes: bool, timeout: float | None) -> None:
                     remains = event
                 else:
                     show(event)
+    again = f"kvdemo down -p {project.name}"
+    if remains.seen:
+        raise DownIncompleteError(f"still there: {remains}", f"try again, or end it by hand: {again}")
     if remains:
         raise DownIncompleteError(
-            f"still there: {remains}", f"try again, or end it by hand: kvdemo down -p {project.name}"
+            str(remains), f"a node that is cut off from its cluster ends its services itself; look again: {again}"
         )
     terminal.out.print(terminal.down_summary(remains))
 

@@ -38,8 +38,8 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     freed = delete_stores(project.stores) if remove_store else 0
     remains = launcher.remains(plan.services if plan else (), runs)
     if not remains.seen:
-        # What is out of reach ends by itself: it has lost its owner, too.
         launcher.release()
-        project.clear()
+        if not remains.unseen:
+            project.clear()
     remains.checked |= {"services": len(names), "freed": freed}
     yield remains

@@ -148,7 +148,7 @@ class Launcher(Protocol):
         """End these services together; what has not ended after ``timeout`` seconds is killed."""
 
     def release(self) -> None:
-        """Give back what was reserved for services, none of which runs any more."""
+        """Give back what was reserved for services, none of which runs where anybody can look."""
 
     def tidy(self) -> None:
         """Remove the shared memory that stopped services left."""

@@ -74,14 +74,13 @@ def argv(
     port: int,
     devices: int,
     memory: float | None,
-    dtype: str,
     cache: CacheAddress | None,
     stop_timeout: float,
 ) -> tuple[str, ...]:
     """The command that runs this engine.
 
     ``served`` is the model's name towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
-    the fraction of each GPU it may use (None: vLLM's default), ``dtype`` what it computes in (empty: vLLM's choice).
+    the fraction of each GPU it may use (None: vLLM's default).
     """
     arguments: dict[str, Any] = {
         "model": engine.model,
@@ -89,7 +88,6 @@ def argv(
         "host": engine.host,
         "port": port,
         "max-model-len": engine.max_model_len,
-        "dtype": dtype or None,
         "enable-prompt-tokens-details": True,
         "enable-per-request-metrics": True,
         # vLLM's default of 0 kills the engine core at once: its KV memory would stay behind, registered with LMCache.

@@ -71,9 +71,8 @@ def dtype_of(engine: Engine, facts: Facts) -> str:
 
     float32 on a processor without AVX-512: vLLM would take bfloat16, and need two to three times as long.
     """
-    given = str(engines.normalized(engine.args).get("dtype", "auto"))
-    if given != "auto":
-        return {"half": "float16", "float": "float32"}.get(given, given)
+    if given := str(engines.normalized(engine.args).get("dtype", "")):
+        return {"auto": "", "half": "float16", "float": "float32"}.get(given, given)
     return "" if engine.gpus or facts.wide else "float32"
 
 

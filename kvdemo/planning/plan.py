@@ -184,6 +184,8 @@ def _inner(profile: Profile, cache: str) -> str:
 
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
     engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
+    if dtype := kinship.dtype_of(engine, facts):
+        engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
     cache = profile.caches[engine.cache] if engine.cache else None
     address = (
@@ -203,7 +205,6 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
             port=facts.ports[name],
             devices=len(assignment.gpus),
             memory=assignment.memory,
-            dtype=kinship.dtype_of(engine, facts),
             cache=address,
             stop_timeout=profile.stop_timeout,
         ),
