@@ -60,7 +60,7 @@ class Network:
 
     def remove(self) -> None:
         """Whatever of it was made."""
-        for words in (("netns", "del", self.host), ("link", "del", self.switch)):
+        for words in (("link", "del", self.port), ("link", "del", self.switch), ("netns", "del", self.host)):
             with suppress(subprocess.CalledProcessError):
                 ip(*words)
 
