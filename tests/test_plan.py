@@ -83,8 +83,10 @@ def test_float32_where_the_processor_is_slow_at_less() -> None:
     assert (other.argv[other.argv.index("--dtype") + 1], other.kv_bytes_per_token) == ("half", 1024)
     with pytest.raises(ProfileError, match="differ in dtype"):
         plan.make(altered("a", args={"dtype": "half"}), narrow)
-    on_gpu = plan.make(altered("plain", gpus=[0]), narrow).service("plain")
-    assert "--dtype" not in on_gpu.argv
+    small = replace(narrow, models={"org/model": replace(MODEL, quantized=True)})
+    on_gpu = altered("plain", gpus=[0])
+    for spec in (plan.make(profile(), small).service("plain"), plan.make(on_gpu, narrow).service("plain")):
+        assert "--dtype" not in spec.argv
 
 
 def test_the_digest_changes_with_what_runs_only() -> None:

@@ -85,7 +85,8 @@ def test_a_model_directory(tmp_path: Path) -> None:
     found = runtime.model(str(path), {})
     assert (found.path, found.dtype, found.context, found.weight_bytes) == (str(path), "float16", 4096, 7)
     assert found.kv_bytes_per_token == 2 * 8 * 4 * 64 * 2
-    assert (len(found.digest), found.problem) == (32, "")
+    assert (len(found.digest), found.problem, found.quantized) == (32, "", False)
+    assert runtime.model(str(model(tmp_path / "q", {**CONFIG, "quantization_config": {}})), {}).quantized
 
 
 def test_the_shape_of_a_multimodal_model(tmp_path: Path) -> None:

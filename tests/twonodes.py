@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from conftest import Lab
@@ -80,6 +81,12 @@ class TwoNodes:
     def close(self) -> None:
         """End it."""
         self.cluster.shutdown()
+        # Ray's helpers on a node whose daemon was killed go on under a first process that buries nobody.
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                files = process.open_files() if process.pid != os.getpid() else ()
+                if any(file.path.startswith(self.temporary) for file in files):
+                    process.kill()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 

@@ -99,6 +99,7 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Mode
         kv_bytes_per_token=shape.kv_bytes_per_token(text),
         weight_bytes=int(size) or None,
         shape=shape.of(text),
+        quantized="quantization_config" in config,
     )
 
 

@@ -93,13 +93,15 @@ class Model:
     weight_bytes: int | None = None
     shape: Shape | None = None
     problem: str = ""
+    quantized: bool = False
 
     def loaded_as(self, dtype: str) -> Model:
-        """The model as an engine of this dtype has it: weights and KV get larger or smaller."""
+        """The model as an engine of this dtype has it: KV and weights (but quantized ones) get larger or smaller."""
         old, new = WIDTHS.get(self.dtype), WIDTHS.get(dtype)
         if not (old and new):
             return replace(self, dtype=dtype)
         kv, weights = (size and size * new // old for size in (self.kv_bytes_per_token, self.weight_bytes))
+        weights = self.weight_bytes if self.quantized else weights
         return replace(self, dtype=dtype, kv_bytes_per_token=kv, weight_bytes=weights)
 
 

@@ -69,11 +69,15 @@ def model_of(engine: Engine, facts: Facts) -> Model:
 def dtype_of(engine: Engine, facts: Facts) -> str:
     """What the engine is told to compute in; empty if vLLM decides.
 
-    float32 on a processor without AVX-512: vLLM would take bfloat16, and need two to three times as long.
+    float32 on a processor without AVX-512: vLLM would take bfloat16, and need up to three times as long. Quantized
+    weights go with a half-precision dtype only.
     """
-    if given := str(engines.normalized(engine.args).get("dtype", "")):
+    arguments = engines.normalized(engine.args)
+    if given := str(arguments.get("dtype", "")):
         return {"auto": "", "half": "float16", "float": "float32"}.get(given, given)
-    return "" if engine.gpus or facts.wide else "float32"
+    model = facts.models.get(model_key(engine))
+    quantized = "quantization" in arguments or (model is not None and model.quantized)
+    return "" if engine.gpus or facts.wide or quantized else "float32"
 
 
 def absent(profile: Profile, facts: Facts) -> list[Engine]:
