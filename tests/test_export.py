@@ -21,12 +21,13 @@ import yaml
 from conftest import PATIENCE, Lab
 from guarding import until
 from kvdemo.export.formats import export
-from kvdemo.host import health
+from kvdemo.host import health, procfs
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 BASH = shutil.which("bash") or ""
 BIN = Path(sys.executable).parent
 SECRET = "correct-horse"  # noqa: S105 (it stands for one)
+SOCKETS = b"VLLM_RPC_BASE_PATH="
 ODD = 'it\'s "$HOME" $(NODE_NAME) 1e3'
 CHECKS: dict[str, list[str | Path]] = {
     "compose": [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"],
@@ -234,10 +235,14 @@ def test_the_script_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals)
         port = next(line for line in said if line.startswith(f"{spec.name} is ready")).rpartition(": ")[2].strip()
         assert health.request(port, "/v1/completions", body=body)[0] == 200
     assert len(lab.pids()) >= 3
+    variables = [procfs.environ(pid) or [] for pid, line in lab.pids().items() if "api_server" in line]
+    sockets = {Path(word.decode().partition("=")[2]) for one in variables for word in one if word.startswith(SOCKETS)}
+    assert [one.stat().st_mode & 0o777 for one in sockets] == [0o700]
     process.send_signal(number)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     until(lambda: not lab.pids())
+    assert not [one for one in sockets if one.exists()]
 
 
 def test_the_script_ends_what_it_started_when_a_cache_fails(lab: Lab) -> None:

@@ -21,12 +21,14 @@ _HEAD = """#!/usr/bin/env bash
 # shellcheck disable=SC2016 # a dollar in a value is one
 set -euo pipefail
 engines=() caches=()
+sockets=$(mktemp -d /tmp/kvdemo-XXXXXX) # of the engines; their paths may have 107 characters
 stop() {{
   trap - EXIT INT TERM
   for one in "${{engines[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
   for one in "${{engines[@]}}"; do wait "$one" 2>/dev/null || true; done
   for one in "${{caches[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
   wait || true
+  rm -rf "$sockets"
 }}
 trap stop EXIT
 trap 'exit 130' INT
@@ -48,6 +50,7 @@ ready() {{ # ready NAME PID URL SECONDS: wait for 200, for the end of the proces
 }}
 """
 
+_SOCKETS = "VLLM_RPC_BASE_PATH"
 _TAIL = 'echo "all ready; Ctrl-C stops them"\nwait\n'
 
 
@@ -71,11 +74,12 @@ def _variable(name: str) -> str:
 
 def _start(spec: ServiceSpec) -> str:
     offline = spec.env.get("HF_HUB_OFFLINE") == "1"
-    env = [shlex.quote(f"{name}={value}") for name, value in spec.env.items()]
+    env = [shlex.quote(f"{name}={value}") for name, value in spec.env.items() if name != _SOCKETS]
+    env += [f'{_SOCKETS}="$sockets"'] if _SOCKETS in spec.env else []
     env += [f'{name}="${{{name}:?set it first}}"' for name in containers.secrets(spec, fetches=not offline)]
     words = " \\\n  ".join([" ".join(env), *(_grouped(spec.argv))])
-    folders = [folder for folder in (containers.directory(spec), spec.env.get("VLLM_RPC_BASE_PATH", "")) if folder]
-    made = f"mkdir -p {shlex.join(folders)}\n" if folders else ""
+    folder = containers.directory(spec)
+    made = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
     array = "caches" if spec.kind == "cache" else "engines"
     # setsid: Ctrl-C reaches this script alone, and the whole group of a service can be found by its id.
     return (
