@@ -79,7 +79,7 @@ def end(node: subprocess.Popen[bytes]) -> None:
         node.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     """Whole at first."""
     one = Network()
@@ -99,11 +99,11 @@ class Pair(NamedTuple):
     far: subprocess.Popen[bytes]
 
 
-@pytest.fixture
-def pair(lab: Lab, network: Network) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def pair(shared_lab: Lab, network: Network) -> Iterator[Pair]:
     """This host is one node, the one behind the switch the other."""
-    lab.patience *= 3  # a command joins the cluster first
-    environ = {**os.environ, **FAST, "KVDEMO_STATE_DIR": str(lab.path / "nodes"), "LC_LAB": str(lab.path)}
+    shared_lab.patience *= 3  # a command joins the cluster first
+    environ = {**os.environ, **FAST, "KVDEMO_STATE_DIR": str(shared_lab.path / "nodes"), "LC_LAB": str(shared_lab.path)}
     port, inside = free_port(), ["ip", "netns", "exec", network.host]
     with ExitStack() as closing:
         short = closing.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))  # sockets are below it
@@ -127,8 +127,9 @@ def lost(lab: Lab) -> set[str]:
     return {name for name, row in services(lab).items() if row["state"] == "lost"}
 
 
-def test_a_node_that_is_cut_off_and_dies(lab: Lab, network: Network, pair: Pair) -> None:
+def test_a_node_that_is_cut_off_and_dies(shared_lab: Lab, network: Network, pair: Pair) -> None:
     """`ps` says so within seconds; `down` ends the rest, and names what nobody can look at until it must have ended."""
+    lab = shared_lab
     engines = {"a": {"cache": "shared"}, "b": {"cache": "shared"}}
     caches = {"shared": {"l1": "16MiB", "chunk_size": 64, "l2": "./kv"}}
     done = lab.run("up", lab.profile(engines, caches, on={"ray": {"address": pair.address}}, env={"FAKE_CHILD": "1"}))
@@ -158,3 +159,19 @@ def test_a_node_that_is_cut_off_and_dies(lab: Lab, network: Network, pair: Pair)
     assert done.returncode == 0
     assert "Ended with their nodes: " in done.stdout
     assert lab.run("ps").returncode == 7
+
+
+def test_a_cluster_that_is_out_of_reach(shared_lab: Lab, network: Network, pair: Pair) -> None:
+    """Whoever is cut off can stop nothing, and forgets nothing: once the head can be reached, `down` ends it all."""
+    end(pair.far)
+    done = shared_lab.run("up", shared_lab.profile({"a": {}}, on={"ray": {"address": pair.address}}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    network.cut()
+    behind = ["ip", "netns", "exec", network.host, sys.executable, "-m", "kvdemo", "down"]
+    environ = {**shared_lab.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(behind, cwd=shared_lab.path, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, "out of reach: a on " in done.stderr) == (8, True), done
+    assert alive(shared_lab) == {"a"}
+    done = shared_lab.run("down")
+    assert (done.returncode, "1 services ended" in done.stdout) == (0, True), done
+    assert alive(shared_lab) == set()
