@@ -3,12 +3,12 @@
 
     scripts/measure_start.py [PROFILE] [--engine NAME] [--repetitions N] [--ratio GOAL]
 
-Alone: from the engine's spawn to its first generated token. Whole: `kvdemo up PROFILE` from its start to its end. The
-two alternate, so that a slow minute of the machine hurts both; a first start alone, which is told but not counted,
-leaves the caches of compiled code and of files as all later ones find them. The goal for whole over alone is one for
-two processor cores that all share; on a GPU host, where every service has its own, say --ratio 1.15. Processor time is
-user and system time of the command and whatever it ran. Everything happens in a project of its own and is taken down
-again. Exit code 3 if a goal is missed. Limit: a busy machine measures its other work too.
+Alone: `kvdemo up PROFILE NAME`; whole: `kvdemo up PROFILE`; each from its start to its end, when everything can
+generate. The two alternate, so that a slow minute of the machine hurts both; a first start of the whole, which is told
+but not counted, leaves the caches of compiled code and of files as all later ones find them. The goal for whole over
+alone is one for two processor cores that all share; on a GPU host, where every service has its own, say --ratio 1.15.
+Processor time is user and system time of the command and whatever it ran. Everything happens in a project of its own
+and is taken down again. Exit code 3 if a goal is missed. Limit: a busy machine measures its other work too.
 """
 
 from __future__ import annotations
@@ -21,43 +21,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from kvdemo.config import profile
-from kvdemo.fleet import fleet, teardown
-from kvdemo.fleet.watch import State
-from kvdemo.host import survey
 from kvdemo.host.state import Project, root
-from kvdemo.planning import plan
 
+PROJECT = "measure"
 PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "cpu.yaml"
 RATIO = 2.4
 PROCESSOR_SECONDS = 0.35
 GUARDIAN_MIB = 16.0
 
 
-def start_alone(path: Path, engine: str) -> float:
-    """Seconds from the spawn of this engine to its first token, with nothing else of the profile running."""
-    wanted = profile.load(path, os.environ).model_copy(update={"name": "measure-alone"})
-    project = Project(root(os.environ), wanted.name)
-    planned = plan.make(wanted, survey.survey(wanted, project, os.environ))
-    try:
-        with (
-            project.lock("up") as lock,
-            closing(fleet.up(planned, project, os.environ, lock, names=[engine])) as events,
-        ):
-            return next(e.elapsed for e in events if e.service == engine and e.state is State.READY)
-    finally:
-        for _ in teardown.down(project):
-            pass
-
-
-def start_whole(path: Path) -> float:
-    """Seconds that `kvdemo up` takes; the fleet stays up."""
+def start(*what: str) -> float:
+    """Seconds that `kvdemo up` takes for this; the fleet stays up."""
     began = time.monotonic()
-    kvdemo("up", str(path), "-p", "measure")
+    kvdemo("up", *what, "-p", PROJECT)
     return time.monotonic() - began
+
+
+def stop() -> None:
+    """End it."""
+    kvdemo("down", "-p", PROJECT, "-v")
 
 
 def kvdemo(*arguments: str) -> float:
@@ -75,7 +60,7 @@ def kvdemo(*arguments: str) -> float:
 
 def guardians() -> list[float]:
     """Resident memory of every guardian of the whole fleet, in MiB."""
-    records = Project(root(os.environ), "measure").records().values()
+    records = Project(root(os.environ), PROJECT).records().values()
     pages = [int(Path(f"/proc/{record.guardian.pid}/statm").read_text().split()[1]) for record in records]
     return [count * os.sysconf("SC_PAGE_SIZE") / 1024**2 for count in pages]
 
@@ -99,22 +84,24 @@ def measure(path: Path, engine: str, repetitions: int, goal: float) -> bool:
     alone: list[float] = []
     whole: list[float] = []
     memory: list[float] = []
-    verbs = {"--help": ["--help"], f"plan {path.name}": ["plan", str(path)], "ps": ["ps", "-p", "measure"]}
+    verbs = {"--help": ["--help"], f"plan {path.name}": ["plan", str(path)], "ps": ["ps", "-p", PROJECT]}
     spent: dict[str, list[float]] = {verb: [] for verb in verbs}
-    say(f"before the first round, caches as they are: {engine} alone {start_alone(path, engine):.1f} s")
-    for number in range(1, repetitions + 1):
-        alone.append(start_alone(path, engine))
-        say(f"round {number} of {repetitions}: {engine} alone {alone[-1]:.1f} s")
-        try:
-            whole.append(start_whole(path))
+    try:
+        say(f"before the first round, caches as they are: the whole profile {start(str(path)):.1f} s")
+        for number in range(1, repetitions + 1):
+            stop()
+            alone.append(start(str(path), engine))
+            say(f"round {number} of {repetitions}: {engine} alone {alone[-1]:.1f} s")
+            stop()
+            whole.append(start(str(path)))
             say(f"round {number} of {repetitions}: the whole profile {whole[-1]:.1f} s")
             memory += guardians()
             for verb, arguments in verbs.items():
                 spent[verb] += [kvdemo(*arguments) for _ in range(3)]
-        finally:
-            kvdemo("down", "-p", "measure", "-v")
+    finally:
+        stop()
     kept = [
-        report(f"{engine} alone, spawn to first token", "s", alone),
+        report(f"kvdemo up {path.name} {engine}", "s", alone),
         report(f"kvdemo up {path.name}", "s", whole),
         report("ratio", "x", [both / one for one, both in zip(alone, whole, strict=True)], goal),
     ]

@@ -75,7 +75,8 @@ class Real:
         self.path, self.profile, self.name = path, profile, name
         drop = ("KVDEMO_", "KV_STORE_DIR", "VLLM_", "PYTEST_")
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
-        self.environ |= {"PYTHONPATH": str(ROOT), "COLUMNS": "160", MARK: str(path), **environ}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environ |= {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "160", MARK: str(path), **environ}
         self.environ |= {"KVDEMO_STATE_DIR": str(path / "state"), "KVDEMO_PROJECT": name}
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -47,6 +47,20 @@ def test_roles_can_be_swapped() -> None:
         workload.roles(FOUR, writer="p")
 
 
+def test_of_several_caches_the_named_engines_decide() -> None:
+    """One name is enough; two of different caches are refused."""
+    two = fleet(*FOUR.engines, engine("x", "d"), engine("y", "d"))
+    assert workload.roles(two).writer.name == "a"
+    for named in ({"writer": "x"}, {"reader": "y"}, {"writer": "x", "reader": "y"}):
+        cast = workload.roles(two, **named)
+        assert (cast.writer.name, cast.reader.name, cast.baseline.name) == ("x", "y", "q")
+    with pytest.raises(UsageError, match="a and y do not share a cache"):
+        workload.roles(two, writer="a", reader="y")
+    with pytest.raises(UsageError, match="p is not one of") as refused:
+        workload.roles(two, reader="p")
+    assert refused.value.hint == "they are a, b; or x, y"
+
+
 def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:
     """There is a cold request in any case."""
     assert workload.roles(fleet(engine("a", "c"), engine("b", "c"))).baseline.name == "a"

@@ -60,7 +60,7 @@ class Step:
 def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") -> Roles:
     """Give out the roles: the first two engines of one cache and model write and read, the last plain one is baseline.
 
-    Raises UsageError if there are no two.
+    Of several caches the one whose engines are named, else the first. Raises UsageError if there are no two.
     """
     sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
     for spec in plan.engines:
@@ -72,12 +72,17 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
             "no two engines of this fleet share a cache",
             "give two engines of one model the same `cache:` in the profile",
         )
-    group = {spec.name: spec for spec in pairs[0]}
+    groups = [{spec.name: spec for spec in pair} for pair in pairs]
     for name in (writer, reader):
-        if name and name not in group:
-            raise UsageError(f"{name} is not one of the engines that share a cache", f"they are {', '.join(group)}")
+        if name and not any(name in group for group in groups):
+            names = "; or ".join(", ".join(group) for group in groups)
+            raise UsageError(f"{name} is not one of the engines that share a cache", f"they are {names}")
     if writer and writer == reader:
         raise UsageError(f"{writer} cannot be writer and reader", "what an engine reads of its own proves no sharing")
+    fits = [group for group in groups if {writer, reader} - {""} <= group.keys()]
+    if not fits:
+        raise UsageError(f"{writer} and {reader} do not share a cache and model", "name two engines that do")
+    group = fits[0]
     writer = writer or next(name for name in group if name != reader)
     reader = reader or next(name for name in group if name != writer)
     plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
