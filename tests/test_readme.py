@@ -1,4 +1,4 @@
-"""The README says what is there: files, exit codes, options, profiles."""
+"""README and docs/ say what is there: files, exit codes, options, profiles, and links that lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from kvdemo.errors import ExitCode
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def page(name: str) -> str:
+    """The text of one page of docs/."""
+    return (ROOT / "docs" / name).read_text()
 
 
 @pytest.mark.parametrize("folder", ["kvdemo", "scripts"])
 def test_every_file_stands_in_the_tree(folder: str) -> None:
-    """A file that the tree does not name, or a name without a file, is a README that lies."""
+    """A file that the tree does not name, or a name without a file, is a page that lies."""
     opened, named = ["", "", ""], set()
-    for line in README[README.index("## The files") :].splitlines():
+    for line in page("files.md").splitlines():
         depth = (len(line) - len(line.lstrip())) // 2 - 2
-        if found := re.match(r" +(\w+)/", line):
-            opened[depth] = f"{found[1]}/"
+        if match := re.match(r" +(\w+)/", line):
+            opened[depth] = f"{match[1]}/"
         named |= {"".join([*opened[:depth], name]) for name in re.findall(r"\b\w+\.py\b", line)}
     there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"}
     assert {name for name in named if name.startswith(f"{folder}/")} == there
@@ -30,8 +37,8 @@ def test_every_file_stands_in_the_tree(folder: str) -> None:
 
 def test_every_exit_code_is_explained() -> None:
     """Scripts rely on them."""
-    section = README[README.index("## Exit codes") :]
-    assert {int(code) for code in re.findall(r"(?:^|· )\s*(\d+) ", section, re.MULTILINE)} == {*map(int, ExitCode)}
+    section = page("ci.md").split("## Exit codes")[1]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {*map(int, ExitCode)}
 
 
 def test_every_option_of_bench_is_explained() -> None:
@@ -39,10 +46,30 @@ def test_every_option_of_bench_is_explained() -> None:
     words = [sys.executable, "-m", "kvdemo", "bench", "--help"]
     shown = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "200"}).stdout
     offered = set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help", "--project-name"}
-    section = README[README.index("### bench") : README.index("## The profile")]
-    assert set(re.findall(r"--[a-z][a-z-]+", section)) == offered - {"--limit"}
+    assert set(re.findall(r"--[a-z][a-z-]+", page("bench.md"))) == offered - {"--limit"}
 
 
 def test_every_profile_is_mentioned() -> None:
     """Each shipped profile has its place in the README."""
     assert all(path.name in README for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+def test_readme_is_a_first_screen_and_a_list_of_pages() -> None:
+    """What takes longer than two minutes to read stands in docs/, and the README leads to each page there."""
+    assert len(README.splitlines()) <= 150
+    linked = set(re.findall(r"\]\((docs/[\w./-]+\.md)\)", README))
+    assert linked == {path.relative_to(ROOT).as_posix() for path in PAGES} - {"README.md"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    """A link or picture of a page that is no web address names a file, and a heading that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, heading = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", text).strip().lower().replace(" ", "-") for text in headings}
