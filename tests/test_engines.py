@@ -20,8 +20,8 @@ def engine(**keys: Any) -> Engine:
 
 def words(one: Engine, **changes: Any) -> list[str]:
     """The command line of an engine."""
-    given: dict[str, Any] = {"python": "py", "served": "m", "port": 8000, "devices": 1, "memory": None, "cache": None}
-    return list(engines.argv(one, **given | {"stop_timeout": 30.0} | changes))
+    given: dict[str, Any] = {"command": ("py", "-m", "server"), "served": "m", "port": 8000, "devices": 1}
+    return list(engines.argv(one, **given | {"memory": None, "cache": None, "stop_timeout": 30.0} | changes))
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -48,7 +48,7 @@ def test_flags() -> None:
 def test_a_plain_engine_on_a_gpu() -> None:
     """The module, not the script; what kvdemo reads later is switched on; no trace of LMCache."""
     argv = words(engine(max_model_len=4096), memory=0.45)
-    assert argv[:3] == ["py", "-m", "vllm.entrypoints.openai.api_server"]
+    assert argv[:3] == ["py", "-m", "server"]
     assert {"--enable-prompt-tokens-details", "--enable-per-request-metrics"} < set(argv)
     assert (value(argv, "--max-model-len"), value(argv, "--gpu-memory-utilization")) == ("4096", "0.45")
     assert not {"--kv-transfer-config", "--tensor-parallel-size", "--enforce-eager"} & set(argv)

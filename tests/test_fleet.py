@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PATIENCE, Lab
+from conftest import FAKES, PATIENCE, Lab
 from guarding import gone, sigkill, until
 from kvdemo.errors import NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.fleet.watch import Event, State
-from kvdemo.host import health
+from kvdemo.host import health, packages
 from kvdemo.host.procfs import Record
 
 
@@ -52,6 +53,19 @@ def test_up_makes_everything_ready_caches_first(lab: Lab) -> None:
     born = {name: record.started_at for name, record in lab.project().records().items()}
     assert min(born, key=lambda name: born[name]) == "shared"
     assert max(born.values()) - born["shared"] < 1
+
+
+def test_vllm_of_either_layout_is_started_by_its_own_module(lab: Lab) -> None:
+    """The server's new module where it is there, the old one of an older vLLM."""
+    assert {spec.argv[1:3] for spec in lab.plan(lab.profile()).engines} == {("-m", packages.SERVERS[0])}
+    old = lab.path / "old"
+    shutil.copytree(FAKES, old)
+    server = old / "vllm/entrypoints/launchers/api_server/entry.py"
+    server.replace(old / "vllm/entrypoints/openai/api_server.py")
+    lab.python.write_text(lab.python.read_text().replace(str(FAKES), str(old)))
+    plan = lab.plan(lab.profile())
+    assert {spec.argv[1:3] for spec in plan.engines} == {("-m", packages.SERVERS[1])}
+    assert lab.up(Path(plan.profile), ["plain"])[-1].state is State.READY
 
 
 def test_an_engine_that_came_before_its_cache_is_started_again(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Lab
-from kvdemo.host import runtime
+from kvdemo.host import packages, runtime
 
 CONFIG = {
     "hidden_size": 512,
@@ -46,6 +46,46 @@ def test_versions_of_another_interpreter(lab: Lab) -> None:
     python = ".".join(map(str, sys.version_info[:3]))
     assert found.versions == {"python": python, "vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0"}
     assert found.problem == ""
+
+
+@pytest.mark.parametrize("module", packages.SERVERS)
+def test_where_the_server_is(tmp_path: Path, module: str) -> None:
+    """The newest module that is there, found by its file; vLLM itself is not imported."""
+    home = tmp_path / "site"
+    for path in (home / "vllm" / "__init__.py", home / f"{module.replace('.', '/')}.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('imported')")
+    assert runtime.interpreter(str(beside(tmp_path, home))).server == module
+
+
+def test_both_servers() -> None:
+    """Where both are (vLLM 0.32, 0.33), the new one: the old one is deprecated."""
+    assert packages.held()["server"] in {"", packages.SERVERS[0]}
+
+
+def test_a_stamp_of_the_packages(tmp_path: Path) -> None:
+    """The same until a package is installed or removed, or a compiled part replaced under the same version."""
+    home = tmp_path / "site"
+    (home / "torch" / "lib").mkdir(parents=True)
+    (home / "torch" / "__init__.py").write_text("")
+    part = home / "torch" / "lib" / "libtorch.so"
+    part.write_bytes(b"1")
+    python = str(beside(tmp_path, home))
+    stamps = [runtime.interpreter(python).stamp for _ in range(2)]
+    part.write_bytes(b"22")
+    stamps.append(runtime.interpreter(python).stamp)
+    (home / "numpy").mkdir()
+    stamps.append(runtime.interpreter(python).stamp)
+    assert stamps[0] == stamps[1]
+    assert len(set(stamps)) == 3
+
+
+def beside(path: Path, home: Path) -> Path:
+    """An interpreter with these packages and no others."""
+    python = path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={home} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 def test_an_interpreter_without_engines(tmp_path: Path) -> None:

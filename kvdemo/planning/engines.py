@@ -69,7 +69,7 @@ def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def argv(
     engine: Engine,
     *,
-    python: str,
+    command: Sequence[str],
     served: str,
     port: int,
     devices: int,
@@ -79,6 +79,7 @@ def argv(
 ) -> tuple[str, ...]:
     """The command that runs this engine.
 
+    ``command`` are the words that start vLLM's server: interpreter, ``-m``, module.
     ``served`` is the model's name towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
     the fraction of each GPU it may use (None: vLLM's default).
     """
@@ -101,7 +102,7 @@ def argv(
     if cache:
         arguments["kv-transfer-config"] = _kv_transfer(cache)
     arguments |= normalized(engine.args)
-    return (python, "-m", "vllm.entrypoints.openai.api_server", *flags(arguments))
+    return (*command, *flags(arguments))
 
 
 def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:

@@ -68,13 +68,22 @@ class Driver:
     problem: str = ""
 
 
+SERVER = "vllm.entrypoints.openai.api_server"
+"""The module that is vLLM's server in every version up to 0.33; newer ones have another, and call this deprecated."""
+
+
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python interpreter that is to run engines, and the versions of what it holds."""
+    """A Python interpreter that is to run engines, and the versions of what it holds.
+
+    ``server`` is the module that is vLLM's server there. ``stamp`` changes with the files of its packages.
+    """
 
     python: str
     versions: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    server: str = SERVER
+    stamp: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvdemo.planning import budget, caches, engines, kinship, sums
-from kvdemo.planning.facts import Facts
+from kvdemo.planning.facts import SERVER, Facts
 from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         if cache and engine.cache
         else None
     )
+    python = kinship.python_of(profile, name, facts)
+    server = facts.interpreters[python].server if python in facts.interpreters else SERVER
     kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
     share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
     return ServiceSpec(
@@ -200,7 +202,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         kind="engine",
         argv=engines.argv(
             engine,
-            python=kinship.python_of(profile, name, facts),
+            command=(python, "-m", server),
             served=served,
             port=facts.ports[name],
             devices=len(assignment.gpus),

@@ -1,0 +1,1 @@
+"""The layout of vLLM 0.32, where its server moved to."""
