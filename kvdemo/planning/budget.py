@@ -72,7 +72,7 @@ def _roomiest(profile: Profile, facts: Facts, chosen: Mapping[str, tuple[int, ..
     planned: Counter[int] = Counter()
     for name, gpus in chosen.items():
         engine = profile.engines[name]
-        need = demand.of(engine, kinship.model_of(engine, facts), len(gpus))
+        need = demand.of(engine, kinship.model_of(engine, facts), len(gpus), pool[0])
         for gpu in gpus:
             planned[gpu] += need.fixed + (engine.kv_cache or need.kv or 0)
 

@@ -18,7 +18,7 @@ class Shape:
     """Sizes of a model. ``active`` are the parameters that one token passes (fewer than all with experts).
 
     ``outer`` are those of embedding and output, which a prefill does not multiply by each token. ``windowed``: some
-    layers keep the KV of the last tokens only.
+    layers keep the KV of the last tokens only. ``mlp`` are the values of one token in the buffers of the widest MLP.
     """
 
     layers: int
@@ -31,6 +31,8 @@ class Shape:
     active: int
     outer: int
     windowed: bool = False
+    mlp: int = 0
+    vocabulary: int = 0
 
     def linear_flops(self, tokens: int) -> float:
         """Work of the matrix products of a prefill."""
@@ -85,4 +87,8 @@ def of(config: Mapping[str, Any]) -> Shape | None:
     total = layers * (attention + gate + experts * mlp) + outer + norms
     active = layers * (attention + gate + chosen * mlp) + outer + norms
     windowed = bool(config.get("sliding_window")) and config.get("use_sliding_window") is not False
-    return Shape(layers, hidden, heads, kv_heads, head, inner, total, active, outer, windowed)
+    # Of a dense MLP gate, up and their product; of experts the buffers of vLLM's fused_moe for each chosen one.
+    buffers = chosen * (max(2 * inner, hidden) + inner) if experts > 1 else 3 * inner
+    return Shape(
+        layers, hidden, heads, kv_heads, head, inner, total, active, outer, windowed, mlp=buffers, vocabulary=vocabulary
+    )

@@ -5,7 +5,7 @@ A sum that does not fit says who needs what, who holds the rest, and which value
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,10 +98,10 @@ def _disks(profile: Profile, facts: Facts) -> Iterator[Sum]:
 
 
 def _share(engine: Engine, need: demand.Demand, assignment: Assignment, gpu: Gpu) -> int:
-    """What an engine will take of its GPU."""
+    """What an engine will take of its GPU: its share, but never less than it needs."""
     if engine.kv_cache:
         return need.fixed + engine.kv_cache
-    return int((VLLM_MEMORY if assignment.memory is None else assignment.memory) * gpu.total)
+    return max(int((VLLM_MEMORY if assignment.memory is None else assignment.memory) * gpu.total), need.least)
 
 
 def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assignment]) -> Sum | None:
@@ -110,17 +110,17 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
         return None
     caches = {engine.cache for engine in tenants.values()} - {None}
     servers = len(caches) * CACHE_GPU_BYTES
-    needs = {n: demand.of(e, kinship.model_of(e, facts), len(assigned[n].gpus)) for n, e in tenants.items()}
+    needs = {n: demand.of(e, kinship.model_of(e, facts), len(assigned[n].gpus), gpu) for n, e in tenants.items()}
     shares = {n: _share(e, needs[n], assigned[n], gpu) for n, e in tenants.items()}
-    parts = [f"{name} {_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()]
+    parts = _equal({name: f"{_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()})
     parts += [f"{len(caches)} LMCache server(s) {_gib(servers)}"] * bool(caches)
     held = f"; held by {', '.join(map(str, gpu.holders))}" if gpu.holders else ""
     fixed = {name: share for name, share in shares.items() if tenants[name].kv_cache}
     room = gpu.free - servers
     if len(fixed) == len(tenants):
-        fits = _kv_that_fits(needs, room)
+        fits = _that_fits(needs.values(), room)
     else:
-        fits = _memory_that_fits({n: needs[n] for n in tenants if n not in fixed}, room - sum(fixed.values()), gpu)
+        fits = _that_fits([needs[n] for n in tenants if n not in fixed], room - sum(fixed.values()), gpu.total)
     advice = f"{fits}, or free the GPU" if gpu.holders else fits
     return Sum(
         f"GPU {gpu.index} ({gpu.name}, {_gib(gpu.total)})",
@@ -132,64 +132,103 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
     )
 
 
+def _equal(texts: Mapping[str, str]) -> list[str]:
+    """Each text once, with the names of all that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        names.setdefault(text, []).append(name)
+    return [f"{', '.join(same)} {'each ' * (len(same) > 1)}{text}" for text, same in names.items()]
+
+
 def _made_of(engine: Engine, need: demand.Demand) -> str:
     if not need.weights:
         return ""
-    weights, rest = f"weights {_gib(need.weights)}", f"overhead {_gib(need.overhead)}"
-    return f" = {weights} + {rest} + KV " + (_gib(engine.kv_cache) if engine.kv_cache else "in what remains")
+    kv = _gib(engine.kv_cache) if engine.kv_cache else "in what remains"
+    return f" = {_fixed_parts(need)} + KV {kv}"
 
 
-def _kv_that_fits(needs: Mapping[str, demand.Demand], room: int) -> str:
-    each = (room - sum(need.fixed for need in needs.values())) // len(needs)
-    each -= each % (GIB // 4)
-    return _that_fits(needs, each, f"`kv_cache: {each / GIB:g}GiB`")
+def _fixed_parts(need: demand.Demand) -> str:
+    batch = f"{_gib(need.activations)} for {need.batch:,} tokens at once"
+    parts = [f"weights {_gib(need.weights or 0)}", f"overhead {_gib(need.overhead)}", *[batch] * bool(need.activations)]
+    return " + ".join(parts)
 
 
-def _memory_that_fits(needs: Mapping[str, demand.Demand], room: int, gpu: Gpu) -> str:
-    fraction = int(100 * room / gpu.total / len(needs)) / 100
-    each = int(fraction * gpu.total) - max(need.fixed for need in needs.values())
-    return _that_fits(needs, each, f"`memory: {fraction:g}`")
+def _that_fits(needs: Collection[demand.Demand], room: int, total: int = 0) -> str:
+    """The value by which all these engines fit into ``room``: `memory` of a GPU of ``total`` bytes, else `kv_cache`.
 
-
-def _that_fits(needs: Mapping[str, demand.Demand], kv: int, value: str) -> str:
-    """The value by which ``kv`` bytes of KV cache are left to each engine; with a shorter context if it must be."""
-    if kv > 0 and all(kv >= (need.kv or 0) for need in needs.values()):
-        return f"{value} for each engine here would fit"
-    tokens = min((found for need in needs.values() if (found := need.tokens(kv)) is not None), default=0)
-    if kv > 0 and tokens > 0:
-        return f"{value} with `max_model_len: {tokens}` for each engine here would fit"
+    With fewer tokens at once if whole contexts fit so, else with a shorter context, else not at all.
+    """
+    smaller = [need.smaller_batch() for need in needs]
+    fewer = f"`max-num-batched-tokens: {max(need.batch for need in smaller)}` and " if smaller != [*needs] else ""
+    choices = [(each, words, *_left(each, room, total)) for each, words in ((needs, ""), (smaller, fewer))]
+    for each, words, kv, value in choices:
+        if kv > 0 and all(kv >= (need.kv or 0) for need in each):
+            return f"{words}{value} for each engine here would fit"
+    for each, words, kv, value in choices:
+        tokens = min((most for need in each if (most := need.tokens(kv)) is not None), default=0)
+        if kv > 0 and tokens > 0:
+            return f"{words}{value} with `max_model_len: {_round(tokens)}` for each engine here would fit"
     return "run fewer engines here, or a smaller model"
+
+
+def _left(needs: Collection[demand.Demand], room: int, total: int) -> tuple[int, str]:
+    """KV cache of each engine if all are to fit, and the key that says so."""
+    if total:
+        fraction = int(100 * room / total / len(needs)) / 100
+        return int(fraction * total) - max(need.fixed for need in needs), f"`memory: {fraction:g}`"
+    each = (room - sum(need.fixed for need in needs)) // len(needs)
+    each -= each % (GIB // 4)
+    return each, f"`kv_cache: {each / GIB:g}GiB`"
+
+
+def _round(tokens: int) -> int:
+    """Down to whole thousands (1,024): the sum itself is no more precise."""
+    return tokens // 1024 * 1024 or tokens
 
 
 def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
     """What vLLM itself would refuse: a KV cache that cannot hold one sequence of full length, too few open files."""
-    totals = {gpu.index: gpu.total for gpu in facts.gpus}
+    here = {gpu.index: gpu for gpu in facts.gpus if gpu.total}
     for name, engine in profile.engines.items():
         assignment = assigned[name]
-        need = demand.of(engine, kinship.model_of(engine, facts), len(assignment.gpus))
-        total = min((totals.get(gpu, 0) for gpu in assignment.gpus), default=0)
-        if not need.kv or not need.context:
-            continue
-        full = f"{_gib(need.kv)} KV cache of {need.context:,} tokens"
+        gpu = min((here[n] for n in assignment.gpus if n in here), key=lambda one: one.total, default=None)
+        need = demand.of(engine, kinship.model_of(engine, facts), len(assignment.gpus), gpu)
         if engine.kv_cache or not assignment.gpus:
-            # The CPU build counts whole GiB.
-            have = engine.kv_cache or GIB
-            have = have if assignment.gpus else -(-have // GIB) * GIB
-            if have < need.kv:
-                enough = f"`kv_cache: {-(-need.kv * 4 // GIB) / 4:g}GiB`"
-                yield f"{name}: kv_cache is {_gib(have)}, but needs {full}; {_or_shorter(enough, need, have)}"
-        elif total and (share := int((assignment.memory or VLLM_MEMORY) * total)) < need.least:
-            enough = f"`memory: {-(-100 * need.least // total) / 100:g}`" if need.least <= total else ""
-            made_of = f"{_gib(need.weights or 0)} weights + {_gib(need.overhead)} overhead + {full}"
-            advice = _or_shorter(enough, need, share - need.fixed)
-            yield f"{name}: its share of the GPU is {_gib(share)}, but needs {_gib(need.least)} ({made_of}); {advice}"
-
+            yield from _small_cache(name, engine, need, on_gpu=bool(assignment.gpus))
+        elif gpu:
+            yield from _small_share(name, need, int((assignment.memory or VLLM_MEMORY) * gpu.total), gpu.total)
     if facts.open_files is not None and facts.open_files < FEW_FILES:
         few = f"a process may have {facts.open_files:,}, engines need {FEW_FILES:,}"
         yield f"open files: {few}; raise it: ulimit -Hn 65535"
 
 
-def _or_shorter(enough: str, need: demand.Demand, kv: int) -> str:
-    tokens = need.tokens(kv)
+def _small_cache(name: str, engine: Engine, need: demand.Demand, *, on_gpu: bool) -> Iterator[str]:
+    if not need.kv or not need.context:
+        return
+    # The CPU build counts whole GiB.
+    have = engine.kv_cache or GIB
+    have = have if on_gpu else -(-have // GIB) * GIB
+    if have >= need.kv:
+        return
+    step = GIB // 4 if on_gpu else GIB
+    enough = f"`kv_cache: {-(-need.kv // step) * step / GIB:g}GiB`"
+    tokens = need.tokens(have)
+    full = f"{_gib(need.kv)} KV cache of {need.context:,} tokens"
+    if have >= need.kv - need.block * (need.per_token or 0):
+        full += f" and the block of {need.block} tokens that vLLM keeps back"
+    yield f"{name}: kv_cache is {_gib(have)}, but needs {full}; {_or_shorter(enough, tokens)}"
+
+
+def _small_share(name: str, need: demand.Demand, share: int, total: int) -> Iterator[str]:
+    if share >= need.least or not need.weights:
+        return
+    enough = f"`memory: {-(-100 * need.least // total) / 100:g}`" if need.least <= total else ""
+    full = f" + {_gib(need.kv)} KV cache of {need.context:,} tokens" if need.kv and need.context else ""
+    tokens = _round(need.tokens(share - need.fixed) or 0)
+    needs = f"{_gib(need.least)} ({_fixed_parts(need)}{full})"
+    yield f"{name}: its share of the GPU is {_gib(share)}, but needs {needs}; {_or_shorter(enough, tokens)}"
+
+
+def _or_shorter(enough: str, tokens: int | None) -> str:
     shorter = f"`max_model_len: {tokens}`" if tokens and tokens > 0 else ""
     return f"{' or '.join(filter(None, (enough, shorter))) or 'another GPU or a smaller model'} would fit"
