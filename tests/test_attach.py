@@ -237,6 +237,25 @@ def test_keys(lab: Lab) -> None:
     lab.down()
 
 
+@pytest.mark.parametrize("key", ["se\rcret", "secret\n", "secr\u00e9t", "sec\tret", " secret"], ids=ascii)
+@pytest.mark.parametrize("verb", ["bench", "up", "ps"])
+def test_a_key_that_no_header_can_carry(lab: Lab, key: str, verb: str) -> None:
+    """Refused in words with exit code 2, before anything is asked or started, and never shown."""
+    (lab.path / "context.txt").write_text("x")
+    path = lab.profile({"a": {}}, secrets=["VLLM_API_KEY"])
+    if verb == "ps":
+        lab.environ["VLLM_API_KEY"] = "good"
+        lab.up(path)
+    targets = ("--target", "a=http://127.0.0.1:9", "--target", "b=http://127.0.0.1:9", "--context", "context.txt")
+    arguments: dict[str, tuple[str | Path, ...]] = {"bench": targets, "up": (path,), "ps": ()}
+    done = lab.run(verb, *arguments[verb], VLLM_API_KEY=key)
+    assert (done.returncode, "VLLM_API_KEY" in done.stderr) == (2, True), done
+    assert "Traceback" not in done.stderr
+    assert key not in done.stderr + done.stdout
+    assert "secret" not in done.stderr
+    assert lab.project().records().keys() == ({"a"} if verb == "ps" else set())
+
+
 def test_other_benchmarks(outside: Outside) -> None:
     """--with prints their commands for targets too, with the model's name as tokenizer."""
     done = outside.run(*outside.urls("a", "b"), "--with", "vllm-bench")

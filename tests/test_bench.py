@@ -259,6 +259,41 @@ def test_a_small_l1_is_named_as_the_reason(bench: Bench) -> None:
     assert "KV (25 MB) does not fit into L1 (17 MB): raise `l1` of shared" in row(document, "reuse")["why"]
 
 
+@pytest.mark.parametrize("how", ["restart", "up"])
+def test_another_process_of_an_engine_ends_the_run(bench: Bench, how: str) -> None:
+    """Whoever restarts or replaces an engine ends the run: exit 1 and the name, what came before saved and marked."""
+    bench.break_("b", DELAY_S=2)
+    running = bench.start(trials=9)
+    bench.hear(running, "trial 1 of 9: b reuse")
+    if how == "up":
+        sigkill(bench.lab.project().records()["plain"].leader)
+        done = bench.lab.run("up", bench.profile)
+    else:
+        done = bench.lab.run("restart", "plain")
+    assert done.returncode == 0, done
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 1, (out, err)
+    assert "plain is another process than when the run began" in err
+    assert "Traceback" not in err
+    document = bench.report()
+    assert (document["interrupted"], document["trials_run"] < 9) == (True, True)
+
+
+def test_a_baseline_that_failed_is_none(bench: Bench) -> None:
+    """One failed request of the baseline, and no speed-up is told, although other trials have both times."""
+    bench.break_("other", STATUS=503, DELAY_S=1)
+    running = bench.start(trials=3)
+    bench.hear(running, "trial 2 of 3")
+    bench.break_("other")
+    _, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 1
+    assert "other cold: FAILED: HTTP 503" in err
+    document = bench.report()
+    assert (document["speedup"], document["valid"]) == (None, False)
+    assert row(document, "reuse")["verdict"] == "SHARED"
+    assert row(document, "reuse")["speedup"] is None
+
+
 def test_a_request_of_somebody_else_is_noticed(bench: Bench) -> None:
     """Its tokens are in the engine's counters: that sample proves nothing, and the others still do."""
     bench.break_("plain", DELAY_S=0.5)
@@ -486,7 +521,20 @@ def test_several_readers_at_once(bench: Bench) -> None:
     document = bench.judged("--concurrency", 3)
     assert row(document, "reuse")["verdicts"] == {"SHARED": 3}
     assert row(document, "cold", "plain")["verdicts"] == {"COLD": 3}
+    assert row(document, "store")["verdicts"] == {"COLD": 3}
     assert document["answer"]["same"] is None
+
+
+def test_every_arm_is_asked_alike(bench: Bench) -> None:
+    """With --concurrency the writer and the plain engines get as many at once as the reader: each waits for others."""
+    for engine in ENGINES:
+        bench.break_(engine, TOKEN_US=100)
+    bench.judged("--concurrency", 3)
+    samples = [json.loads(line) for line in bench.samples.read_text().splitlines() if '"kind": "sample"' in line]
+    for arm in ("cold", "store", "reuse"):
+        waits = sorted(sample["queue"] for sample in samples if sample["arm"] == arm and sample["engine"] != "plain")
+        assert len(waits) == 3
+        assert waits[0] < 0.05 < waits[-1] or arm == "reuse"
 
 
 def test_costs(bench: Bench) -> None:

@@ -27,6 +27,11 @@ PATH = "/v1/chat/completions"
 PAUSE: Step = ["wait", 0.02]
 
 
+def named_event(name: str, data: str) -> Step:
+    """An event with a name of its own."""
+    return ["text", f"event: {name}\ndata: {data}\n\n"]
+
+
 class Null:
     """The scripted server, running."""
 
@@ -141,6 +146,19 @@ FAILURES: list[tuple[list[Step], str, bool]] = [
     ([HELLO, ["event", {"error": "it died"}], ["event", "[DONE]"]], "reports after token 1: it died", True),
     ([["event", {"object": "error", "message": "it died"}], HELLO, *LAST], "reports before the first", False),
     ([HELLO, ["event", '{"choices": ['], *LAST], "after token 1 is not what an OpenAI server sends", True),
+    (
+        [HELLO, named_event("error", '{"detail": "upstream timed out"}'), *LAST],
+        "after token 1: upstream timed out",
+        True,
+    ),
+    ([HELLO, named_event("error", "upstream timed out"), *LAST], "after token 1: upstream timed out", True),
+    ([HELLO, named_event("error", '"upstream timed out"'), *LAST], "after token 1: upstream timed out", True),
+    ([HELLO, named_event("error", "[DONE]")], "after token 1: [DONE]", True),
+    ([HELLO, named_event("error", "{}"), *LAST], "reports after token 1: {}", True),
+    ([HELLO, ["event", {"detail": [{"msg": "field required"}]}], *LAST], "after token 1: field required", True),
+    ([HELLO, ["event", {"errors": [{"message": "no upstream"}]}], *LAST], "after token 1: no upstream", True),
+    ([HELLO, ["event", {"type": "error", "error": {"message": "overloaded"}}], *LAST], "token 1: overloaded", True),
+    ([HELLO, ["event", {"code": 504, "message": "no upstream"}], *LAST], "after token 1: no upstream", True),
     ([["event", "null"]], "is not what an OpenAI server sends", False),
     ([["event", "[1]"]], "is not what an OpenAI server sends", False),
     ([["event", '{"choices": 1}']], "is not what an OpenAI server sends", False),
@@ -159,6 +177,29 @@ def test_whatever_goes_wrong_is_an_error_in_words(null: Null, script: list[Step]
     assert reply.ttft != 0
     # Never retried.
     assert len(null.log()) == before + 1
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        named_event("ping", "{}"),
+        named_event("completion", json.dumps(content("!"))),
+        ["event", {"error": None, **content("!")}],
+        ["event", {"choices": [], "message": "usage follows"}],
+    ],
+    ids=str,
+)
+def test_only_errors_are_errors(null: Null, harmless: Step) -> None:
+    """An event of another name, an empty ``error`` beside the choices, or words beside usage are no failure."""
+    assert null.ask(HELLO, harmless, *LAST).error == ""
+
+
+def test_what_arrives_together_is_counted(null: Null) -> None:
+    """Tokens that one read of the socket brought had been waiting for it; tokens that come one by one had not."""
+    piece = "".join(event(content(text)) for text in "abcd")
+    assert null.ask(["text", piece], *LAST).together == 4
+    apart = null.ask(HELLO, PAUSE, HELLO, PAUSE, HELLO, *LAST)
+    assert (apart.together, apart.finish_reason) == (1, "stop")
 
 
 def test_a_broken_event_of_bad_bytes_is_an_error_in_words() -> None:

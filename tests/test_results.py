@@ -52,6 +52,28 @@ def test_every_verdict(made: Sample, verdict: Verdict, why: str) -> None:
     assert bool(judgement.why) == (verdict not in {Verdict.COLD, Verdict.SHARED, Verdict.LOCAL})
 
 
+@pytest.mark.parametrize(
+    ("arrival", "held"),
+    [
+        ({"itl": (0.02,) * 15, "server_itl": 0.02, "together": 1}, False),
+        ({"itl": (0.02,) * 15, "server_itl": None, "together": 1}, False),
+        ({"itl": (0.001,) * 15, "server_itl": 0.0011, "together": 2}, False),
+        ({"itl": (0.001,) * 5, "completion_tokens": 16, "server_itl": 0.0004, "together": 1}, False),
+        ({"itl": (0.0, 0.0), "completion_tokens": 3, "server_itl": 0.02, "together": 3}, False),
+        ({"itl": (0.00001,) * 15, "server_itl": 0.02, "together": 1}, True),
+        ({"itl": (0.00001,) * 15, "server_itl": None, "together": 1}, True),
+        ({"itl": (0.001,) * 15, "server_itl": None, "together": 16}, True),
+        ({"itl": (), "completion_tokens": 16, "server_itl": None, "together": 1}, True),
+        ({"itl": (0.0,) * 10 + (0.02,) * 5, "server_itl": 0.02, "together": 1}, True),
+    ],
+)
+def test_a_stream_in_one_piece_proves_no_ttft(arrival: dict[str, Any], held: bool) -> None:
+    """Tokens that all arrive at once, or far faster than the engine made them, were held back: UNPROVEN, and why."""
+    judgement = judge(replace(sample("reuse"), **{"completion_tokens": 16, "ttft": 0.3, **arrival}))
+    assert (judgement.verdict is Verdict.UNPROVEN) is held
+    assert ("buffers it; measure at the engine's own address" in judgement.why) is held
+
+
 @CALM
 @given(tokens, tokens, tokens, st.none() | tokens, st.none() | tokens, tokens)
 def test_no_hit_without_proof(

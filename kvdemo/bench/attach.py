@@ -40,8 +40,12 @@ class Targets:
 
 
 def key_of(environ: Mapping[str, str]) -> str:
-    """The API key for all targets."""
-    return environ.get("VLLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
+    """The API key for all targets. Raises UsageError for one that no request can carry."""
+    name = "VLLM_API_KEY" if environ.get("VLLM_API_KEY") else "OPENAI_API_KEY"
+    key = environ.get(name, "")
+    if why := health.unusable(key):
+        raise UsageError(f"{name} {why}", "check where it was set")
+    return key
 
 
 def plan(targets: Targets, key: str) -> Plan:

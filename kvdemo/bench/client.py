@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from kvdemo.bench.wire import BUFFER, CONNECT_PATIENCE, Line, events, uncollected
+from kvdemo.bench.wire import BUFFER, CONNECT_PATIENCE, Event, Line, events, uncollected
 from kvdemo.errors import UsageError
+from kvdemo.host import health
 
 FIRST_TOKEN_PATIENCE = 600.0
 """Seconds from the request to its first token before it counts as stalled."""
@@ -35,6 +36,7 @@ NEXT_TOKEN_PATIENCE = 60.0
 
 WARM_UP_PATIENCE = 60.0
 LAST_BYTES_PATIENCE = 1.0
+ERROR = "error"
 SHOWN = 300
 """Characters of a server's own words that an error quotes."""
 
@@ -44,6 +46,8 @@ class Reply:
     """What came back: times in seconds since the request was sent, and the engine's own words about it.
 
     With an ``error`` the rest is what had come until then; ``e2el``, up to the last token, is of whole answers only.
+    ``together`` is the number of token events that one read of the socket brought at most, the first token among them:
+    what comes in one read had been waiting for it. ``finish_reason`` is empty if the engine gave none.
     ``heard`` is called with what there is: just before the clock starts, and after the stamp of each token.
     """
 
@@ -57,13 +61,20 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    together: int = 0
+    finish_reason: str = ""
     error: str = ""
     heard: Callable[[Reply], object] = field(default=lambda _: None, repr=False)
 
     @property
+    def tokens(self) -> int:
+        """Token events that have come."""
+        return 0 if self.ttft is None else 1 + len(self.itl)
+
+    @property
     def progress(self) -> str:
         """How far the stream came, for an error: "before the first token", "after token 3"."""
-        return "before the first token" if self.ttft is None else f"after token {1 + len(self.itl)}"
+        return f"after token {self.tokens}" if self.tokens else "before the first token"
 
 
 class Client:
@@ -76,8 +87,8 @@ class Client:
     def __init__(
         self, url: str, key: str = "", patience: float = FIRST_TOKEN_PATIENCE, pause: float = NEXT_TOKEN_PATIENCE
     ) -> None:
-        if not (key.isascii() and key.isprintable()):
-            raise UsageError("the API key holds characters that no HTTP header can carry", "check where it was set")
+        if why := health.unusable(key):
+            raise UsageError(f"the API key {why}", "check where it was set")
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.patience, self.pause = patience, pause
         self.prefix = urlsplit(url).path.rstrip("/")
@@ -175,36 +186,57 @@ class Client:
             reply.error = f"{what}: {_message(response.read(BUFFER))}"
             return
         last: float | None = None
-        for at, data in events(response, began):
-            if data == b"[DONE]":
+        first_read = 0
+        for event in events(response, began):
+            if event.data == b"[DONE]" and event.name != ERROR:
                 reply.e2el = last
                 if last is None:
                     reply.error = "the stream held no token"
                 return
-            before = last
-            try:
-                last = _take(json.loads(data.decode()), at, last, reply)
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                shown = data[:SHOWN].decode(errors="replace")
-                reply.error = f"an event {reply.progress} is not what an OpenAI server sends ({error}): {shown}"
+            before, last = reply.tokens, _take(event, last, reply)
             if reply.error:
                 return
-            if last != before:
+            if reply.tokens > before:
+                first_read = first_read or self.line.reads
+                reply.together += self.line.reads == first_read
                 self.line.allow(self.pause)
                 reply.heard(reply)
         reply.error = f"the stream ended early, {reply.progress}"
 
 
-def _take(event: dict[str, Any], at: float, last: float | None, reply: Reply) -> float | None:
+def _take(event: Event, last: float | None, reply: Reply) -> float | None:
     """Add one event to the reply; the time of the latest token."""
-    if "error" in event or event.get("object") == "error":
-        reply.error = f"the engine reports {reply.progress}: {_complaint(event)}"
+    try:
+        document = json.loads(event.data.decode())
+    except (ValueError, RecursionError) as error:
+        document = _unreadable(event, error, reply)
+    if not reply.error and (complaint := _complaint(document, event.name)):
+        reply.error = f"the engine reports {reply.progress}: {complaint}"
+    if reply.error:
         return last
+    try:
+        return _add(document, event.at, last, reply)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        _unreadable(event, error, reply)
+    return last
+
+
+def _unreadable(event: Event, error: Exception, reply: Reply) -> Any:
+    """What an event holds that is no JSON: the words of an error, or an error itself."""
+    words = event.data[:SHOWN].decode(errors="replace")
+    if event.name != ERROR:
+        reply.error = f"an event {reply.progress} is not what an OpenAI server sends ({error}): {words}"
+    return words
+
+
+def _add(event: dict[str, Any], at: float, last: float | None, reply: Reply) -> float | None:
+    """Add the tokens of one event to the reply; the time of the latest token."""
     reply.usage = event.get("usage") or reply.usage
     reply.metrics = event.get("metrics") or reply.metrics
     for choice in event.get("choices") or []:
         if reply.first_chunk is None:
             reply.first_chunk = at
+        reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
         delta = choice.get("delta") or {}
         reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
         text = (choice.get("text") or "") + reasoning + (delta.get("content") or "")
@@ -236,15 +268,38 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _complaint(document: Mapping[str, Any]) -> str:
-    """What an OpenAI error object says."""
-    error = document.get("error", document)
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:SHOWN]
+def _complaint(document: Any, name: str = "") -> str:
+    """The words of an error that an event holds; empty if it holds none.
+
+    Gateways have their own forms of it: an event that is called error, or one without choices and usage that has a
+    ``detail`` or a ``message`` (FastAPI, Envoy, Kong), or ``errors``.
+    """
+    if not isinstance(document, dict):
+        return str(document)[:SHOWN] if name == ERROR else ""
+    kinds = {name, document.get("object"), document.get("type")}
+    parts = [document[key] for key in ("error", "errors", "detail", "message") if document.get(key)]
+    plain = not ("choices" in document or document.get("usage"))
+    if not (ERROR in kinds or document.get("error") or (plain and (parts or "error" in document))):
+        return ""
+    return _words_in(parts[0] if parts else document)[:SHOWN]
+
+
+def _words_in(error: Any) -> str:
+    """The sentence in an error object, whatever its form."""
+    while isinstance(error, list | dict) and error:
+        if isinstance(error, list):
+            error = error[0]
+        elif not (inner := error.get("message") or error.get("detail") or error.get("msg")):
+            return json.dumps(error, ensure_ascii=False)
+        else:
+            error = inner
+    return str(error)
 
 
 def _message(answer: bytes) -> str:
     """The same of an answer that may be anything."""
     try:
-        return _complaint(json.loads(answer))
-    except (ValueError, AttributeError):
-        return answer[:SHOWN].decode(errors="replace")
+        document = json.loads(answer)
+    except (ValueError, RecursionError):
+        document = None
+    return _complaint(document, ERROR) if isinstance(document, dict) else answer[:SHOWN].decode(errors="replace")

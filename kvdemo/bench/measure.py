@@ -17,6 +17,7 @@ from kvdemo.bench import cacheserver
 from kvdemo.bench.cacheserver import Stored
 from kvdemo.bench.client import Client, Reply
 from kvdemo.bench.workload import Step
+from kvdemo.errors import ServiceError
 from kvdemo.host import health
 from kvdemo.judge.sample import Sample, Sources
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -34,11 +35,26 @@ BIRTH = ("start_time_seconds", "generation_tokens_created")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
+class ReplacedError(ServiceError):
+    """An engine is another process than when it was first asked."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(
+            f"{engine} is another process than when the run began: it was restarted or replaced meanwhile",
+            "what came before is saved; measure again, and leave the fleet as it is until the end",
+        )
+
+
 class Meter:
-    """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``."""
+    """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``.
+
+    Every method that asks an engine raises ReplacedError once that is another process than when it was first asked.
+    """
 
     def __init__(self, plan: Plan, key: str = "") -> None:
         self.plan, self.key = plan, key
+        self.began = time.time()
+        self.births: dict[str, tuple[float | None, ...]] = {}
         self.closing = ExitStack()
         self.clients: dict[str, Client] = {}
         self.stored: dict[str, Stored] = {}
@@ -59,6 +75,19 @@ class Meter:
         """Base URL of the engine's cache server; empty for a plain engine."""
         return self.plan.service(engine.cache).url if engine.cache else ""
 
+    def counters(self, engine: ServiceSpec) -> dict[str, float]:
+        """The engine's counters now; empty if they cannot be read."""
+        found = health.counters(engine.url, self.key)
+        birth = tuple(found.get(name) for name in BIRTH)
+        if not any(birth):
+            return found
+        first = self.births.setdefault(engine.name, birth)
+        # Behind a router several processes answer in turn: that is no replacement, and said of each sample.
+        since = max(filter(None, birth)) > self.began
+        if birth != first and (since or not self.plan.attached):
+            raise ReplacedError(engine.name)
+        return found
+
     def ask(
         self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0, reply: Reply | None = None
     ) -> Sample:
@@ -69,13 +98,13 @@ class Meter:
         server = self.cache_url(step.engine)
         if chunks and server:
             cacheserver.settle(server)
-        before = health.counters(step.engine.url, self.key)
+        before = self.counters(step.engine)
         cache_before = health.counters(server) if server else {}
         stored_before = cacheserver.objects(server) if chunks and server else 0
         reply = self.client(step.engine).stream(path, body, reply)
         ended = time.monotonic()
         reply.heard(reply)
-        sample = _sample(step, reply)
+        sample = _sample(step, reply, body)
         if chunks and not server and not reply.error:
             time.sleep(UNSEEN_STORE)
         elif chunks:
@@ -108,24 +137,31 @@ class Meter:
         """The engine's counters once they include the request: they lag by an engine step."""
         deadline = time.monotonic() + COUNTER_PATIENCE
         while True:
-            after = health.counters(engine.url, self.key)
+            after = self.counters(engine)
             found = _sources(before, after)
             if found is None or prompt_tokens is None or found.total >= prompt_tokens or time.monotonic() > deadline:
                 return after
             time.sleep(POLL)
 
-    def ask_together(self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Sample]:
-        """Several requests to one engine at the same time, each over a connection of its own.
+    def ask_together(
+        self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]], chunks: int = 0
+    ) -> list[Sample]:
+        """Several requests to one engine at the same time, each over a connection of its own; ``chunks`` as in ``ask``.
 
         Counters tell their sum only: each sample gets sources of its own if the engine's usage agrees with that sum.
         """
         engine, server = steps[0].engine, self.cache_url(steps[0].engine)
-        before = health.counters(engine.url, self.key)
+        if chunks and server:
+            cacheserver.settle(server)
+        before = self.counters(engine)
         cache_before = health.counters(server) if server else {}
+        stored_before = cacheserver.objects(server) if chunks and server else 0
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
             replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
-        samples = [_sample(step, reply) for step, reply in zip(steps, replies, strict=True)]
+        samples = [_sample(*each) for each in zip(steps, replies, bodies, strict=True)]
+        if chunks:
+            self._wait_for_all(steps, samples, chunks, cache_before, stored_before)
         total = sum(sample.prompt_tokens or 0 for sample in samples)
         after = self._counters_after(engine, before, total)
         together = _sources(before, after)
@@ -146,10 +182,29 @@ class Meter:
             for step, sample in zip(steps, samples, strict=True)
         ]
 
+    def _wait_for_all(
+        self,
+        steps: Sequence[Step],
+        samples: Sequence[Sample],
+        chunks: int,
+        before: Mapping[str, float],
+        stored_before: int,
+    ) -> None:
+        """Wait for the chunks of several writes; which of them came can be told only if all of them did."""
+        server = self.cache_url(steps[0].engine)
+        whole = [sample for sample in samples if not sample.error]
+        if not server:
+            time.sleep(UNSEEN_STORE)
+            return
+        arrived = cacheserver.wait_until_stored(server, stored_before, before, chunks * len(whole)) if whole else 0
+        each = chunks if arrived >= chunks * len(whole) else arrived // len(steps)
+        for step, sample in zip(steps, samples, strict=True):
+            self.stored[step.salt] = Stored(chunks, 0 if sample.error else each, before, failed=sample.error)
 
-def _sample(step: Step, reply: Reply) -> Sample:
+
+def _sample(step: Step, reply: Reply, body: Mapping[str, Any]) -> Sample:
     details = reply.usage.get("prompt_tokens_details") or {}
-    queue, server = (reply.metrics.get(name) for name in ("queue_time_ms", "time_to_first_token_ms"))
+    requested = int(body["max_tokens"]) if body.get("ignore_eos") else None
     return Sample(
         trial=step.trial,
         arm=step.arm,
@@ -165,13 +220,31 @@ def _sample(step: Step, reply: Reply) -> Sample:
         first_chunk=reply.first_chunk,
         itl=tuple(reply.itl),
         e2el=reply.e2el,
-        queue=queue / 1000 if queue is not None else None,
-        server_ttft=server / 1000 if server is not None else None,
+        queue=_seconds(reply, "queue_time_ms"),
+        server_ttft=_seconds(reply, "time_to_first_token_ms"),
+        server_itl=_seconds(reply, "mean_itl_ms"),
+        together=reply.together or None,
+        requested_tokens=requested,
+        finish_reason=reply.finish_reason,
         token_ids=tuple(reply.token_ids),
         logprobs=tuple(reply.logprobs),
         text=_whole(reply.text),
-        error=_whole(reply.error),
+        error=_whole(reply.error or _cut_short(reply, requested)),
     )
+
+
+def _seconds(reply: Reply, name: str) -> float | None:
+    """One of the engine's own figures, which are in milliseconds."""
+    value = reply.metrics.get(name)
+    return value / 1000 if isinstance(value, int | float) else None
+
+
+def _cut_short(reply: Reply, requested: int | None) -> str:
+    """What is wrong with an answer that is shorter than requested and was not ended by the engine; empty if nothing."""
+    tokens = reply.usage.get("completion_tokens") or len(reply.token_ids) or 1 + len(reply.itl)
+    if requested is None or reply.error or reply.finish_reason or tokens >= requested:
+        return ""
+    return f"the stream ended after {tokens:,} of {requested:,} tokens, and no finish_reason says why"
 
 
 def _whole(text: str) -> str:

@@ -99,6 +99,8 @@ class Rig:
         for spec in (*self.cast.engines, *(self.plan.service(name) for name in caches)):
             if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
+            if spec.kind == "engine":
+                self.meter.counters(spec)
         self.prompt = self.make_prompt(self.options.document)
         tokens = self.prompt.tokens
         window = min((spec.context for spec in self.cast.engines if spec.context), default=None)
@@ -172,12 +174,18 @@ class Rig:
         bodies = [prompt.body(engine, salt) for salt in names]
         if arm == "store":
             chunks = prompt.tokens // self.chunk
-            stored = [self.meter.ask(step, prompt.path, body, chunks) for step, body in zip(steps, bodies, strict=True)]
+            stored = self._ask(steps, prompt.path, bodies, chunks)
             self.make_loadable(names, chunks, engine, self.cast.reader)
             return stored
+        return self._ask(steps, prompt.path, bodies)
+
+    def _ask(
+        self, steps: Sequence[Step], path: str, bodies: Sequence[dict[str, Any]], chunks: int = 0
+    ) -> Sequence[Sample]:
+        """One request, or several at once: of every arm alike, or their times could not be compared."""
         if len(steps) > 1:
-            return self.meter.ask_together(steps, prompt.path, bodies)
-        return [self.meter.ask(steps[0], prompt.path, bodies[0])]
+            return self.meter.ask_together(steps, path, bodies, chunks)
+        return [self.meter.ask(steps[0], path, bodies[0], chunks)]
 
     def make_loadable(self, salts: Sequence[str], chunks: int, writer: ServiceSpec, reader: ServiceSpec) -> None:
         """A reader with another server finds chunks in L2 only: wait for them. With tier l2, clear L1 too."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 CONNECT_PATIENCE = 10.0
@@ -33,6 +33,8 @@ class Line(http.client.HTTPConnection):
         port = parts.port or (http.client.HTTPS_PORT if self.tls else http.client.HTTP_PORT)
         super().__init__(parts.hostname or "", port, timeout=CONNECT_PATIENCE)
         self.deadline = math.inf
+        self.reads = 0
+        """How often something was read from the socket: what one read brings had been waiting together."""
         self.response_class = cast("type[http.client.HTTPResponse]", partial(_Response, self))
 
     def connect(self) -> None:
@@ -66,6 +68,7 @@ class _Reader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         self.sock.settimeout(left)
+        self.line.reads += 1
         return cast("int | None", self.raw.readinto(buffer))
 
     def close(self) -> None:
@@ -73,12 +76,20 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-def events(response: http.client.HTTPResponse, began: int) -> Iterator[tuple[float, bytes]]:
-    """(seconds since ``began``, data) of each server-sent event, stamped when its last byte had been read.
+class Event(NamedTuple):
+    """A server-sent event; ``at`` is in seconds since the request was sent, ``name`` is empty if it has none."""
+
+    at: float
+    name: str
+    data: bytes
+
+
+def events(response: http.client.HTTPResponse, began: int) -> Iterator[Event]:
+    """Yield each server-sent event, stamped when its last byte had been read.
 
     ``began`` is of ``perf_counter_ns``. Raises what reading raises: OSError, http.client.HTTPException.
     """
-    pending, data = b"", list[bytes]()
+    pending, name, data = b"", "", list[bytes]()
     while piece := response.read1(BUFFER):
         at = (time.perf_counter_ns() - began) / 1e9
         *lines, pending = (pending + piece).split(b"\n")
@@ -86,9 +97,12 @@ def events(response: http.client.HTTPResponse, began: int) -> Iterator[tuple[flo
             line = ended.removesuffix(b"\r")
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield at, b"\n".join(data)
-                data = []
+            elif line.startswith(b"event:"):
+                name = line[6:].strip().decode(errors="replace")
+            elif not line:
+                if data:
+                    yield Event(at, name, b"\n".join(data))
+                name, data = "", []
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvdemo.bench import attach, bench, cacheserver, conditions, context, workload
+from kvdemo.bench.measure import ReplacedError
 from kvdemo.bench.rig import Options, Rig
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 from kvdemo.fleet import fleet
@@ -88,8 +89,10 @@ def run(
         recorder = Recorder(arguments.result_dir, name, found)
         try:
             _drive(rig, recorder, samples, quiet=as_json)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ReplacedError) as error:
             found["interrupted"] = True
+            if isinstance(error, ReplacedError):
+                found["stopped"] = str(error)
             recorder.amend(found)
             _finish(found, samples, recorder, as_json=as_json)
             raise

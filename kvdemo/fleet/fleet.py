@@ -43,9 +43,12 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     """Bring the plan (or only ``names`` and the caches they need) up; ends when every service can generate.
 
     ``then`` is done at the end, as a part of it: whoever interrupts it stops what was started.
+    Raises UsageError for an API key that no request can carry, before anything is touched.
     Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
     """
     wanted = _closure(plan, names)
+    for spec in wanted:
+        key_of(spec, environ)
     previous = survey.saved_plan(project)
     launcher = launchers.of(project, lock_fd, plan)
     same = _unchanged(wanted, previous, launcher)
@@ -207,8 +210,14 @@ def _too_early(event: Event) -> bool:
 
 
 def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
-    """The API key for requests to this engine, if the profile gives it one."""
-    return environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
+    """The API key for requests to this engine, if the profile gives it one.
+
+    Raises UsageError for one that no request can carry: an engine that was started with it would refuse everybody.
+    """
+    key = environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
+    if why := health.unusable(key):
+        raise UsageError(f"VLLM_API_KEY {why}", "set it again: export VLLM_API_KEY=$(cat FILE) drops the line end")
+    return key
 
 
 def restart(

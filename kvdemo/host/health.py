@@ -17,6 +17,15 @@ COUNTER = re.compile(r"^(vllm|lmcache_mp|process)[:_](\w+?)(?:_total)?(?:\{(.*)\
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
+def unusable(key: str) -> str:
+    """Why no HTTP header can carry this API key, in words that do not show it; empty if one can."""
+    if "\r" in key or "\n" in key:
+        return "holds a line end"
+    if not (key.isascii() and key.isprintable()):
+        return "holds characters that no HTTP header can carry"
+    return "begins or ends with a blank" if key != key.strip() else ""
+
+
 def request(
     url: str, path: str, *, timeout: float = 3, key: str = "", body: dict[str, Any] | None = None
 ) -> tuple[int, bytes]:

@@ -148,6 +148,8 @@ def _ratios(
     cold: dict[int, list[float]] = {}
     other: dict[int, list[float]] = {}
     for sample, judgement in judged:
+        if judgement.verdict is Verdict.FAILED and sample.engine == baseline and sample.arm in ("cold", "store"):
+            return []  # a baseline that fails is no baseline, whatever its other requests took
         if judgement.verdict not in SUPPORTS_SPEEDUP.get(sample.arm, ()) or not sample.ttft:
             continue
         if sample.engine == baseline and sample.arm in ("cold", "store"):

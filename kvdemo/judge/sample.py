@@ -44,6 +44,10 @@ class Sample:
     LMCache server found in L1 and L2, ``lookup`` the time the engine spent asking it, ``stored_after`` the time from
     the end of the answer until all of its chunks were in the cache. ``writer`` and ``length`` name the cell of a
     matrix, or the point of a sweep, that the request belongs to.
+
+    ``server_itl`` is the engine's own mean gap between tokens, ``together`` how many token events came at once with the
+    first one (see ``Reply``), ``requested_tokens`` the length of the answer that was asked for, to which an engine that
+    was told to ignore the end of sequence has to keep; ``finish_reason`` is why it ended by the engine's own account.
     """
 
     trial: int
@@ -64,6 +68,10 @@ class Sample:
     e2el: float | None = None
     queue: float | None = None
     server_ttft: float | None = None
+    server_itl: float | None = None
+    together: int | None = None
+    requested_tokens: int | None = None
+    finish_reason: str = ""
     lookup: float | None = None
     stored_after: float | None = None
     token_ids: tuple[int, ...] = ()

@@ -68,7 +68,27 @@ def _unproven(sample: Sample) -> str:
     hit = sample.sources.local + sample.sources.shared
     if sample.cached_tokens != hit:
         return f"usage says {sample.cached_tokens:,} cached tokens, the counters say {hit:,}"
-    return ""
+    return _in_one_piece(sample)
+
+
+def _in_one_piece(sample: Sample) -> str:
+    """Why the arrival of the tokens shows that the first one had been held back; empty if it does not.
+
+    A proxy that buffers a stream delivers the first token together with later ones: then the TTFT is the proxy's. The
+    proof is either that all came at once, or that the engine took far longer from its first token to its last.
+    """
+    tokens = sample.completion_tokens or 1 + len(sample.itl)
+    if tokens < FEW or sample.ttft is None:
+        return ""
+    span, needed = sum(sample.itl), (sample.server_itl or 0.0) * (tokens - 1)
+    at_once = sample.together == 1 + len(sample.itl) or span < NO_TIME * len(sample.itl) or not sample.itl
+    if not (at_once or (span < needed / 2 and needed - span > HELD_BACK)):
+        return ""
+    took = f"; the engine took {needed * 1000:,.0f} ms for them" if needed else ""
+    return (
+        f"the stream arrives in one piece ({tokens:,} tokens within {span * 1000:.1f} ms{took}): something between "
+        "buffers it; measure at the engine's own address"
+    )
 
 
 def _missing(sample: Sample) -> str:
@@ -76,6 +96,16 @@ def _missing(sample: Sample) -> str:
     if sample.note:
         return sample.note
     return "evicted (L1 or L2 too small), not stored yet, or stored under another model name, chunk size or salt"
+
+
+FEW = 4
+"""Tokens; fewer may arrive together by chance."""
+
+NO_TIME = 0.0002
+"""Seconds a token on average: no engine generates 5,000 tokens a second for one request."""
+
+HELD_BACK = 0.02
+"""Seconds by which the first token must have been late at least: a busy client may be late by less."""
 
 
 @dataclass(frozen=True)
