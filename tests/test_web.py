@@ -116,7 +116,10 @@ def tab(opened: Open) -> Tab:
 
 
 def test_one_engine_answers_as_a_stream(fleet: Fleet, tab: Tab) -> None:
-    """Enter sends; the clock runs, stops at the first token, and the answer grows below it; nothing moves."""
+    """Enter sends; the clock runs, stops at the first token, the answer grows below it; nothing moves until it ends.
+
+    Then a long answer opens, so that all of it is read without scrolling.
+    """
     fleet.fault("plain", TOKEN_US=4 * SLOW, DECODE_MS=30)
     turn = tab.ask("Who steered?", "plain")
     expect(turn.locator(".fill")).to_have_attribute("data-phase", "sent")
@@ -126,7 +129,8 @@ def test_one_engine_answers_as_a_stream(fleet: Fleet, tab: Tab) -> None:
     assert tab.height() == height
     assert tab.verdicts() == {"plain": "COLD"}
     assert len(turn.locator(".answer").inner_text()) > len(first)
-    assert tab.height() == height
+    assert turn.locator(".answer").evaluate("one => one.scrollHeight <= one.clientHeight + 1")
+    assert tab.height() >= height
     assert 0.4 < tab.ttft("plain") < 5
     assert tab.sources("plain") == {"computed": 1, "local": 0, "shared": 0}
     tab.ask("Who steered?")
@@ -137,10 +141,8 @@ def test_the_demonstration(tab: Tab) -> None:
     """One press: one engine reads, then the one that shares beats the plain one, and the bar says why."""
     tab.page.locator("#demo").click()
     tab.turn.wait_for()
-    height = tab.height()
     assert tab.verdicts() == {"a": "COLD", "other": "COLD", "b": "SHARED"}
     expect(tab.turn.locator(".finding b")).to_have_text(re.compile("x$"))
-    assert tab.height() == height
     assert tab.sources("b")["shared"] > 0.95
     assert tab.sources("other")["computed"] == 1
     assert tab.ttft("b") < tab.ttft("other") / 3
@@ -148,7 +150,34 @@ def test_the_demonstration(tab: Tab) -> None:
     expect(finding).to_contain_text("b had 1,984 tokens from the shared cache, other computed them")
     expect(finding).to_contain_text("All gave the same tokens")
     assert float(finding.locator("b").inner_text().removesuffix("x")) > 3
-    assert tab.page.locator(".known .has").all_inner_texts() == ["shared", "other", "a", "b"]
+    assert tab.page.locator(".known .shared").all_inner_texts() == ["shared"]
+    assert tab.page.locator(".known .local").all_inner_texts() == ["other", "a", "b"]
+
+
+def test_the_empty_page_tells_the_story(tab: Tab) -> None:
+    """Three steps in the order in which they will be asked, with the time that they should take here."""
+    steps = tab.page.locator(".story li")
+    expect(steps).to_have_count(3)
+    assert [step.locator("b").inner_text() for step in steps.all()] == ["a", "other", "b"]
+    expect(steps.nth(1)).to_contain_text(re.compile(r"about \d+ s here"))
+    expect(tab.page.locator(".empty")).to_contain_text("at the pace of the warm-up")
+    tab.demonstrate()
+    expect(tab.page.locator(".empty")).to_be_hidden()
+    expect(tab.turn).to_contain_text("first a, then other, then b")
+
+
+def test_a_race_on_one_processor_is_no_measurement(tab: Tab) -> None:
+    """Engines that run at the same time on the same hardware are named, and the factor is not told as sharing's."""
+    tab.demonstrate()
+    expect(tab.turn.locator(".finding b")).to_have_class("shared")
+    expect(tab.turn.get_by_text("No measurement")).to_be_hidden()
+    tab.page.locator("#cold").click()
+    tab.ask("Who steered?", "a")
+    tab.verdicts()
+    tab.ask("How low?", "other", "b")
+    assert tab.verdicts() == {"other": "COLD", "b": "SHARED"}
+    expect(tab.turn.get_by_text("No measurement: b, other ran at the same time")).to_be_visible()
+    expect(tab.turn.locator(".finding b")).not_to_have_class("shared")
 
 
 def test_cold_again(tab: Tab) -> None:
@@ -209,6 +238,25 @@ def test_another_document(tab: Tab) -> None:
     assert tab.page.locator("img").count() == 0
 
 
+def test_a_long_text_is_pasted_whole(tab: Tab) -> None:
+    """Nothing is cut: what is too long for the engines is refused in the same words as a file."""
+    tab.page.locator("#another").click()
+    tab.page.evaluate("text => { document.getElementById('pasted').value = text }", "word " * 600_000)
+    tab.page.locator("#use").click()
+    expect(tab.message).to_contain_text("pasted text: is too long: 3,000,000 characters")
+
+
+def test_the_whole_question_is_seen(opened: Open) -> None:
+    """However long it is; the suggested ones too."""
+    for width in (390, 1280):
+        tab = opened(viewport={"width": width, "height": 800})
+        tab.page.get_by_label("Question").fill("Which number is cut upside down on a stone in the fourth course? " * 3)
+        for place in (tab.page.get_by_label("Question"), *tab.page.locator(".hint").all()):
+            assert place.evaluate(
+                "one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight + 1"
+            )
+
+
 def test_an_answer_is_text(fleet: Fleet, tab: Tab) -> None:
     """Whatever an engine sends."""
     fleet.fault("plain", TEXT="<img src=x onerror=alert(1)><b>bold</b>")
@@ -227,6 +275,7 @@ def test_an_engine_that_dies_mid_answer(fleet: Fleet, tab: Tab) -> None:
     expect(tab.lane("b").locator(".answer")).to_have_text(re.compile(r"^ *(w\d+ ?){5}$"))
     expect(tab.turn.locator(".finding")).to_contain_text("b failed")
     expect(tab.health("b: exited")).to_have_attribute("data-health", "dead")
+    expect(tab.page.get_by_text("Not ready: b (exited).")).to_contain_text(f"kvdemo ps -p {fleet.lab.name}")
     tab.ask("And now?", "plain")
     assert tab.verdicts() == {"plain": "LOCAL"}
     fleet.mend()
@@ -313,6 +362,38 @@ def follows_the_toggle(tab: Tab) -> None:
         expect(report).to_have_css("background-color", colours[0])
 
 
+BROKEN = """() => {
+    const broken = [];
+    for (const one of document.querySelectorAll(".pill, .chip, .hint, .name, .head, .key, .story li, .plain")) {
+        const walker = document.createTreeWalker(one, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            for (const word of walker.currentNode.data.matchAll(/[^\\s-]+/g)) {
+                const range = document.createRange();
+                range.setStart(walker.currentNode, word.index);
+                range.setEnd(walker.currentNode, word.index + word[0].length);
+                const lines = new Set([...range.getClientRects()].map((rect) => Math.round(rect.top)));
+                if (lines.size > 1) broken.push(word[0]);
+            }
+        }
+    }
+    return broken;
+}"""
+"""Words that stand in two lines."""
+
+LAYOUT = "lanes => new Set([...lanes.children].map((lane) => Math.round(lane.getBoundingClientRect().left))).size"
+"""Columns of the answers."""
+
+
+@pytest.mark.parametrize(("width", "columns"), [(390, 1), (1280, 2), (1920, 4)])
+def test_answers_stand_in_a_grid(opened: Open, width: int, columns: int) -> None:
+    """Four answers: one column, two by two, or four columns; no word is broken, no name cut."""
+    tab = opened(viewport={"width": width, "height": 800})
+    tab.ask("Who steered?", "plain", "other", "a", "b")
+    tab.verdicts()
+    assert tab.turn.locator(".lanes").evaluate(LAYOUT) == columns
+    assert tab.page.evaluate(BROKEN) == []
+
+
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_nothing_is_wider_than_the_window(opened: Open, width: int) -> None:
     """Phone to projector, in the dark too; and the toggle turns it light."""
@@ -331,7 +412,10 @@ def test_the_keyboard_is_enough(tab: Tab) -> None:
     """Tab reaches the chips, space presses one; the focus is seen."""
     tab.page.locator("#shade").focus()
     tab.page.keyboard.press("Tab")
+    assert tab.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Question"
     focused = "document.activeElement.dataset.engine"
+    tab.page.locator(".hint").last.focus()
+    tab.page.keyboard.press("Tab")
     assert tab.page.evaluate(focused) == "plain"
     assert tab.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     tab.page.keyboard.press("Space")

@@ -1,4 +1,4 @@
-"""The line to ask in: which engines, in which order, how long an answer; and the demonstration in one press."""
+"""The question, the demonstration in one press, and below it: ask engines of one's own choice."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nicegui import Client, ui
 from kvdemo.bench import workload
 from kvdemo.errors import UsageError
 from kvdemo.fleet.watch import State
-from kvdemo.ui import race
+from kvdemo.ui import race, story
 from kvdemo.ui.conversation import Conversation
 from kvdemo.ui.parts import Choice, box, button, change, text
 from kvdemo.ui.stage import Stage
 
 LENGTHS = (16, 64, 256)
+REMEDY = "`kvdemo ps -p {0}` says why, `kvdemo logs -p {0}` shows its log; `kvdemo up` starts what is missing."
 ORDERS = [("together", "at the same time"), ("turns", "one after another")]
-DEMONSTRATION = "Makes the document cold, lets one engine read it, then races a plain engine against one that shares"
 DRAWN = """
 await new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300));
 return true;
@@ -38,25 +38,26 @@ class Ask:
         with suppress(UsageError):
             self.cast = workload.roles(stage.plan)
         with box("section", "card stack ask", aria_label="Ask"):
-            with box("div", "bits", role="group", aria_label="Engines"):
-                for spec in engines:
-                    chip = button(spec.name, partial(self._press, spec.name), "chip", data_engine=spec.name)
-                    with chip:
-                        text("shares" if spec.cache else "plain", "", "small")
-                    self.chips[spec.name] = chip
             with box("div", "line"):
-                self.question = ui.input(value=self._questions()[0]).props("outlined aria-label=Question")
-                self.question.on("keydown.enter", self._send)
-                self.go = button("Ask", self._send, "go", id="ask")
-                self.demo = button("Demonstrate", self._show, "go ghost", id="demo", title=DEMONSTRATION)
+                self.question = ui.textarea(value=self._questions()[0])
+                self.question.props("outlined autogrow rows=1 aria-label=Question")
+                self.question.on("keydown.enter.exact.prevent", self._send)
+                self.demo = button("Demonstrate", self._demonstrate, "go", id="demo", title=self._explanation())
             with box("div", "hints"):
-                for asked in self._questions():
-                    button(asked, partial(self.question.set_value, asked), "hint", title=asked)
-            with box("div", "bits"):
+                for question in self._questions():
+                    button(question, partial(self.question.set_value, question), "hint")
+            with box("div", "bits choose"):
+                with box("div", "bits", role="group", aria_label="Engines"):
+                    for spec in engines:
+                        chip = button(spec.name, partial(self._press, spec.name), "chip", data_engine=spec.name)
+                        with chip:
+                            text("shares" if spec.cache else "plain", "", "small")
+                        self.chips[spec.name] = chip
                 self.order = Choice(ORDERS, "together", "Order")
                 self.length = ui.select({n: f"up to {n} tokens" for n in LENGTHS}, value=LENGTHS[1])
                 self.length.props("dense outlined options-dense aria-label='Length of the answer'")
                 self.follow = ui.checkbox("follow up").props("dense title='Send the conversation so far too'")
+                self.go = button("Ask these", self._send, "go ghost", id="ask")
             self.note = text("", "warn", "p")
         self.demo.set_visibility(self.cast is not None)
         self.show()
@@ -75,11 +76,15 @@ class Ask:
         busy = self.conversation.busy or self.stage.reserved
         change(self.go, disabled=busy or None)
         change(self.demo, disabled=busy or None)
-        lame = [e.service for e in self.stage.events if e.state not in {State.READY, State.UNCHANGED}]
+        missing = [
+            f"{event.service} ({event.state.value})"
+            for event in self.stage.events
+            if event.state not in {State.READY, State.UNCHANGED}
+        ]
         notes = [
             "A benchmark is measuring: questions would disturb it." if self.stage.reserved else "",
             "" if self.stage.warmed.is_set() else "The engines are being warmed up; questions wait for it.",
-            f"Not ready: {', '.join(lame)}." if lame else "",
+            f"Not ready: {', '.join(missing)}. {REMEDY.format(self.stage.project.name)}" if missing else "",
         ]
         self.note.text = " ".join(filter(None, notes))
         self.note.set_visibility(bool(self.note.text))
@@ -89,12 +94,14 @@ class Ask:
         groups = [names] if self.order.value == "together" else [[name] for name in names]
         await self._ask(groups)
 
-    async def _show(self) -> None:
-        """The demonstration: cold, one engine reads, then a plain one against one that has never seen the document."""
+    def _explanation(self) -> str:
+        return ". ".join(f"{step.engine}: {step.text}" for step in story.steps(self.stage, self.conversation.document))
+
+    async def _demonstrate(self) -> None:
+        """Make the document cold, then ask the engines of the story in its order."""
         if self.cast is not None and not self.conversation.busy:
             await self.stage.do(self.stage.cool, self.conversation)
-            plain = [self.cast.baseline.name] if self.cast.plain else []
-            await self._ask([[self.cast.writer.name], [*plain, self.cast.reader.name]])
+            await self._ask(story.groups(self.stage))
 
     async def _ask(self, groups: list[list[str]]) -> None:
         if self.conversation.busy:

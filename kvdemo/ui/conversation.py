@@ -63,7 +63,11 @@ class Phase(StrEnum):
 
 @dataclass
 class Lane:
-    """One engine's part of a turn; ``since`` is when its clock started (monotonic)."""
+    """One engine's part of a turn.
+
+    ``since`` is when its clock started (monotonic); ``beside`` are the engines that computed on the same hardware for
+    another request before its first token came, which makes its time longer than it would be alone.
+    """
 
     engine: str
     cache: str = ""
@@ -73,6 +77,7 @@ class Lane:
     text: str = ""
     sample: Sample | None = None
     judgement: Judgement | None = None
+    beside: set[str] = field(default_factory=set)
 
     @property
     def verdict(self) -> Verdict | None:

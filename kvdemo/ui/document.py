@@ -14,8 +14,12 @@ from kvdemo.ui.stage import Stage
 WRAPPED = 60
 TABLE = re.compile(r"\S {2,}\S|\t|\|")
 LARGEST = 64 * 1024**2
-PASTED = 900_000
-"""Characters that may be pasted: one message of the page's socket holds a megabyte."""
+PASTED = "pasted text"
+UPLOAD = """
+const text = document.getElementById("pasted").value;
+getElement({id}).$refs.qRef.addFiles([new File([text], "{name}", {{type: "text/plain"}})]);
+"""
+"""What is pasted travels as a file does: a message of the page's socket holds no more than a megabyte."""
 
 
 class Paper:
@@ -63,8 +67,9 @@ class Paper:
             self.known.clear()
             with self.known:
                 text("Its KV is in" if readers else "Cold: no cache has its KV", "dim small", "div")
+                caches = {spec.name for spec in self.stage.plan.services if spec.kind == "cache"}
                 for name in readers:
-                    style(text(name, "", "span"), "has")
+                    style(text(name, "", "span"), "shared" if name in caches else "local")
 
     async def _cool(self) -> None:
         await self.stage.do(self.stage.cool, self.conversation)
@@ -96,9 +101,7 @@ class Picker:
                 label="Drop a text file here, or press + to choose one", auto_upload=True, max_file_size=LARGEST,
                 on_upload=self._uploaded, on_rejected=self._rejected,
             ).classes("drop").props("flat")  # fmt: skip
-            self.paste = ui.textarea(placeholder="… or paste text").props(
-                f"outlined rows=6 maxlength={PASTED} aria-label='Pasted text'"
-            )
+            box("textarea", "paste", id="pasted", rows="6", placeholder="… or paste text", aria_label="Pasted text")
             self.message = text("", "message bad")
             self.message.props["role"] = "alert"
             with box("div", "bits"):
@@ -118,8 +121,9 @@ class Picker:
     def _rejected(self) -> None:
         self.message.text = f"That file is too long: more than {LARGEST // 1024**2} MiB."
 
-    async def _pasted(self) -> None:
-        await self._take("pasted text", self.paste.value or "")
+    def _pasted(self) -> None:
+        self.upload.reset()
+        ui.run_javascript(UPLOAD.format(id=self.upload.id, name=PASTED))
 
     async def _take(self, name: str, data: bytes | str) -> None:
         self.message.text = "Reading…"

@@ -13,7 +13,7 @@ from kvdemo.bench.client import Reply
 from kvdemo.bench.workload import Arm, Step
 from kvdemo.errors import KvdemoError
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.verdict import judge
+from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning.plan import ServiceSpec
 from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn
 from kvdemo.ui.stage import Stage
@@ -57,8 +57,10 @@ def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) 
     except Exception as error:
         said = str(error) or type(error).__name__
         sample = Sample(turn.number, "store" if lane.cache else "cold", lane.engine, time.time(), error=said)
-    stage.timed.discard(id(lane))
+    stage.end(lane)
     lane.sample, lane.judgement = sample, judge(sample)
+    if lane.judgement.verdict is Verdict.COLD and not lane.beside:
+        stage.note_pace(lane.engine, sample.prompt_tokens, sample)
     lane.text, lane.ttft = sample.text, sample.ttft
     lane.phase = Phase.FAILED if sample.error else Phase.DONE
     stage.history.append(sample)
@@ -88,8 +90,7 @@ def _measured(
             bell.ring()
         elif reply.ttft is None:
             with stage.looking:  # a look at the services in the middle of it would take processor time
-                lane.phase, lane.since = Phase.SENT, time.monotonic()
-                stage.timed.add(id(lane))
+                stage.begin(lane)
             bell.ring_later(CALM)
         else:
             lane.phase, lane.ttft, lane.text = Phase.ANSWERING, reply.ttft, reply.text

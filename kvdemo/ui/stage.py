@@ -25,16 +25,17 @@ import httpx
 
 from kvdemo import __version__
 from kvdemo.bench import cacheserver, context, preheat
+from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.fleet.watch import Event, State
-from kvdemo.host import gpus
+from kvdemo.host import gpus, health
 from kvdemo.host.state import Project
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.ui import download
-from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Turn
+from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Phase, Turn
 from kvdemo.ui.recall import Recall
 
 LOOK = 2.0
@@ -63,6 +64,8 @@ class Stage:
         self.tasks = set[asyncio.Task[None]]()
         self.warmed = threading.Event()
         self.looking, self.timed = threading.Lock(), set[int]()
+        self.active: dict[int, Lane] = {}
+        self.paces: dict[str, float] = {}
         self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.numbers, self.salts = itertools.count(1), itertools.count(1)
         self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="ask")
@@ -162,12 +165,55 @@ class Stage:
             for spec in self.plan.engines:
                 with self.locks[spec.name]:
                     if not self.closed:
-                        preheat.warm(self.meter, spec, text, f"kvdemo-{self.run_id}-warm")
+                        reply = preheat.warm(self.meter, spec, text, f"kvdemo-{self.run_id}-warm")
+                        self.note_pace(spec.name, reply.usage.get("prompt_tokens") if reply else None, reply)
         except KvdemoError:
             return  # whoever asks is told
         finally:
             self.warmed.set()
             self.bell.ring()
+
+    def note_pace(self, engine: str, tokens: int | None, measured: Reply | Sample | None) -> None:
+        """Keep how fast an engine computed a prompt of which nothing was cached; without one, by its own counters."""
+        if measured and tokens and measured.ttft:
+            self.paces[engine] = tokens / measured.ttft
+        elif engine not in self.paces:
+            counters = health.counters(self.plan.service(engine).url, self.meter.key)
+            seconds = counters.get("request_prefill_time_seconds_sum", 0.0)
+            computed = counters.get("prompt_tokens_by_source{local_compute}", 0.0)
+            if seconds > 0 and computed > 0:
+                self.paces[engine] = computed / seconds
+
+    def seconds_cold(self, engine: str, tokens: int) -> float | None:
+        """How long the engine should take to compute so many tokens, at the pace of the prompt that it computed last.
+
+        Attention makes long prompts slower per token: for one longer than that, it is a lower bound. None if unknown.
+        """
+        pace = self.paces.get(engine)
+        return tokens / pace if pace else None
+
+    def begin(self, lane: Lane) -> None:
+        """This lane's clock runs from now on: note what else computes on the same hardware, on both sides."""
+        lane.phase, lane.since = Phase.SENT, time.monotonic()
+        for other in self.active.values():
+            if self.share_hardware(lane.engine, other.engine):
+                lane.beside.add(other.engine)
+                if other.ttft is None:
+                    other.beside.add(lane.engine)
+        self.active[id(lane)] = lane
+        self.timed.add(id(lane))
+
+    def end(self, lane: Lane) -> None:
+        """Its engine is done with it."""
+        self.active.pop(id(lane), None)
+        self.timed.discard(id(lane))
+
+    def share_hardware(self, one: str, other: str) -> bool:
+        """Whether two engines compute on the same GPU, or both on the processors of one machine."""
+        first, second = self.plan.service(one), self.plan.service(other)
+        if first.node != second.node:
+            return False
+        return bool({*first.gpus} & {*second.gpus}) or not (first.gpus or second.gpus)
 
     def salt(self) -> str:
         """A salt that no cache has seen."""

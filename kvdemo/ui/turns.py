@@ -8,15 +8,17 @@ from nicegui import ui
 
 from kvdemo.judge.verdict import Verdict
 from kvdemo.report.tables import times
-from kvdemo.ui.conversation import Lane, Phase, Turn
+from kvdemo.ui import story
+from kvdemo.ui.conversation import Document, Lane, Phase, Turn
 from kvdemo.ui.parts import box, change, style, text
 from kvdemo.ui.stage import Stage
 
 SOURCES = ("computed", "local", "shared")
 SAID = {"computed": "computed", "local": "own cache", "shared": "shared"}
-EMPTY = (
-    "“Demonstrate” lets one engine read it, then races a plain engine against one that has never seen it but shares "
-    "the cache."
+NO_STORY = "Ask any engine. Sharing cannot be demonstrated: no engine here can read what another one stored."
+DISTURBED = (
+    "No measurement: {} ran at the same time on the same hardware, which makes times longer. “Demonstrate” asks such "
+    "engines one after another; Bench measures."
 )
 PHASES = {
     Phase.QUEUED: "waits",
@@ -40,9 +42,11 @@ class TurnCard:
             with box("p", "finding" if len(turn.lanes) > 1 else "hidden", aria_live="polite"):
                 self.factor = text("", "", "b")
                 self.finding = text("", "", "span")
+            self.disturbance = text("", "warn small", "p")
+            self.disturbance.set_visibility(False)
             with box("div", "race", id=f"race-{turn.document.salt}-{turn.number}"):
                 self.tracks = [Track(turn, lane) for lane in turn.lanes]
-            with box("div", "lanes many" if len(turn.lanes) > 1 else "lanes"):
+            with box("div", f"lanes of-{min(len(turn.lanes), 4)}"):
                 self.answers = [Answer(stage, lane) for lane in turn.lanes]
         self.done = False
         self.show()
@@ -57,18 +61,24 @@ class TurnCard:
         self.done = self.turn.over
         if self.done:
             self._conclude()
+            for answer in self.answers:
+                style(answer.answer, "answer whole")
 
     def _conclude(self) -> None:
-        found, same = self.turn.finding, self.turn.same
+        finding, same = self.turn.finding, self.turn.same
         words = ""
-        if found:
-            fast, slow, ratio = found
+        if finding:
+            fast, slow, ratio = finding
             sources = fast.sample.sources if fast.sample else None
-            here = fast.verdict is Verdict.SHARED
-            tokens = (sources.shared if here else sources.local) if sources else 0
+            shared = fast.verdict is Verdict.SHARED
+            tokens = (sources.shared if shared else sources.local) if sources else 0
+            beside = sorted(fast.beside | slow.beside)
             self.factor.text = times(ratio)
-            words = f"sooner: {fast.engine} had {tokens:,} tokens from {'the shared' if here else 'its own'} cache, "
-            words += f"{slow.engine} computed them."
+            style(self.factor, "" if beside else "shared" if shared else "local")
+            words = f"faster (TTFT): {fast.engine} had {tokens:,} tokens from {'the shared' if shared else 'its own'} "
+            words += f"cache, {slow.engine} computed them."
+            self.disturbance.text = DISTURBED.format(", ".join(beside)) if beside else ""
+            self.disturbance.set_visibility(bool(beside))
         elif failed := [lane.engine for lane in self.turn.lanes if lane.phase is Phase.FAILED]:
             words = f"{', '.join(failed)} failed; see below."
         if same is not None:
@@ -117,14 +127,14 @@ class Answer:
                 self.parts = {source: box("i", source) for source in SOURCES}
             with box("div", "key"):
                 self.keys = {source: text("", "hidden", "span") for source in SOURCES}
-            self.said = text("", "answer")
-            self.said.props["tabindex"] = "0"
+            self.answer = text("", "answer")
+            self.answer.props["tabindex"] = "0"
             self.why = text("", "why")
 
     def show(self) -> None:
         """Show what has changed."""
         lane = self.lane
-        self.said.text = lane.text
+        self.answer.text = lane.text
         if not lane.phase.over:
             return
         judgement, sample = lane.judgement, lane.sample
@@ -170,19 +180,42 @@ def colour(lane: Lane) -> str:
     return {Verdict.SHARED: "shared", Verdict.LOCAL: "local"}.get(lane.verdict or Verdict.COLD, "")
 
 
+class StepOfStory:
+    """One step of the demonstration on the empty page."""
+
+    def __init__(self, step: story.Step) -> None:
+        with box("li", step.source):
+            text(step.engine, "", "b")
+            text(step.text, "", "span")
+            self.seconds = text("", "small n")
+        self.show(step)
+
+    def show(self, step: story.Step) -> None:
+        """Show how long it should take."""
+        self.seconds.text = f"about {step.seconds:.0f} s here" if step.seconds else ""
+
+
 class Turns:
     """All turns of a conversation, the newest on top."""
 
-    def __init__(self, stage: Stage, turns: list[Turn]) -> None:
+    def __init__(self, stage: Stage, turns: list[Turn], document: Document) -> None:
         self.stage, self.turns = stage, turns
         self.cards: list[TurnCard] = []
         with box("section", "stack", aria_label="Answers") as self.place, box("div", "card empty") as self.empty:
-            text("Nobody has read the document yet", "", "b")
-            text(EMPTY)
-        self.show()
+            text("Does sharing the KV cache pay here?", "", "b")
+            with box("ol", "story"):
+                self.steps = [StepOfStory(step) for step in story.steps(stage, document)]
+            self.estimate = text("" if self.steps else NO_STORY)
+        self.show(document)
 
-    def show(self) -> None:
-        """Show what has changed."""
+    def show(self, document: Document) -> None:
+        """Show what has changed; the story tells of this document."""
+        if not self.cards and self.steps:
+            steps = story.steps(self.stage, document)
+            for place, step in zip(self.steps, steps, strict=True):
+                place.show(step)
+            estimate = story.estimate(steps)
+            self.estimate.text = f"Press Demonstrate: {estimate}." if estimate else "Press Demonstrate."
         for turn in self.turns[len(self.cards) :]:
             self.empty.set_visibility(False)
             with self.place:

@@ -81,7 +81,7 @@ class Page:
             with box("main", "columns") as self.panels["ask"]:
                 with box("div", "stack"):
                     self.ask = Ask(stage, conversation)
-                    self.turns = Turns(stage, conversation.turns)
+                    self.turns = Turns(stage, conversation.turns, conversation.document)
                 self.paper = Paper(stage, conversation)
             with box("main") as self.panels["history"]:
                 self.history = History(stage)
@@ -92,7 +92,7 @@ class Page:
 
     def mine(self) -> None:
         """Show what has changed in this conversation."""
-        self.turns.show()
+        self.turns.show(self.conversation.document)
         self.paper.show()
         self.ask.show()
 
@@ -103,6 +103,7 @@ class Page:
         self.banner.set_visibility(bool(self.stage.gone))
         self._show_panel()
         self.ask.show()
+        self.turns.show(self.conversation.document)
         self.paper.show()
 
     def _tab(self, key: str, said: str) -> ui.label:

@@ -1,0 +1,61 @@
+"""The demonstration as a story: who is asked in which order, what each step shows, and how long it should take here."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from kvdemo.bench import workload
+from kvdemo.errors import UsageError
+from kvdemo.ui.conversation import Document
+from kvdemo.ui.stage import NOTHING, Stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: an engine, what it does with the document, where its tokens come from, and seconds, if known."""
+
+    engine: str
+    text: str
+    source: Literal["computed", "shared"]
+    seconds: float | None = None
+
+
+def steps(stage: Stage, document: Document) -> list[Step]:
+    """The steps in order; none for a fleet in which no engine can read what another one stored."""
+    with suppress(UsageError):
+        cast = workload.roles(stage.plan)
+        writer, reader = cast.writer.name, cast.reader.name
+        stored = Step(
+            writer,
+            "reads the document: computes its KV cache and stores it in the shared cache",
+            "computed",
+            stage.seconds_cold(writer, document.tokens),
+        )
+        loaded = Step(reader, "has never read it: loads that KV cache and answers", "shared")
+        if not cast.plain:
+            return [stored, loaded]
+        plain = cast.baseline.name
+        seconds = stage.seconds_cold(plain, document.tokens)
+        return [stored, Step(plain, "shares nothing: computes all of it again", "computed", seconds), loaded]
+    return []
+
+
+def groups(stage: Stage) -> list[list[str]]:
+    """The engines to ask, group after group.
+
+    The plain engine and the reader race each other only where they do not share hardware: two engines on the same
+    processor would slow each other down, and their ratio would measure nothing.
+    """
+    writer, *others = (step.engine for step in steps(stage, NOTHING))
+    together = len(others) > 1 and not stage.share_hardware(*others)
+    return [[writer], others] if together else [[writer], *([name] for name in others)]
+
+
+def estimate(story: list[Step]) -> str:
+    """How long the steps that compute take at the least, in words; empty if nobody knows."""
+    known = [step.seconds for step in story if step.source == "computed" and step.seconds is not None]
+    if not known or len(known) < sum(step.source == "computed" for step in story):
+        return ""
+    return f"about {sum(known):.0f} s in all at the pace of the warm-up; a longer text takes longer per token"
