@@ -46,7 +46,7 @@ def up(
     project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
-    from kvdemo.commands import lookup
+    from kvdemo.commands import guard, lookup
     from kvdemo.fleet import fleet
     from kvdemo.report import terminal
 
@@ -61,6 +61,10 @@ def up(
                 f"this machine cannot run the plan:\n  {problems}", "kvdemo plan PROFILE shows it whole"
             )
         names, heat = services or (), None
+        for question in guard.questions(plan, names, os.environ):
+            terminal.err.print(question.text, markup=False)
+            if doubt := guard.refuse(question):
+                terminal.err.print(f"warning: {doubt}", markup=False)
         if preheat:
             from kvdemo.bench.preheat import Preheat
 

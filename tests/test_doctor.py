@@ -184,7 +184,9 @@ def test_a_good_machine_is_measured_and_predicted(lab: Lab) -> None:
 
 
 def test_a_broken_interpreter_is_exit_code_5(lab: Lab) -> None:
-    """The fakes have no torch to import; the message names what failed, the rest is still looked at."""
+    """The message names what failed, the rest is still looked at."""
+    (lab.path / "torch.py").write_text("import a_part_of_it")
+    lab.python.write_text(lab.python.read_text().replace("PYTHONPATH=", f"PYTHONPATH={lab.path}:"))
     done = lab.run("doctor", lab.profile())
     assert done.returncode == 5
     assert "failure  load torch     ModuleNotFoundError" in done.stdout

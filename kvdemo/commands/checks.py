@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from kvdemo.planning import pair
 from kvdemo.planning.engines import GIB
 from kvdemo.planning.facts import Driver, Gpu, Interpreter
 from kvdemo.planning.plan import Plan
@@ -136,13 +137,16 @@ def loaded(findings: Sequence[Mapping[str, Any]], code: int | None, stderr: str,
 
 
 def _why_not(step: str, error: str, gpu: bool) -> str:
-    if "undefined symbol" in error or step == "lmcache":
-        return "its compiled part is built for another torch: install the LMCache release that goes with this vLLM"
     if step == "torch" and gpu:
         return "install a CUDA build of torch that this driver can run (see `driver` above), or update the driver"
+    advice = pair.advice(gpu=gpu)
+    if step == "lmcache" and gpu:
+        return f"its CUDA extension is built for another torch, and LMCache would warn once and go on without: {advice}"
+    if "undefined symbol" in error or step == "lmcache":
+        return f"its compiled part is built for another torch: {advice}"
     if step == "connector":
-        return "this vLLM and LMCache do not go together: README names pairs that do"
-    return "reinstall it for this interpreter; scripts/setup makes one that works on a CPU"
+        return f"this vLLM and LMCache do not go together: {advice}"
+    return f"reinstall it for this interpreter, or {advice}"
 
 
 def plan(found: Plan, told: set[str]) -> Iterator[Check]:

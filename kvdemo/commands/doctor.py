@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.commands import checks
+from kvdemo.commands import checks, guard
 from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError, UsageError
 from kvdemo.host import bandwidth, gpus, hub, machine, runtime, survey
@@ -33,7 +33,8 @@ def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generato
     found = survey.owned(gpus.detect(environ), root(environ))
     yield from _machine(found)
     variables = environment.of_service(environ, engines.QUIET, ())
-    loads = yield from _interpreter(runtime.interpreter(python), variables, gpu=bool(found), cached=True)
+    folder = root(environ) / guard.FOLDER
+    loads = yield from _interpreter(runtime.interpreter(python), variables, folder, gpu=bool(found), cached=True)
     if loads:
         yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
     yield _disk(store)[0]
@@ -77,6 +78,7 @@ def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
 def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
     """Each interpreter once, with the environment and on the device of the first engine that it runs; which work."""
     here = {gpu.index for gpu in facts.gpus}
+    folder = root(environ) / guard.FOLDER
     working = set()
     for python, interpreter in facts.interpreters.items():
         users = [spec for spec in plan.services if spec.argv[0] == python]
@@ -85,20 +87,19 @@ def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Gener
         variables = environment.of_service(environ, spec.env, ())
         if not {*spec.gpus} <= here:
             yield checks.versions(interpreter)
-        elif (yield from _interpreter(interpreter, variables, gpu=bool(spec.gpus), cached=cached)):
+        elif (yield from _interpreter(interpreter, variables, folder, gpu=bool(spec.gpus), cached=cached)):
             working.add(python)
     return working
 
 
 def _interpreter(
-    found: Interpreter, environ: Mapping[str, str], *, gpu: bool, cached: bool
+    found: Interpreter, environ: Mapping[str, str], folder: Path, *, gpu: bool, cached: bool
 ) -> Generator[Check, None, bool]:
     """Versions, and whether the compiled parts load together; whether all is well."""
     yield checks.versions(found)
     if found.problem:
         return False
-    answer = bandwidth.ask(found.python, environ, "imports", gpu=gpu, cached=cached)
-    loaded = list(checks.loaded(answer.findings, answer.code, answer.stderr, gpu))
+    loaded, _ = guard.Question(found.python, found.stamp, environ, gpu, cached, folder).ask()
     yield from loaded
     return all(check.level is Level.OK for check in loaded)
 

@@ -49,19 +49,23 @@ def _server(vllm: str) -> str:
 
 
 def _stamp(folders: dict[str, str]) -> str:
-    """Another one after any package was installed or removed beside these, or a compiled part of theirs replaced."""
-    digest = hashlib.sha256()
-    for name, folder in folders.items():
-        for path in (os.path.dirname(folder), folder, *_compiled(folder)):  # noqa: PTH120
+    """Another one after any package beside these was installed or removed, or a compiled part of theirs replaced.
+
+    Names and not times of directories: Python itself writes byte code into them.
+    """
+    lines: set[str] = set()
+    for folder in folders.values():
+        home = os.path.dirname(folder)  # noqa: PTH120
+        lines |= {f"{home} {name}" for name in os.listdir(home) if name != "__pycache__"}  # noqa: PTH208
+        for path in _compiled(folder):
             status = os.stat(path)  # noqa: PTH116
-            size = status.st_size if path.endswith(".so") else 0
-            digest.update(f"{name} {path} {size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+            lines.add(f"{path} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
 def _compiled(folder: str) -> Iterator[str]:
     for place in (folder, f"{folder}/lib"):
-        names = sorted(os.listdir(place)) if os.path.isdir(place) else []  # noqa: PTH112, PTH208
+        names = os.listdir(place) if os.path.isdir(place) else []  # noqa: PTH112, PTH208
         yield from (f"{place}/{name}" for name in names if ".so" in name)
 
 

@@ -26,6 +26,7 @@ class Plan:
     ``missing`` must be mended before ``up``, ``warnings`` need not; ``sums`` are what it needs of each GPU, of memory
     and disk. ``fetch`` are Hugging Face models that ``up`` downloads first. ``on`` says where services run if that is
     not this machine: ``address`` of a Ray cluster, ``groups`` that hold its GPUs; ``nodes`` are those that are used.
+    ``stamps`` change with the files of each interpreter's packages.
     """
 
     project: str
@@ -40,6 +41,7 @@ class Plan:
     models: Mapping[str, str] = field(default_factory=dict)
     on: Mapping[str, Any] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
+    stamps: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def service(self, name: str) -> ServiceSpec:
         """The service of that name; KeyError if there is none."""
@@ -102,6 +104,7 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
         fetch=tuple(fetch),
         bench=profile.bench.model_dump(mode="json"),
         versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
+        stamps={p: facts.interpreters[p].stamp for p in sorted(interpreters) if p in facts.interpreters},
         models={model.name: model.digest for model in facts.models.values()},
     )
 
