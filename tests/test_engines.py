@@ -29,22 +29,6 @@ def value(argv: list[str], flag: str) -> str:
     return argv[argv.index(flag) + 1]
 
 
-def test_flags() -> None:
-    """YAML values become command-line words as vLLM reads them."""
-    arguments = {
-        "a_b": 1,
-        "yes": True,
-        "no": False,
-        "none": None,
-        "many": [1, "x"],
-        "map": {"k": [1]},
-        "maps": [{"k": 1}],
-    }
-    assert engines.flags(arguments) == (
-        *("--a-b", "1", "--yes", "--no-no", "--many", "1", "x", "--map", '{"k":[1]}', "--maps", '[{"k":1}]'),
-    )
-
-
 def test_a_plain_engine_on_a_gpu() -> None:
     """The module, not the script; what kvdemo reads later is switched on; no trace of LMCache."""
     argv = words(engine(max_model_len=4096), memory=0.45)

@@ -7,30 +7,10 @@ from __future__ import annotations
 
 import difflib
 
+from kvdemo.config import decisions, exposure, flags
 from kvdemo.config.findings import Keys
-from kvdemo.config.settings import Cache, Engine, Part, Profile, Settings
+from kvdemo.config.settings import Cache, Engine, Profile, Settings
 from kvdemo.config.yamlfile import Document
-
-OWN_KEYS: dict[type[Part], dict[str, str]] = {
-    Engine: {
-        "gpu-memory-utilization": "memory",
-        "host": "host",
-        "kv-cache-memory-bytes": "kv_cache",
-        "max-model-len": "max_model_len",
-        "model": "model",
-        "port": "port",
-        "served-model-name": "served_model_name",
-    },
-    Cache: {
-        "chunk-size": "chunk_size",
-        "host": "host",
-        "http-host": "host",
-        "http-port": "http_port",
-        "l1-size-gb": "l1",
-        "port": "port",
-    },
-}
-"""Flags that kvdemo must know and that therefore have a key: in ``args`` they would contradict it unseen."""
 
 
 def check(document: Document, settings: Settings, profile: Profile) -> None:
@@ -42,8 +22,10 @@ def check(document: Document, settings: Settings, profile: Profile) -> None:
     _check_secrets(document, settings)
     _check_wiring(document, profile)
     _check_cluster(document, profile)
+    _check_variables(document, settings)
     for keys, part in _parts(settings):
         _check_flags(document, keys, part)
+    exposure.check(document, settings.secrets)
 
 
 def _nearest(document: Document, kind: str, name: str, key: str) -> Keys:
@@ -116,12 +98,23 @@ def _check_fractions(document: Document, profile: Profile) -> None:
 
 
 def _check_wiring(document: Document, profile: Profile) -> None:
-    """A cached engine moves KV by mapped memory and CUDA IPC: its server is the one that its own node runs."""
+    """What an engine with a cache must not be told, and one without."""
     for name, engine in profile.engines.items():
-        if engine.cache and "kv-transfer-config" in engine.args:
-            keys: Keys = (*_nearest(document, "engines", name, "args"), "kv-transfer-config")
-            message = "an engine with a cache is wired by kvdemo to the LMCache server beside it; leave this flag out"
-            document.find(keys if keys in document.values else ("engines", name), message)
+        cache = profile.caches.get(engine.cache or "")
+        for flag, value in engine.args.items():
+            for text in decisions.of_flag(Engine, flag, value, cached=engine.cache is not None):
+                document.find(_place_of_flag(document, name, flag), text, at_key=True)
+        if cache and (text := decisions.block_size(engine, cache)):
+            document.find(_place_of_flag(document, name, "block-size"), text)
+
+
+def _place_of_flag(document: Document, engine: str, flag: str) -> Keys:
+    """Where a flag of an engine stands, in whatever spelling: in its own args, or in those of the defaults."""
+    for part in (("engines", engine), ("defaults", "engine")):
+        for where in document.keys:
+            if where[:-1] == (*part, "args") and flags.canonical(str(where[-1])).removeprefix("no-") == flag:
+                return where
+    return ("engines", engine)
 
 
 def _check_cluster(document: Document, profile: Profile) -> None:
@@ -157,7 +150,16 @@ def _check_secrets(document: Document, settings: Settings) -> None:
                 document.find(where, message, at_key=True)
 
 
+def _check_variables(document: Document, settings: Settings) -> None:
+    for keys in [(), *(keys for keys, _ in _parts(settings))]:
+        for where in [where for where in document.keys if where[:-1] == (*keys, "env")]:
+            if text := decisions.of_variable(str(where[-1])):
+                document.find(where, text, at_key=True)
+
+
 def _check_flags(document: Document, keys: Keys, part: Engine | Cache) -> None:
     for where in [where for where in document.keys if where[:-1] == (*keys, "args")]:
-        if own := OWN_KEYS[type(part)].get(str(where[-1]).lstrip("-").replace("_", "-")):
-            document.find(where, f"this flag has a key of its own: write '{own}' outside of args", at_key=True)
+        flag = flags.canonical(str(where[-1]))
+        plain = flag.removeprefix("no-") if flag not in part.args else flag
+        for text in decisions.of_flag(type(part), plain, part.args.get(plain, True), cached=None):
+            document.find(where, text, at_key=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 
-from kvdemo.config import quantities, values
+from kvdemo.config import arguments, quantities, values
 from kvdemo.config.values import LABEL, VARIABLE
 
 
@@ -76,8 +76,8 @@ Gpus = Annotated[
 ]
 Env = Annotated[
     dict[str, str],
-    BeforeValidator(values.env),
+    BeforeValidator(arguments.env),
     _schema(_MAPPING | {"propertyNames": {"pattern": VARIABLE}, "additionalProperties": _VALUES}),
 ]
-Args = Annotated[dict[str, Any], BeforeValidator(values.args), _schema(_MAPPING)]
-Adapter = Annotated[dict[str, Any], BeforeValidator(values.adapter), _schema(_MAPPING)]
+Args = Annotated[dict[str, Any], BeforeValidator(arguments.args), _schema(_MAPPING)]
+Adapter = Annotated[dict[str, Any], BeforeValidator(arguments.adapter), _schema(_MAPPING)]

@@ -5,6 +5,7 @@ Findings are collected, never raised one by one: ``failure`` makes one error of 
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from bisect import bisect_right
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from kvdemo.config import secrecy
 from kvdemo.errors import ProfileError
 
 Keys = tuple[str | int, ...]
@@ -67,26 +69,31 @@ class Source:
     text: str
 
     @cached_property
+    def lines(self) -> list[str]:
+        """Its lines, without what ends them."""
+        return LINE_BREAK.split(self.text)
+
+    @cached_property
     def starts(self) -> list[int]:
         """Where each line begins."""
         return [0, *(match.end() for match in LINE_BREAK.finditer(self.text))]
 
     def finding(self, index: int, message: str, keys: Keys = ()) -> Finding:
-        """A finding at this character of the text."""
+        """A finding at this character of the text; whatever may be a secret is covered in it."""
         index = min(index, len(self.text))
         row = bisect_right(self.starts, index) - 1
         start = self.starts[row]
-        end = LINE_BREAK.search(self.text, start)
-        line = self.text[start : end.start() if end else None]
+        line = secrecy.covered_line(self.lines, row)
         column = index - start
         # A window of a long line.
         first = max(0, column - 80)
         shown = _clean(line)[first:]
         shown = ("…" if first else "") + shown[bool(first) :]
         shown = shown if len(shown) <= _WIDTH else shown[: _WIDTH - 1] + "…"
-        indent = "".join("\t" if c == "\t" else " " for c in shown[: column - first])
+        width = column - first
+        indent = "".join("\t" if c == "\t" else " " for c in shown[:width].ljust(width))
         excerpt = f"{row + 1:>5} | {shown}\n{'':>5} | {indent}^" if line.strip() else ""
-        return Finding(self.file, row + 1, column + 1, _clean(message), excerpt, keys)
+        return Finding(self.file, row + 1, column + 1, _clean(secrecy.covered(message)), excerpt, keys)
 
 
 def _siblings(path: Path) -> list[Path]:
@@ -94,6 +101,12 @@ def _siblings(path: Path) -> list[Path]:
         return [file for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")]
     except OSError:
         return []
+
+
+def _looks_like_utf16(data: bytes) -> bool:
+    """Without a byte order mark: every second byte of a profile's first line, which is ASCII, is zero then."""
+    first = data[:64]
+    return len(first) >= 4 and any(not any(first[at::2]) and all(first[1 - at :: 2]) for at in (0, 1))
 
 
 def read(path: Path) -> Source:
@@ -111,6 +124,9 @@ def read(path: Path) -> Source:
         raise ProfileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > LARGEST:
         raise ProfileError(f"{path}: is larger than {LARGEST >> 10} KiB; this is no profile")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _looks_like_utf16(data):
+        way = f"iconv -f UTF-16 -t UTF-8 {path} > NEW.yaml, or choose UTF-8 where your editor saves"
+        raise ProfileError(f"{path}: is UTF-16 text; kvdemo reads UTF-8", way)
     if b"\0" in data:
         raise ProfileError(f"{path}: is a binary file, not UTF-8 text")
     try:

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kvdemo.config import quantities, values
-from kvdemo.config.consistency import OWN_KEYS, check
+from kvdemo.config.consistency import check
+from kvdemo.config.decisions import OWN_KEYS
 from kvdemo.config.findings import Keys, failure, read
 from kvdemo.config.settings import Bench, Cache, Defaults, Engine, On, Part, Profile, Ray, Runtime, Settings, schema
 from kvdemo.config.variables import dotenv

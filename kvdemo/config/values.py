@@ -66,7 +66,8 @@ def host(value: Any) -> str:
     return text
 
 
-def _resolved(text: str, info: ValidationInfo) -> str:
+def resolved(text: str, info: ValidationInfo) -> str:
+    """A path as the profile writes it, absolute: relative to the profile, ``~`` the user's home."""
     context = info.context or {}
     if text == "~" or text.startswith("~/"):
         text = context.get("home", "~") + text[1:]
@@ -77,7 +78,7 @@ def _resolved(text: str, info: ValidationInfo) -> str:
 def path(value: Any, info: ValidationInfo) -> str | None:
     """A path, absolute; None for nothing."""
     text: str | None = optional(plain_text)(value)
-    return _resolved(text, info) if text else None
+    return resolved(text, info) if text else None
 
 
 def store(value: Any, info: ValidationInfo) -> str | None:
@@ -120,7 +121,7 @@ def model(value: Any, info: ValidationInfo) -> str | None:
     """A model directory, absolute, or a Hugging Face id as it is; None for nothing."""
     text: str | None = optional(plain_text)(value)
     if text and (text.startswith(("./", "../", "/", "~")) or text in (".", "..")):
-        return _resolved(text, info)
+        return resolved(text, info)
     if text and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {shown(text)}")
     return text
@@ -129,7 +130,7 @@ def model(value: Any, info: ValidationInfo) -> str | None:
 def python(value: Any, info: ValidationInfo) -> str | None:
     """A path of an interpreter, absolute, or the name of a command as it is; None for nothing."""
     text: str | None = optional(plain_text)(value)
-    return _resolved(text, info) if text and ("/" in text or text == "~") else text
+    return resolved(text, info) if text and ("/" in text or text == "~") else text
 
 
 def gpus(value: Any) -> Any:
@@ -151,19 +152,6 @@ def gpus(value: Any) -> Any:
     return tuple(gpus)
 
 
-def env(value: Any) -> dict[str, str]:
-    """Names and texts of environment variables."""
-    variables = mapping(value)
-    for name, item in variables.items():
-        if not re.fullmatch(VARIABLE, name):
-            refuse("not the name of a variable: use letters, digits and '_'", name, key=True)
-        if not isinstance(item, str):
-            refuse(
-                f"expected text, got {shown(item)}" + (' (write "" for an empty value)' if item is None else ""), name
-            )
-    return variables
-
-
 def mapping(value: Any) -> dict[str, Any]:
     """A mapping as it is, nothing as an empty one; everything else is refused."""
     if value is None:
@@ -171,27 +159,6 @@ def mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         refuse(f"expected 'key: value' lines (a mapping), got {shown(value)}")
     return value
-
-
-def args(value: Any) -> dict[str, Any]:
-    """Flags and values, every flag as in ``max-num-seqs``."""
-    flags: dict[str, Any] = {}
-    for name, item in mapping(value).items():
-        flag = name.lstrip("-").replace("_", "-")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", flag):
-            refuse("not a flag: write it as max-num-seqs or max_num_seqs", name, key=True)
-        if flag in flags:
-            refuse(f"the flag --{flag} is given twice", name, key=True)
-        flags[flag] = item
-    return flags
-
-
-def adapter(value: Any) -> dict[str, Any]:
-    """Fields of an L2 adapter, except the one that kvdemo gives it."""
-    given = mapping(value)
-    if "base_path" in given:
-        refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
-    return dict(given)
 
 
 def texts(value: Any) -> list[str]:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.planning.engines import GIB, QUIET, flags, normalized, visible
+from kvdemo.config import flags
+from kvdemo.planning.engines import GIB, QUIET, normalized, visible
 from kvdemo.planning.services import is_server, server
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def argv(  # noqa: PLR0913 (each says another thing about the server)
         arguments["l2-prefetch-policy"] = "retain"
         arguments["l2-adapter"] = _l2_adapter(store, cache.l2_adapter, lmcache, node)
     arguments |= normalized(cache.args)
-    return (python, "-m", "lmcache.cli.main", "server", *flags(arguments))
+    return (python, "-m", "lmcache.cli.main", "server", *flags.words(arguments))
 
 
 def _l2_adapter(store: str, given: Mapping[str, Any], lmcache: str, node: str) -> dict[str, Any]:

@@ -6,10 +6,11 @@ called vllm and fails. Flags are those of ``vllm serve``; whatever the profile s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from kvdemo.config import flags
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine
@@ -39,31 +40,9 @@ class CacheAddress:
     port: int
 
 
-def flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Render ``{"max-model-len": 16, "enforce-eager": True}`` as command-line words.
-
-    True is a bare flag, False its ``--no-`` form, None leaves the flag out, mappings and lists of mappings become JSON,
-    other lists become several words.
-    """
-    words: list[str] = []
-    for name, value in arguments.items():
-        flag = "--" + name.lstrip("-").replace("_", "-")
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping) or (isinstance(value, Sequence) and any(isinstance(v, Mapping) for v in value)):
-            words += [flag, json.dumps(value, separators=(",", ":"))]
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            words += [flag, *(str(item) for item in value)]
-        else:
-            words += [flag, str(value)]
-    return tuple(words)
-
-
 def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments with every name in the form ``max-model-len``."""
-    return {name.lstrip("-").replace("_", "-"): value for name, value in arguments.items()}
+    return {flags.canonical(name): value for name, value in arguments.items()}
 
 
 def argv(
@@ -102,7 +81,7 @@ def argv(
     if cache:
         arguments["kv-transfer-config"] = _kv_transfer(cache)
     arguments |= normalized(engine.args)
-    return (*command, *flags(arguments))
+    return (*command, *flags.words(arguments))
 
 
 def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:

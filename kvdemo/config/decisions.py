@@ -1,0 +1,191 @@
+"""One decision, one place: flags, variables and fields that decide what a key of the profile decides.
+
+kvdemo must know these things itself: where it asks, what it may take of a GPU, where KV lies, what an answer proves.
+What is passed on beside the key would contradict it unseen, so each is refused where it stands, with what to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvdemo.config import flags
+from kvdemo.config.settings import Cache, Engine, Part
+
+OWN_KEYS: dict[type[Part], dict[str, str]] = {
+    Engine: {
+        "device-ids": "gpus",
+        "gpu-memory-utilization": "memory",
+        "host": "host",
+        "kv-cache-memory-bytes": "kv_cache",
+        "max-model-len": "max_model_len",
+        "model": "model",
+        "port": "port",
+        "served-model-name": "served_model_name",
+    },
+    Cache: {
+        "chunk-size": "chunk_size",
+        "host": "host",
+        "http-host": "host",
+        "http-port": "http_port",
+        "l1-size-gb": "l1",
+        "port": "port",
+    },
+}
+"""Flags that kvdemo must know and that therefore have a key: in ``args`` they would contradict it unseen."""
+
+OWN_VARIABLES: Mapping[str, str] = {
+    "CUDA_DEVICE_ORDER": "gpus",
+    "CUDA_VISIBLE_DEVICES": "gpus",
+    "HIP_VISIBLE_DEVICES": "gpus",
+    "LMCACHE_CHUNK_SIZE": "chunk_size",
+    "LMCACHE_LOCAL_DISK": "l2",
+    "LMCACHE_MAX_LOCAL_CPU_SIZE": "l1",
+    "LMCACHE_MAX_LOCAL_DISK_SIZE": "l2",
+    "LMCACHE_REMOTE_URL": "l2",
+    "LMCACHE_RESP_HOST": "l2",
+    "LMCACHE_RESP_PORT": "l2",
+    "NVIDIA_VISIBLE_DEVICES": "gpus",
+    "ROCR_VISIBLE_DEVICES": "gpus",
+    "VLLM_CPU_KVCACHE_SPACE": "kv_cache",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "start_timeout",
+}
+"""Variables that decide what a key decides, and that key."""
+
+
+def _always(_: Any) -> bool:
+    return True
+
+
+def _on(value: Any) -> bool:
+    return value is not False
+
+
+def _off(value: Any) -> bool:
+    return value is False
+
+
+def _not(*allowed: str) -> Callable[[Any], bool]:
+    return lambda value: str(value) not in allowed
+
+
+def _names_lmcache(value: Any) -> bool:
+    return "lmcache" in str(value).lower()
+
+
+@dataclass(frozen=True)
+class _Rule:
+    # Refuses a flag where ``when`` holds for its value; ``cached``: only in engines with a cache, only in plain ones.
+    text: str
+    when: Callable[[Any], bool] = _always
+    cached: bool | None = None
+
+
+_WIRED = "an engine with a cache is wired by kvdemo to the LMCache server beside it; leave this flag out"
+_BY_CACHE = "an engine without 'cache' is the baseline: write 'cache: NAME', and the LMCache server under 'caches'"
+_HTTP = "kvdemo asks its engines over plain HTTP on 'host' and 'port'; leave this flag out, and put TLS in front of it"
+_READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
+_TEXT = "kvdemo asks for text over vLLM's OpenAI API, and an engine that does not answer there is never ready"
+
+_RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
+    Engine: {
+        "config": (_Rule("write the flags of that file here, under 'args': kvdemo must see what they decide"),),
+        "convert": (_Rule(_TEXT, _not("auto", "none")),),
+        "disable-log-stats": (_Rule(_READ, _on),),
+        "enable-per-request-metrics": (_Rule(_READ, _off),),
+        "enable-prefix-caching": (
+            _Rule(
+                "kvdemo compares reuse with the engine's own prefix cache, and every trial's document is new: cold is "
+                "cold with it; leave this flag out",
+                _off,
+            ),
+        ),
+        "enable-prompt-tokens-details": (_Rule(_READ, _off),),
+        "enable-ssl-refresh": (_Rule(_HTTP, _on),),
+        "grpc": (_Rule(_TEXT, _on),),
+        "headless": (_Rule(_TEXT, _on),),
+        "help": (_Rule("it ends the engine before it starts; see `vllm serve --help` for every flag"),),
+        "kv-offloading-backend": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+        "kv-offloading-size": (_Rule(_WIRED, cached=True),),
+        "kv-transfer-config": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+        "runner": (_Rule(_TEXT, _not("auto", "generate")),),
+        "skip-tokenizer-init": (_Rule(_TEXT, _on),),
+        "ssl-ca-certs": (_Rule(_HTTP),),
+        "ssl-cert-reqs": (_Rule(_HTTP),),
+        "ssl-certfile": (_Rule(_HTTP),),
+        "ssl-ciphers": (_Rule(_HTTP),),
+        "ssl-keyfile": (_Rule(_HTTP),),
+        "task": (_Rule(_TEXT, _not("auto", "generate")),),
+        "tokens-only": (_Rule(_TEXT, _on),),
+        "uds": (_Rule("kvdemo asks its engines on 'host' and 'port'; leave this flag out"),),
+    },
+    Cache: {
+        "disable-metrics": (_Rule(_READ, _on),),
+        "disable-observability": (_Rule(_READ, _on),),
+        "help": (_Rule("it ends the server before it starts; see `lmcache server --help` for every flag"),),
+        "l2-adapter": (_Rule("write 'l2' (a directory or redis://HOST:PORT), and further fields as 'l2_adapter'"),),
+        "supported-transfer-mode": (
+            _Rule(
+                "its engines move KV in the mode lmcache_driven; leave this flag out", _not("lmcache_driven", "auto")
+            ),
+        ),
+        "transport": (_Rule("its engines ask over zmq; leave this flag out", _not("zmq")),),
+    },
+}
+
+_VARIABLES: dict[str, str] = {
+    "LMCACHE_CONFIG_FILE": "LMCache runs as a server here, which reads no such file: write 'l1', 'l2' and 'chunk_size' "
+    "of a cache, and further flags under its 'args'",
+    "LMCACHE_LOCAL_CPU": "host memory is always used by a cache: write its size as 'l1'",
+    "LMCACHE_MP_TRANSFER_MODE": "engines and caches move KV in the mode lmcache_driven; leave this variable out",
+    "VLLM_RPC_BASE_PATH": "kvdemo gives each project a private directory for sockets; leave this variable out",
+}
+
+
+def of_flag(part: type[Part], flag: str, value: Any, *, cached: bool | None) -> Iterator[str]:
+    """What is wrong with this flag and value; ``cached`` is None while it is not known whether the engine has a cache.
+
+    Rules that depend on the cache hold for an engine as a whole, the others where its args or the defaults stand.
+    """
+    base = flag.partition(".")[0]
+    own = OWN_KEYS.get(part, {})
+    if cached is None and value is not None:
+        if key := own.get(base):
+            yield f"this flag has a key of its own: write '{key}' outside of args"
+        elif whole := _abbreviated(base, own, _RULES.get(part, {})):
+            yield f"vLLM and LMCache read this as --{whole}: write a flag's whole name"
+    for rule in _RULES.get(part, {}).get(base, ()) if value is not None else ():
+        if rule.cached is cached and rule.when(value):
+            yield rule.text
+
+
+def _abbreviated(flag: str, *known: Mapping[str, Any]) -> str:
+    """The flag that a parser would take this beginning of its name for; empty if it is a name of its own."""
+    names = {name for names in known for name in names}
+    if flag in names or flag in _WHOLE:
+        return ""
+    return next((name for name in sorted(names) if name.startswith(flag)), "")
+
+
+_WHOLE = frozenset({"api-key", "enable", "hf-token"})
+"""Whole names that begin another flag's name, or that have a rule elsewhere."""
+
+
+def of_variable(name: str) -> str:
+    """What is wrong with setting this variable; empty if nothing is."""
+    if key := OWN_VARIABLES.get(name):
+        return f"this variable decides what a key decides: write '{key}' instead"
+    return _VARIABLES.get(name, "")
+
+
+def block_size(engine: Engine, cache: Cache) -> str:
+    """What is wrong between an engine's block size and its cache's chunks; empty if nothing is known to be."""
+    size = {flags.canonical(name): value for name, value in engine.args.items()}.get("block-size")
+    if isinstance(size, str) and size.isdigit():
+        size = int(size)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1 or cache.chunk_size % size == 0:
+        return ""
+    return (
+        f"LMCache takes chunks of whole blocks only: {size} does not divide chunk_size {cache.chunk_size} of the cache"
+    )
