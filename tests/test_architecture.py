@@ -18,9 +18,9 @@ HEAVY = ("httpx", "yaml", "psutil", "pynvml", "rich.live", "asyncio", "ray", "re
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_modules_are_short(module: Path) -> None:
-    """At most 250 lines a module, 50 lines a function."""
+    """At most 400 lines a module, 50 lines a function."""
     text = module.read_text()
-    assert module.relative_to(PACKAGE).as_posix() in LONG or len(text.splitlines()) <= 250
+    assert module.relative_to(PACKAGE).as_posix() in LONG or len(text.splitlines()) <= 400
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > 50} == {}

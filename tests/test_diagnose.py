@@ -1,12 +1,15 @@
 """What logs tell: real logs of vLLM 0.32 and LMCache 0.5.6 in tests/logs, and lines of their sources."""
 
+# ruff: noqa: E501 (lines as programs print them)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kvdemo.fleet import diagnose
+from kvdemo.fleet import diagnose, logtext
+from kvdemo.planning.plan import ServiceSpec
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -74,42 +77,6 @@ def test_a_good_start_holds_no_cause(name: str) -> None:
     assert (cause.line, "memory" in cause.fix) == ("ended by signal 9", True)
 
 
-@pytest.mark.parametrize(
-    ("line", "fix"),
-    [
-        (
-            "ValueError: Free memory on device (1/79 GiB) on startup is less than desired GPU memory utilization",
-            "free the GPU",
-        ),
-        ("ValueError: No available memory for the cache blocks. Try increasing", "raise `memory`"),
-        ("ValueError: To serve at least one request with the models's max seq len (32768)", "lower max_model_len"),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "another GPU"),
-        ("OSError: [Errno 98] Address already in use", "leave `port` out"),
-        ("huggingface_hub.errors.GatedRepoError: 403 Client Error", "accept the model's licence"),
-        ("requests.exceptions.HTTPError: 401 Client Error: Unauthorized", "set HF_TOKEN"),
-        ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find the requested files", "check the network"),
-        ("OSError: x/y is not a local folder and is not a valid model identifier", "check `model`"),
-        ("api_server.py: error: unrecognized arguments: --frobnicate", "correct `args`"),
-        ("api_server.py: error: argument --dtype: invalid choice: 'f' (choose from 'auto')", "correct `args`"),
-        ("RuntimeError: LMCache server did not respond", "kvdemo logs CACHE"),
-        ("OSError: [Errno 28] No space left on device", "free it"),
-        ("ImportError: libcudart.so.12: cannot open shared object file: No such file", "do not fit together"),
-        ("/venv/bin/python: No module named lmcache.cli", "lacks a package"),
-        ("RuntimeError: operator torchvision::nms does not exist", "uninstall torchvision"),
-        ("RuntimeError: No supported cpu connector found.", "numba"),
-        ("RuntimeError: can't allocate memory: you tried to allocate 9 bytes", "out of memory"),
-    ],
-)
-def test_known_causes(line: str, fix: str) -> None:
-    """Each signature is found between noise, whatever process and time stand in front of it."""
-    stamp = "11-24 02:28:39 [core.py:9]"
-    log = f"(EngineCore pid=7) INFO {stamp} noise\n(EngineCore pid=7) ERROR {stamp} {line}\n"
-    cause = diagnose.root_cause(
-        log + "RuntimeError: Engine core initialization failed. See root cause above.\n", code=1
-    )
-    assert (cause.line, fix in cause.fix) == (line, True)
-
-
 def test_an_unknown_error_is_told_without_a_fix() -> None:
     """The first exception counts; those that only point at it do not."""
     log = """
@@ -143,6 +110,266 @@ def test_warnings_of_lmcache_are_no_cause() -> None:
 def test_an_empty_log(code: int | None, number: int | None, line: str) -> None:
     """Without a log the exit status is all there is."""
     assert diagnose.root_cause("", code, number).line == line
+
+
+def traceback(exception: str, *frames: str, prefix: str = "") -> str:
+    """A traceback as Python prints it; a frame is "file.py:9 source"."""
+    rows = ["Traceback (most recent call last):"]
+    for frame in frames:
+        place, _, source = frame.partition(" ")
+        file, _, number = place.partition(":")
+        rows += [f'  File "/venv/{file}", line {number}, in f', f"    {source}", "    ^^^^^"]
+    return "".join(f"{prefix}{row}\n" for row in [*rows, *exception.split("\n")])
+
+
+CORE = "(EngineCore_DP0 pid=7) ERROR 11-24 02:28:40 [core.py:9] "
+WORKER = "(Worker pid=8) (Worker_TP1 pid=8) ERROR 11-24 02:28:40 [multiproc_executor.py:880] "
+READY = "INFO:     Application startup complete.\n"
+POINTER = (
+    "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+)
+CHAINED = "\nThe above exception was the direct cause of the following exception:\n\n"
+DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+@pytest.mark.parametrize("prefix", ["", CORE, "(EngineCore_0 pid=3) ", "[rank0]: ", WORKER])
+def test_quoted_source_is_no_evidence(prefix: str) -> None:
+    """Inside a traceback only the exception's own line counts, whatever the lines of code beside it contain."""
+    log = traceback("OverflowError: too much", "a.py:3 load(trust_remote_code=trust_remote_code)", prefix=prefix)
+    assert diagnose.root_cause(log, 1) == diagnose.Cause("OverflowError: too much")
+
+
+@pytest.mark.parametrize(
+    ("exception", "told"),
+    [
+        ("AssertionError", "AssertionError (b.py:4 assert x.size == y.size)"),
+        ("lmcache.v1.errors.SlotsGone", "lmcache.v1.errors.SlotsGone (b.py:4 assert x.size == y.size)"),
+        ("KeyError: 'layers.3'", "KeyError: 'layers.3' (b.py:4 assert x.size == y.size)"),
+        ("NotImplementedError: ", "NotImplementedError (b.py:4 assert x.size == y.size)"),
+    ],
+)
+def test_a_bare_exception_shows_its_frame(exception: str, told: str) -> None:
+    """An exception without words, of whatever name, is told with the last frame and its expression."""
+    log = CORE + "EngineCore failed to start.\n"
+    log += traceback(exception, "a.py:3 g()", "b.py:4 assert x.size == y.size", prefix=CORE) + POINTER
+    assert diagnose.root_cause(log, 1).line == told
+
+
+def test_a_frame_without_source() -> None:
+    """Of compiled code Python prints no line: file, line and function are left."""
+    log = 'Traceback (most recent call last):\n  File "uvloop/loop.pyx", line 15, in uvloop.Loop.run\nAssertionError\n'
+    assert diagnose.root_cause(log, 1).line == "AssertionError (loop.pyx:15 uvloop.Loop.run)"
+
+
+def test_the_failure_before_what_was_survived() -> None:
+    """A plugin that could not be loaded is logged with a traceback too; the engine went on, and died of something else."""
+    plugin = "(EngineCore_DP0 pid=7) ERROR 11-24 02:28:39 [__init__.py:3] "
+    log = plugin + "Failed to load plugin x\n" + traceback("ModuleNotFoundError: No module named 'x'", prefix=plugin)
+    log += "(EngineCore_DP0 pid=7) INFO 11-24 02:28:39 [core.py:1] Initializing the cache\n"
+    log += CORE + "EngineCore failed to start.\n" + traceback("ValueError: odd", prefix=CORE) + POINTER
+    assert diagnose.root_cause(log, 1) == diagnose.Cause("ValueError: odd")
+
+
+def test_processes_that_write_between_each_other() -> None:
+    """Two workers' tracebacks in each other's lines are two tracebacks; the first in time counts."""
+    one = traceback(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB.", "a.py:1 x", prefix=WORKER
+    )
+    two = traceback(
+        "RuntimeError: Connection closed by peer", "b.py:2 y", prefix=WORKER.replace("TP1 pid=8", "TP0 pid=9")
+    )
+    rows = [row for pair in zip(two.splitlines(), one.splitlines(), strict=True) for row in pair]
+    cause = diagnose.root_cause("\n".join([WORKER + "WorkerProc hit an exception.", *rows]) + "\n" + POINTER, 1)
+    assert (cause.code, cause.line.startswith("torch.OutOfMemoryError")) == ("gpu-memory", True)
+
+
+@pytest.mark.parametrize(
+    ("first", "link", "second", "line"),
+    [
+        (
+            "HTTPError: 401 Client Error: x",
+            CHAINED,
+            "GatedRepoError: 401 Client Error. Cannot access gated repo",
+            "Gated",
+        ),
+        ("KeyError: 'new'", DURING, "ValueError: the config names no such type", "ValueError"),
+        ("ValueError: the real one", DURING, "RuntimeError: while cleaning up", "ValueError: the real one"),
+        ("ValueError: the real one", CHAINED, "RuntimeError: start failed", "ValueError: the real one"),
+        ("BrokenPipeError: [Errno 32] Broken pipe", DURING, "ValueError: said", "ValueError: said"),
+        (
+            "ValueError: real",
+            DURING,
+            "vllm.v1.EngineDeadError: EngineCore encountered an issue. See stack",
+            "ValueError",
+        ),
+        (
+            "huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach https://hf.co/x: offline mode is enabled.",
+            CHAINED,
+            "OSError: We couldn't connect to 'https://huggingface.co' to load the files",
+            "huggingface_hub.errors.OfflineModeIsEnabled",
+        ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB",
+            CHAINED,
+            "RuntimeError: CUDA out of memory occurred when warming up sampler with 9 dummy requests.",
+            "RuntimeError: CUDA out of memory occurred",
+        ),
+    ],
+)
+def test_chained_exceptions(first: str, link: str, second: str, line: str) -> None:
+    """Of a chain the one that explains: with a remedy, the more special; else the first, unless it was a look-up."""
+    log = traceback(first, "a.py:1 x") + link + traceback(second, "b.py:2 y")
+    assert diagnose.root_cause(log, 1).line.startswith(line)
+    told = "".join(f"{CORE}{row}\n" for row in log.splitlines())
+    assert diagnose.root_cause(CORE + "EngineCore failed to start.\n" + told + POINTER, 1).line.startswith(line)
+
+
+def test_what_a_compiler_printed_belongs_to_the_exception() -> None:
+    """Ninja's lines below the exception, not the exception, tell the cause; other lines elsewhere do not."""
+    log = WORKER + "WorkerProc failed to start.\n"
+    log += traceback(
+        "subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.", prefix=WORKER
+    )
+    log += "".join(f"{WORKER}{row}\n" for row in CHAINED.splitlines())
+    ninja = (
+        "RuntimeError: Ninja build failed. Ninja output:\nninja: Entering directory\n[1/9] nvcc -x a.cu\nFAILED: a.o\n"
+    )
+    ninja += "#error -- unsupported GNU version! gcc versions later than 13 are not supported!\nninja: build stopped."
+    log += traceback(ninja, prefix=WORKER) + POINTER
+    cause = diagnose.root_cause(log, 1)
+    assert cause.code == "nvcc"
+    assert "unsupported GNU version" in cause.line
+
+
+def test_a_killed_core_is_told_whatever_the_server_exited_with() -> None:
+    """An old error elsewhere is not the cause of a core that was killed, nor is the API server's own status."""
+    log = READY + "(APIServer pid=6) ERROR:    Exception in ASGI application\n" + traceback("ValueError: old request")
+    log += '(APIServer pid=6) INFO:     127.0.0.1:9 - "POST /v1/chat/completions HTTP/1.1" 200 OK\n'
+    log += (
+        "(APIServer pid=6) ERROR 11-24 02:29:40 [core_client.py:1] Engine core proc EngineCore_DP0 died unexpectedly.\n"
+    )
+    for code, signal in ((0, None), (1, None), (None, 9)):
+        cause = diagnose.root_cause(log, code, signal)
+        assert (cause.code, "died unexpectedly" in cause.line, "memory" in cause.fix) == ("killed", True, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(-9, "killed"), (-7, "shm-too-small"), (-11, "segfault"), (-4, "illegal-instruction")]
+)
+def test_how_a_child_ended(status: int, code: str) -> None:
+    """The log says with which status a worker or the core ended; a negative one is a signal."""
+    for row in (
+        f"ERROR 11-24 02:28:40 [multiproc_executor.py:3] Worker proc VllmWorker-1 died unexpectedly (exit code: {status}), "
+        "shutting down executor.",
+        "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): "
+        f"{{'EngineCore_DP0': {status}}}",
+        f"(APIServer pid=6) RuntimeError: Process ApiServer_1 (PID: 9) died with exit code {status}",
+    ):
+        assert diagnose.root_cause(row + "\n", 1).code == code, row
+
+
+def test_a_signal_before_an_error_that_stands_elsewhere() -> None:
+    """Who was killed did not die of what a request raised before; a failure that was announced explains the signal."""
+    request = traceback("ValueError: a request", prefix="ERROR 11-24 02:28:40 [serving.py:3] ")
+    assert diagnose.root_cause(request, signal=9).code == "killed"
+    log = CORE + "EngineCore encountered a fatal error.\n" + traceback("ValueError: fatal", prefix=CORE)
+    assert diagnose.root_cause(log, signal=6).line == "ValueError: fatal"
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        (
+            "terminate called after throwing an instance of 'c10::AcceleratorError'\n"
+            "  what():  CUDA error: an illegal memory access was encountered",
+            "gpu-kernel",
+        ),
+        ("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc", "host-memory"),
+        ("Fatal Python error: Bus error", "unknown"),
+        ("/venv/bin/python: symbol lookup error: /x/c_ops.so: undefined symbol: _ZN3c1", "versions"),
+        ("Illegal instruction (core dumped)", "illegal-instruction"),
+    ],
+)
+def test_last_words_of_native_code(rows: str, code: str) -> None:
+    """What is not Python raises nothing: its last line counts, also when vLLM only sees that the core died."""
+    died = "(APIServer pid=6) ERROR 11-24 02:28:41 [a.py:3] Engine core proc EngineCore_DP0 died unexpectedly.\n"
+    log = READY + "".join(f"(EngineCore_DP0 pid=7) {row}\n" for row in rows.split("\n")) + died
+    cause = diagnose.root_cause(log, 0)
+    assert cause.code == code
+    assert cause.line
+
+
+def test_out_of_memory_while_serving() -> None:
+    """Told in plain words with the size, and with whether the engine had been serving."""
+    error = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.31 GiB. GPU 0 has a total capacity of 79 GiB"
+    )
+    log = CORE + "EngineCore encountered a fatal error.\n" + traceback(error, prefix=CORE)
+    told = diagnose.root_cause(READY + log, 0)
+    assert told.title == "out of GPU memory while computing (tried to allocate 20.31 GiB)"
+    assert told.words.startswith(told.title)
+    assert diagnose.root_cause(log, 1).title == "out of GPU memory (tried to allocate 20.31 GiB)"
+
+
+def spec(**changes: Any) -> ServiceSpec:
+    """An engine on port 18000 with a cache called shared."""
+    plain: dict[str, Any] = {"name": "a", "kind": "engine", "argv": (), "env": {}, "host": "127.0.0.1", "port": 18000}
+    return ServiceSpec(
+        **{**plain, "ports": (18000,), "start_timeout": 9, "stop_timeout": 9, "cache": "shared", **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
+         "port-taken"),
+        ("ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
+         "port-taken"),
+        ("torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: "
+         "29500, code: -98, name: EADDRINUSE, message: address already in use", "internal-port"),
+        ("zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:31000')", "internal-port"),
+        ("zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:18000')", "port-taken"),
+    ],
+)  # fmt: skip
+def test_a_port_is_compared_with_those_of_the_service(line: str, code: str) -> None:
+    """`port` is the remedy for the profile's port only; what the engine chose for itself is tried again."""
+    cause = diagnose.root_cause(f"{line}\n", 1, spec=spec())
+    assert (cause.code, "`port`" in cause.fix) == (code, code == "port-taken")
+
+
+def test_a_remedy_knows_what_kvdemo_set() -> None:
+    """The cache by its name, and that kvdemo itself made the engine offline."""
+    lost = "ConnectionError: LMCache server did not respond to register_kv_caches within 10s."
+    assert diagnose.root_cause(lost, 1, spec=spec()).fix == "the cache server is not answering: kvdemo logs shared"
+    offline = "OfflineModeIsEnabled: Cannot reach https://huggingface.co/x: offline mode is enabled."
+    assert (
+        "kvdemo starts engines offline" in diagnose.root_cause(offline, 1, spec=spec(env={"HF_HUB_OFFLINE": "1"})).fix
+    )
+    assert "kvdemo starts" not in diagnose.root_cause(offline, 1, spec=spec()).fix
+
+
+def test_kills_for_memory_that_the_kernel_counted() -> None:
+    """The count of the control group turns "most often" into a fact."""
+    assert "the kernel killed 2 processes for want of memory" in diagnose.root_cause("", signal=9, oom_kills=2).fix
+    assert "most often" in diagnose.root_cause("", signal=9).fix
+
+
+def test_excerpts_are_safe_to_show() -> None:
+    """No escape sequence, no control character, no text that turns around, nothing that looks like a secret."""
+    evil = "ValueError: \x1b]0;owned\x07\x1b[2Ja\x08b\u202ec redis://u:pw12345@h:1 --api-key abcdef api_key='abcdef9' Bearer zzz"
+    line = diagnose.root_cause(evil + " hf_abcdefghijklmnopqrst\n", 1).line
+    assert line == "ValueError: abc redis://u:***@h:1 --api-key *** api_key='***' Bearer *** hf_***"
+    assert len(diagnose.root_cause("ValueError: " + "x" * 9000, 1).line) == diagnose.LINE
+
+
+def test_only_the_end_of_a_long_log_is_read() -> None:
+    """The work is bounded by what is read, not by the log: one line of 100 million characters is a short one."""
+    log = "noise\n" * 2_000_000 + traceback("ValueError: at last") + "x" * 20
+    assert len(logtext.parse(log).lines) == logtext.LINES_LIMIT
+    assert diagnose.root_cause(log, 1).line == "ValueError: at last"
+    one = "y" * 100_000_000
+    assert [len(line.text) for line in logtext.parse(one).lines] == [logtext.LINE_LIMIT]
 
 
 def test_redact() -> None:

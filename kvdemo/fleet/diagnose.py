@@ -1,131 +1,367 @@
 """Why did a service die, and what is it doing? Pure functions over the text of its log.
 
 vLLM's last line is "Engine core initialization failed. See root cause above."; the cause stands hundreds of lines
-earlier. ``root_cause`` finds it, and for known signatures says what to do. The strings were read in the sources of
-vLLM 0.26 to 0.32 and LMCache 0.5.3 to 0.5.6, or seen in their logs.
+earlier, among records that were survived. ``root_cause`` cuts what came before a service was ready, takes the
+exceptions that were not survived, those of the failure first, and lets the signature of that one line decide the
+remedy. What the guardian recorded (a signal, processes killed for memory) goes before an error that stands elsewhere.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kvdemo.fleet import logtext, signatures
+from kvdemo.fleet.logtext import Fault, Line, Log, Raised
+from kvdemo.fleet.signature import GPU_MEMORY, INTERNAL_PORT, OFFLINE, PORT_TAKEN, Signature
+
+if TYPE_CHECKING:
+    from kvdemo.planning.plan import ServiceSpec
+
+LINE = 400
+"""Characters of an excerpt."""
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Cause:
-    """The line that says what went wrong, and what to do about it (empty for an unknown cause)."""
+    """The line that says what went wrong, what to do about it (empty for an unknown cause), its code, a plain title."""
 
     line: str
     fix: str = ""
+    code: str = UNKNOWN
+    title: str = ""
+
+    @property
+    def words(self) -> str:
+        """The cause for people: its title before the line, where the line alone does not say it."""
+        return f"{self.title}: {self.line}" if self.title else self.line
 
 
-UNREACHABLE = "Cannot reach the LMCache MP server|LMCache server did not respond"
-"""What an engine says when it ends because its cache server does not answer."""
+_READY = re.compile(r"Application startup complete\.$")
+_FAILURE = re.compile(
+    r"EngineCore (?:failed to start|encountered a fatal error|hit an exception)|WorkerProc (?:failed to start|hit an "
+    r"exception)|Exception in worker \w+|(?:AsyncLLM|Engine) output_handler failed|Engine background task "
+    r"failed|Error executing method|Process \S+:$|Application startup failed"
+)
+"""Records after which a process of vLLM's ends."""
 
-SIGNATURES: tuple[tuple[str, str], ...] = (
+_POINTERS = re.compile(
+    r"(?:Engine core|Frontend process failed during engine core) initialization|Engine core initialization failed|"
+    r"EngineCore encountered an issue|WorkerProc initialization failed|Engine process (?:failed to start|\(pid)|"
+    r"Executor failed|See (?:stack trace|root cause)|Background loop has errored|MQLLMEngine is already dead|"
+    r"unhandled errors in a TaskGroup|Worker failed with error"
+)
+_POINTING = re.compile(r"(?:Async)?Engine(?:Dead|Generate)Error|MQEngineDeadError|CancelledError|KeyboardInterrupt|"
+                       r"SystemExit|(?:Base)?ExceptionGroup|RayTaskError|ActorDiedError|RayActorError")  # fmt: skip
+_SECONDARY = re.compile(
+    r"ChildProcessError|BrokenPipeError|Connection(?:Reset|Aborted)Error|EOFError|ContextTerminated|IncompleteReadError"
+)
+_PEER_LOST = re.compile(
+    r".*(?:Connection closed by (?:remote )?peer|recvValue failed|Connection reset by peer|remote process exited|"
+    r"cancelled|Broken pipe|failed to recv, got 0 bytes)"
+)
+_ASIDE = re.compile(
+    r"Exception ignored in|Exception in thread|Task exception was never retrieved|Future exception was never retrieved|"
+    r"Exception in ASGI application|Exception in callback|Failed to import|--- Logging error ---|Exception occurred in"
+)
+"""What stands before a traceback that ended nothing but a thread, a request or an attempt."""
+
+_IGNORED = re.compile(r"Exception ignored in|--- Logging error ---")
+_ENDING = re.compile(
+    r"(?i)shut|terminat|exit|clean|destroy|stopp|finish|abort|clos|dead|died|kill|releas|unregister|dump|cancel|sigterm"
+)
+_HARMLESS = ("INFO", "DEBUG", "WARNING")
+_QUIET = ("", "INFO", "DEBUG")
+NEAR = 200
+"""Lines between an error and the record of a child's death that may belong together."""
+
+_DUMP = re.compile(
+    r"Dumping (?:input data|scheduler)|non-default args|Initializing an? \S* ?(?:LLM )?engine|with config:"
+)
+_NO_CAUSE = re.compile(rf"^\s|^Traceback|{_DUMP.pattern}|{_ASIDE.pattern}|{_POINTERS.pattern}")
+"""Records at level ERROR that are none: parts of a traceback, dumps, pointers, attempts."""
+
+RECORDS = 50
+"""Records at level ERROR that are read, from the end."""
+
+_ACCESS = re.compile(r'\S+ - "(?P<method>[A-Z]+) \S+ HTTP/[\d.]+" (?P<status>\d+)')
+_CHILD = re.compile(
+    r".*(?:died unexpectedly|died, exit code: -?\d+|died with exit code -?\d+|engine core exited unexpectedly|"
+    r"Failed core proc\(s\): \{[^}]*: -\d+)"
+)
+_STATUS = re.compile(r"exit ?code:? (-?\d+)|: (-\d+)[,}]")
+_LOOKUPS = re.compile(
+    r"(?:Key|Index|Attribute|Name|Import|ModuleNotFound|FileNotFound|Stop\w*|StopIteration)(?:Error)?$"
+)
+_SECRETS = (
+    (re.compile(r"\b(hf_|sk-|ghp_|xox[abp]-|AKIA|nvapi-)[A-Za-z0-9_-]{12,}"), r"\1***"),
+    (re.compile(r"(?i)(\bBearer )\S+"), r"\1***"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
     (
-        r"Free memory on device .* is less than desired GPU memory utilization",
-        "another process holds the GPU, or `memory` is too large: free the GPU (kvdemo ps, nvidia-smi) or lower it",
+        re.compile(
+            r"(?i)((?:api[_-]?key|token|passw(?:or)?d|secret|credential)s?['\"]?\s*[=:]\s*['\"]?)(?!None|null|\$)"
+            r"[^\s'\",;)}\]]{4,}"
+        ),
+        r"\1***",
     ),
-    (
-        r"Error in memory profiling",
-        "another process freed GPU memory while vLLM measured it: try again, or set kv_cache (bytes) so that nothing "
-        "is measured",
-    ),
-    (
-        r"No available memory for the cache blocks|To serve at least one request with",
-        "weights and context do not fit in this engine's share: raise `memory` or kv_cache, or lower max_model_len",
-    ),
-    (
-        r"CUDA out of memory|OutOfMemoryError",
-        "lower `memory`, kv_cache or max-num-seqs, or give the engine another GPU",
-    ),
-    (
-        r"max_model_len .* is greater than the derived|larger than the maximum model length",
-        "lower max_model_len to what the model supports",
-    ),
-    (r"[Aa]ddress already in use|Errno 98", "another program took the port since it was checked: leave `port` out"),
-    (r"GatedRepoError|gated repo", "accept the model's licence on huggingface.co and set HF_TOKEN"),
-    (r"401 Client Error|Invalid user token", "the Hugging Face token is missing or wrong: set HF_TOKEN"),
-    (r"429 Client Error|Too Many Requests", "Hugging Face limits the rate: wait, and set HF_TOKEN"),
-    (
-        r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to 'https://huggingface",
-        "the model is not complete on this machine and cannot be fetched: check the network or give a local path",
-    ),
-    (
-        r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|"
-        r"Can't load the configuration|does not appear to have a file named|No such file or directory: .*safetensors",
-        "the model directory is incomplete or misspelt: check `model`",
-    ),
-    (r"trust_remote_code", "the model brings code of its own: if you trust it, add `trust-remote-code: true` to args"),
-    (r"unrecognized arguments?:", "this vLLM or LMCache does not know the flag: correct `args`"),
-    (r"invalid choice:|error: argument", "a flag's value is wrong: correct `args`"),
-    (
-        rf"{UNREACHABLE}|Failed to connect to .*LMCache|entering degraded mode",
-        "the cache server is not answering: kvdemo logs CACHE",
-    ),
-    (r"No registered GPU context|Device UUID .* not found", "the cache server was restarted: kvdemo restart CACHE"),
-    (
-        r"No space left on device",
-        "a disk, or /dev/shm, is full: free it, or set the directory elsewhere",
-    ),
-    (
-        r"undefined symbol|cannot open shared object file",
-        "vllm, lmcache and torch in this interpreter do not fit together: install the pinned versions",
-    ),
-    (
-        r"ModuleNotFoundError|No module named",
-        "the engine's interpreter lacks a package: run scripts/setup, or set runtime.python",
-    ),
-    (
-        r"operator torchvision::nms does not exist",
-        "a CUDA build of torchvision beside a CPU torch: pip uninstall torchvision",
-    ),
-    (
-        r"No supported cpu connector|CLI-only",
-        "this LMCache installation is incomplete (numba missing?): run scripts/setup",
-    ),
-    (r"longer than 107 characters", "a socket path is too long: set TMPDIR to a short directory"),
-    (r"Bus error", "/dev/shm is too small: in a container start it with a larger --shm-size"),
-    (r"MemoryError|Cannot allocate memory|can't allocate memory", "the machine is out of memory: lower l1 or kv_cache"),
+    (re.compile(r"(?i)(--[\w-]*(?:api-key|token|password|secret)[ =])\S+"), r"\1***"),
 )
 
-_SIGNALS = {
-    4: "illegal instruction: this build of vLLM needs a newer processor (AVX-512 or AVX2)",
-    7: "bus error: /dev/shm is too small",
-    9: "killed: by the kernel for want of memory (dmesg tells), or by somebody",
-    11: "segmentation fault in native code",
-}
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_HARMLESS = re.compile(r"(?:^|\s)(?:(?:INFO|DEBUG|WARNING):?|[A-Za-z]*Warning:)\s")
-_RAISED = re.compile(r"(?:^|[\s\]])((?:[\w]+\.)*\w*(?:Error|Exception|Exit)(?:: .+))$")
-_EMPTY = re.compile(r"Engine core initialization failed|See root cause above|Failed core proc|See stack trace")
+def root_cause(
+    log: str,
+    code: int | None = None,
+    signal: int | None = None,
+    *,
+    spec: ServiceSpec | None = None,
+    oom_kills: int = 0,
+) -> Cause:
+    """Why a service ended: from its log, its exit ``code`` or ``signal``, and what kvdemo knows of it (``spec``).
+
+    ``oom_kills`` counts processes of its control group that the kernel killed for memory while it ran.
+    """
+    read = _Read(logtext.parse(log))
+    served = read.served
+    causes = (
+        _explained(_of_the_failure(read), spec, served),
+        _killed_child(read, oom_kills),
+        _by_signal(signal, oom_kills, spec),
+        _explained(_elsewhere(read), spec, served),
+        _by_record(read, spec),
+        _explained(_secondary(read), spec, served),
+        _by_status(read, code),
+    )
+    cause = next(cause for cause in causes if cause)
+    return replace(cause, line=excerpt(cause.line))
 
 
-def root_cause(log: str, code: int | None = None, signal: int | None = None) -> Cause:
-    """The first error that explains an exit; with nothing in the log, what the exit status itself says."""
-    lines = [line.rstrip() for line in _COLOUR.sub("", log).splitlines() if line.strip()]
-    for pattern, fix in SIGNATURES:
-        for line in lines:
-            if re.search(pattern, line) and not _HARMLESS.search(line):
-                return Cause(_clean(line), fix)
-    for number, line in enumerate(lines):
-        if (found := _RAISED.search(line)) and not _EMPTY.search(line) and not _HARMLESS.search(line):
-            # A message that ends in a number of errors, or in nothing, continues on the next lines (pydantic's do).
-            more = lines[number + 1 : number + 3] if re.search(r"validation errors? for|:$", line) else []
-            return Cause(" ".join([found[1].strip(), *(_clean(after) for after in more)]))
-    if signal:
-        return Cause(f"ended by signal {signal}", _SIGNALS.get(signal, ""))
-    last = _clean(lines[-1]) if lines else "it wrote nothing"
+def excerpt(text: str) -> str:
+    """A line of a log that may be shown: one line, short, without control characters and what looks like a secret."""
+    text = " ".join(logtext.plain(text).split())
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text if len(text) <= LINE else f"{text[: LINE - 3]}..."
+
+
+class _Read:
+    """What counts of a log: its lines and faults since the service was ready, and whether it ever was."""
+
+    def __init__(self, log: Log) -> None:
+        ready = max((line.number for line in log.lines if line.level == "INFO" and _READY.match(line.text)), default=-1)
+        self.served = ready >= 0
+        self.lines = [line for line in log.lines if line.number > ready]
+        self.faults = [
+            fault
+            for fault in log.faults
+            if fault.first > ready and fault.level not in _HARMLESS and not _IGNORED.search(fault.head)
+        ]
+        self.announced: dict[str, int] = {}
+        """The line in which each process that failed says so for the first time."""
+        self.worked: dict[str, int] = {}
+        """The last line in which each process, or (under "") anyone, tells of its work."""
+        for line in self.lines:
+            if line.level not in ("INFO", "DEBUG") and _FAILURE.match(line.text):
+                self.announced.setdefault(line.process, line.number)
+            elif _works(line):
+                self.worked[line.process] = self.worked[""] = line.number
+
+    def declared(self, fault: Fault) -> bool:
+        """Whether its process had said that it fails."""
+        return self.announced.get(fault.process, fault.last + 1) <= fault.last
+
+    def uncaught(self, fault: Fault) -> bool:
+        """Whether nobody caught it, as far as the log tells, and the process did nothing more."""
+        raw = fault.kind == "traceback" and not fault.level and not _ASIDE.search(fault.head)
+        return (raw or fault.kind == "usage") and not self.survived(fault)
+
+    def survived(self, fault: Fault) -> bool:
+        """Whether the process went on with its work after this fault."""
+        return self.worked.get(fault.process, -1) > fault.last
+
+
+def _works(line: Line) -> bool:
+    """Whether only a living service writes this line."""
+    if line.level not in ("INFO", "DEBUG"):
+        return False
+    if access := _ACCESS.match(line.text):
+        return access["method"] == "POST" and access["status"].startswith("2")
+    return not _ENDING.search(line.text) and not _DUMP.search(line.text)
+
+
+def _points(raised: Raised) -> bool:
+    """Whether this exception only says that there was another one."""
+    return bool(_POINTERS.match(raised.message) or _POINTING.fullmatch(raised.short))
+
+
+def _follows(raised: Raised) -> bool:
+    """Whether this exception is what others see of a process that ended."""
+    return bool(_SECONDARY.fullmatch(raised.short) or _PEER_LOST.match(raised.message))
+
+
+def _telling(fault: Fault) -> bool:
+    return any(not _points(raised) and not _follows(raised) for raised in fault.chain)
+
+
+def _of_the_failure(read: _Read) -> Iterator[Fault]:
+    """Faults of the failure itself in order of time, then what native code wrote before it died."""
+    telling = [fault for fault in read.faults if _telling(fault)]
+    yield from (fault for fault in telling if fault.kind != "native" and read.declared(fault))
+    yield from (fault for fault in telling if fault.kind != "native" and read.uncaught(fault))
+    yield from (fault for fault in telling if fault.kind == "native" and not read.survived(fault))
+    deaths = [line.number for line in read.lines if line.level not in _QUIET and _CHILD.match(line.text)][-1:]
+    for fault in telling:
+        near = any(0 <= number - fault.last <= NEAR for number in deaths)
+        if near and fault.kind == "line" and fault.process.startswith(("EngineCore", "Worker")):
+            yield fault
+
+
+def _elsewhere(read: _Read) -> list[Fault]:
+    """Faults that nobody called fatal and nobody survived: those of the engine's core and of tracebacks first."""
+    rest = [fault for fault in read.faults if _telling(fault) and not read.survived(fault)]
+    return sorted(rest, key=lambda fault: (fault.process.startswith("API"), fault.kind != "traceback", fault.first))
+
+
+def _secondary(read: _Read) -> Iterator[Fault]:
+    """What only shows that something else had ended: better than nothing."""
+    yield from (f for f in read.faults if not read.survived(f) and any(not _points(r) for r in f.chain))
+
+
+def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, served: bool) -> Cause | None:
+    """The cause that the first of these faults is."""
+    for fault in faults:
+        return _chain(fault.chain, spec, served)
+    return None
+
+
+def _chain(chain: Sequence[Raised], spec: ServiceSpec | None, served: bool) -> Cause:
+    """Of chained exceptions the one with a signature, the least general and the first; else the one that explains."""
+    known = [
+        (signature.general, number, signature, text, raised)
+        for number, raised in enumerate(chain)
+        if not _points(raised)
+        for signature, text in signatures.lookup(raised.name, raised.message, raised.more)
+    ]
+    if known:
+        _, _, signature, text, raised = min(known, key=lambda entry: entry[:2])
+        return _remedied(signature, _line(raised, text), raised, spec, served)
+    raised = _explaining([raised for raised in chain if not _points(raised)] or list(chain))
+    return Cause(_line(raised, ""))
+
+
+def _explaining(chain: Sequence[Raised]) -> Raised:
+    """The first, unless it was a mere failed look-up that something more telling followed."""
+    first, last = chain[0], chain[-1]
+    caught = any(raised.link in ("context", "next") for raised in chain[1:])
+    if caught and last.message and (_LOOKUPS.match(first.short) or _follows(first) or not first.message):
+        return last
+    return first
+
+
+def _line(raised: Raised, text: str) -> str:
+    """An exception as it is told: name and message, then the line below it that bears the cause, or where it was."""
+    message = raised.message
+    if re.match(r"\d+ validation errors? for", message):
+        told = [line.strip() for line in raised.more if line.strip() and "For further information" not in line]
+        value = next((line for line in told if line.startswith(("Value error", "Assertion failed"))), "")
+        return value or f"{raised.short}: {message} {' '.join(told[:2])}"
+    if message.startswith(("Value error, ", "Assertion failed, ", "error: ")) or not raised.name:
+        return message
+    line = f"{raised.name}: {message}" if message else raised.name
+    if text and text != message:
+        return f"{line} {text}" if message.endswith(":") else f"{line}: {text}"
+    if message.endswith(":") and raised.more:
+        return f"{line} {' '.join(part.strip() for part in raised.more[:2])}"
+    bare = not message or _LOOKUPS.match(raised.short)
+    return f"{line} ({raised.frame})" if bare and raised.frame else line
+
+
+def _remedied(signature: Signature, line: str, raised: Raised, spec: ServiceSpec | None, served: bool) -> Cause:
+    """The cause with a remedy that fits this service."""
+    code, fix, title = signature.code, signature.remedy, signature.title
+    if code == PORT_TAKEN:
+        code, fix = _port(line, raised, spec)
+    if code == OFFLINE and spec and spec.env.get("HF_HUB_OFFLINE") == "1":
+        fix = (
+            "kvdemo starts engines offline (HF_HUB_OFFLINE=1) once `model` is here; what this engine looks for beside "
+            "it (tokenizer, draft model, adapter, code) is not: download it first (hf download NAME), give its local "
+            "path in args, or set HF_HUB_OFFLINE: '0' in env"
+        )
+    if code == GPU_MEMORY:
+        size = re.search(r"[Tt]ried to allocate ([\d.]+ [KMGT]iB)", line)
+        when = " while computing" if served and title == "out of GPU memory" else ""
+        title = f"{title}{when}" + (f" (tried to allocate {size[1]})" if size else "")
+    return Cause(line, fix.format(cache=spec.cache if spec and spec.cache else "CACHE"), code, title)
+
+
+def _port(line: str, raised: Raised, spec: ServiceSpec | None) -> tuple[str, str]:
+    """A port of the profile, or one that vLLM chose for itself."""
+    number = re.search(r"port:? (\d{2,5})|', (\d{2,5})\)|:(\d{2,5})\b", line)
+    port = int(next(group for group in number.groups() if group)) if number else 0
+    internal = port not in spec.ports if spec and port else raised.short.startswith("Dist")
+    if internal:
+        return INTERNAL_PORT, (
+            "a port that the engine chooses for its own processes was taken between choosing and binding: try again, "
+            "or set VLLM_PORT (and MASTER_PORT) in env, apart for each engine"
+        )
+    what = f"port {port}" if port else "the port"
+    return PORT_TAKEN, f"another program took {what} since it was checked: leave `port` out, or free it"
+
+
+def _killed_child(read: _Read, oom_kills: int) -> Cause | None:
+    """A process of the service that ended without a word of its own."""
+    lines = [line for line in read.lines if line.level not in ("INFO", "DEBUG") and _CHILD.match(line.text)]
+    if not lines:
+        return None
+    statuses = [int(match[1] or match[2]) for line in lines for match in [_STATUS.search(line.text)] if match]
+    line = next((line for line in lines if _STATUS.search(line.text)), lines[0])
+    number = -min(statuses, default=-9)
+    if number <= 0:
+        return Cause(line.text, code="child-failed")
+    code, words, fix = signatures.SIGNALS.get(number, (f"signal-{number}", f"signal {number}", ""))
+    told = f"ended by {words}" if statuses else "ended without a word"
+    if number == 9:
+        fix = _memory(oom_kills) or (
+            "one of the engine's processes was killed: most often by the kernel for want of host memory (dmesg "
+            "tells), or by somebody; lower l1, kv_cache or the number of engines"
+        )
+    return Cause(line.text, fix.format(name="NAME"), code, f"a process of the engine {told}")
+
+
+def _memory(oom_kills: int) -> str:
+    """The remedy when the kernel counted kills for memory; empty if it did not."""
+    if not oom_kills:
+        return ""
+    return (
+        f"the kernel killed {oom_kills} process{'es' if oom_kills > 1 else ''} for want of memory while it ran "
+        "(oom_kill of the control group): lower l1, kv_cache or the number of engines, or raise the limit of memory"
+    )
+
+
+def _by_signal(signal: int | None, oom_kills: int, spec: ServiceSpec | None) -> Cause | None:
+    if not signal:
+        return None
+    code, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
+    fix = (_memory(oom_kills) if signal == 9 else "") or fix
+    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), code)
+
+
+def _by_record(read: _Read, spec: ServiceSpec | None) -> Cause | None:
+    """A record at level ERROR that names a known cause, if nothing was done after it."""
+    records = [line for line in read.lines if line.level in ("ERROR", "CRITICAL") and not _NO_CAUSE.search(line.text)]
+    for line in records[-RECORDS:]:
+        if read.worked.get(line.process, -1) < line.number:
+            for signature, _ in signatures.lookup("", line.text):
+                return _remedied(signature, line.text, Raised("", line.text), spec, read.served)
+    return None
+
+
+def _by_status(read: _Read, code: int | None) -> Cause:
+    last = read.lines[-1].text.strip() if read.lines else "it wrote nothing"
     return Cause(f"exit code {code}; its last line: {last}" if code is not None else last)
-
-
-def _clean(line: str) -> str:
-    """The message of a log line, without process prefix, level, time and file."""
-    line = re.sub(r"^\((?:EngineCore|APIServer|Worker)[^)]*\)\s*", "", line)
-    line = re.sub(r"^(?:ERROR|CRITICAL|WARNING|INFO)\s+[\d-]+ [\d:.,]+ (?:\[[^\]]*\]\s*)?", "", line)
-    return line.strip()[:400]
 
 
 # A line that ends one phase names the next; the last one seen in the log is the phase. vLLM mentions torch.compile also

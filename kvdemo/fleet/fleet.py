@@ -8,7 +8,6 @@ What a failing or interrupted ``up`` started, it stops again; consume it under `
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.fleet import diagnose, keystore, launchers, stores, teardown, watch
+from kvdemo.fleet import diagnose, keystore, launchers, signature, stores, teardown, watch
 from kvdemo.fleet.turns import Turns
 from kvdemo.host import health, survey
 from kvdemo.host.launcher import Event, Launcher, State
@@ -206,7 +205,7 @@ class _Starter:
 
 def _too_early(event: Event) -> bool:
     """Whether an engine ended because its cache server did not answer (yet)."""
-    return bool(re.search(diagnose.UNREACHABLE, event.detail))
+    return event.cause == signature.CACHE_UNREACHABLE
 
 
 def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:

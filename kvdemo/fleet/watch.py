@@ -90,7 +90,7 @@ def until_ready(
         status = launcher.status(spec.name)
         if ended or status is None:
             cause = _cause(spec, launcher, status)
-            emit(replace(event, state=State.FAILED, phase="", detail=cause.line, fix=cause.fix))
+            emit(replace(event, state=State.FAILED, phase="", detail=cause.words, fix=cause.fix, cause=cause.code))
             return
         elapsed = time.time() - status.started_at
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
@@ -115,8 +115,8 @@ def _until_stopped(
     while not stopped():
         if launcher.ended(spec.name, TICK):
             cause = _cause(spec, launcher, launcher.status(spec.name))
-            detail = f"ended after it was ready: {cause.line}"
-            emit(Event(spec.name, State.FAILED, spec.kind, detail=detail, fix=cause.fix, at=place(spec)))
+            event = Event(spec.name, State.FAILED, spec.kind, at=place(spec), fix=cause.fix, cause=cause.code)
+            emit(replace(event, detail=f"ended after it was ready: {cause.words}"))
             return
 
 
@@ -144,7 +144,7 @@ def registered(cache_url: str) -> int:
 def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diagnose.Cause:
     """What the log and the guardian's record of a dead service say."""
     if status and status.lost:
-        return diagnose.Cause(status.lost, "")
+        return diagnose.Cause(status.lost, code="node-lost")
     text = launcher.read_log(spec.name)[1].decode(errors="replace")
     ended = status.exit if status else None
-    return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None)
+    return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None, spec=spec)

@@ -46,6 +46,8 @@ class Event:
     phase: str = ""
     detail: str = ""
     fix: str = ""
+    cause: str = ""
+    """The code of the cause of a failure, as in ``fleet.signatures``: what programs decide by."""
     elapsed: float = 0.0
     memory: int = 0
     at: str = ""
