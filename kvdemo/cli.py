@@ -135,6 +135,7 @@ def ps(
     json: JsonOption = False,
     watch: options.Watch = False,
     check: options.Check = False,
+    all_projects: options.AllProjects = False,
 ) -> None:
     """List the services and what each one is doing now."""
     from kvdemo.commands import lookup
@@ -142,6 +143,9 @@ def ps(
     from kvdemo.fleet.watch import State
     from kvdemo.report import terminal
 
+    if all_projects:
+        lookup.services_of_all(as_json=json)
+        return
     project = lookup.project(project_name)
 
     def look() -> list[Event]:
@@ -154,9 +158,9 @@ def ps(
         typer.echo(terminal.services_json(project.name, events))
     else:
         terminal.out.print(terminal.table(events))
-    lame = [event.service for event in events if event.state is not State.READY]
-    if check and lame:
-        raise NotReadyError(f"not ready: {', '.join(lame)}", f"kvdemo logs {lame[0]} -p {project.name}")
+    unready = [event.service for event in events if event.state is not State.READY]
+    if check and unready:
+        raise NotReadyError(f"not ready: {', '.join(unready)}", f"kvdemo logs {unready[0]} -p {project.name}")
 
 
 app.command("status", hidden=True, help="The same as ps.")(ps)
@@ -228,15 +232,14 @@ def down(
     from kvdemo.commands import lookup
     from kvdemo.report import terminal
 
-    try:
-        chosen = lookup.projects(volumes) if all_projects else [lookup.project(project_name, stores=volumes)]
-    except NotReadyError:
-        chosen = []
-    chosen = [project for project in chosen if project.dir.exists()]
+    chosen = lookup.to_stop(project_name, everything=all_projects, stores=volumes)
     if not chosen:
         terminal.out.print("Nothing was running.")
-    for project in chosen:
-        frame.take_down(project, volumes, timeout)
+    try:
+        frame.take_all_down(chosen, volumes, timeout)
+    finally:
+        if all_projects:
+            lookup.name_damaged()
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ def test_one_verb_at_a_time(lab: Lab) -> None:
     with lab.project().lock("restart"):
         done = lab.run("up", lab.profile({"one": {}}))
     assert done.returncode == 9
-    assert f"in use by `kvdemo restart` (pid {os.getpid()})" in done.stderr
+    assert f"in use by `kvdemo restart` (pid {os.getpid()}, since " in done.stderr
 
 
 def test_two_projects_at_once(lab: Lab) -> None:

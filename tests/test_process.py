@@ -75,7 +75,8 @@ def test_the_environment_is_the_given_one_and_secrets_stay_in_it(box: Box) -> No
     """The service sees what it was given and its mark; neither record nor command lines hold a value."""
     record = box.start("tell(dict(os.environ)); signal.pause()", TOKEN="hf_secret")  # noqa: S106 (its being one is the test)
     seen = box.hear()
-    given = {**box.env, "TOKEN": "hf_secret", "KVDEMO_RUN": f"{record.run_id}/svc", "SPT_NOENV": "1"}
+    given = {**box.env, "TOKEN": "hf_secret", "SPT_NOENV": "1"}
+    given |= {"KVDEMO_RUN": f"{record.run_id}/svc", "KVDEMO_RUN_DIR": str(box.dir)}
     assert {name: seen[name] for name in given} == given
     assert set(seen) - set(given) <= {"LC_CTYPE"}  # Python's own doing
     assert "hf_secret" not in (box.dir / "services" / "svc.json").read_text()

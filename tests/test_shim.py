@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 
 from guarding import Box, gone, program, sigkill, until
 from kvdemo.errors import ServiceError
-from kvdemo.host import process, shim
+from kvdemo.host import process, procfs, shim
 from kvdemo.host.procfs import SHM
+from kvdemo.host.state import Project
 
 FAMILY = """
     worker = child(lambda: child() and signal.pause())
@@ -295,6 +297,112 @@ def test_the_end_of_an_old_run_does_not_touch_the_record_of_a_new_one(box: Box) 
     sigkill(second.leader)
     assert process.wait_exit([second], 10)
     assert list(file.parent.iterdir()) == []
+
+
+HOPPER = """
+def hop(tokens):
+    while os.read(tokens, 1):  # at its end every token is spent
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+    signal.pause()
+tokens, mint = os.pipe()
+os.write(mint, b"x" * 4000)
+os.close(mint)
+if not os.fork():
+    hop(tokens)
+"""
+
+BOMB = """
+tokens, mint = os.pipe()
+os.write(mint, b"x" * 600)
+os.close(mint)
+if not os.fork():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while os.read(tokens, 1):  # every process forks on; together they spend the tokens
+        if not os.fork():
+            os.setsid()
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("text", [HOPPER, BOMB], ids=["hopping", "bomb"])
+def test_what_forks_while_it_is_swept_is_swept_too(box: Box, text: str) -> None:
+    """A process that forks and leaves, or forks faster than one looks, in sessions of its own, is not missed."""
+    for _ in range(5):
+        record = box.start(text)
+        mark = f"{process.MARK}={record.run_id}/".encode()
+        box.end(record)
+        left = [pid for pid in shim.table() if any(pair.startswith(mark) for pair in procfs.environ(pid) or ())]
+        assert [pid for pid in left if not gone(pid)] == []
+
+
+def test_a_stopped_guardian_and_leader_end_in_good_order(box: Box) -> None:
+    """SIGTERM to a service that somebody stopped lets it go on, so that it hears it: the leader's own exit code."""
+    record = box.start("""
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))
+        tell("ready")
+        while True:
+            signal.pause()
+    """)
+    box.hear()
+    assert record.leader is not None
+    for pid in (record.leader.pid, record.guardian.pid):
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: procfs.stopped(record.guardian) and procfs.stopped(record.leader))
+    assert process.terminate(record)
+    assert box.end(record).code == 7
+
+
+def test_kill_gets_past_a_stopped_guardian(box: Box) -> None:
+    """A guardian that somebody stopped is ended with its service."""
+    record = box.start("child(); tell(0); signal.pause()")
+    box.hear()
+    os.kill(record.guardian.pid, signal.SIGSTOP)
+    assert process.kill(record) == 2
+    assert not process.alive(record.guardian)
+
+
+def test_a_guardian_stopped_in_its_start_does_not_hold_up_the_starter(box: Box) -> None:
+    """It is named and ended, and so is whatever it had started."""
+    late = box.dir / "late"
+    os.mkfifo(late)  # opening it as the log holds the guardian up
+    halted = []
+
+    def halt() -> None:
+        until(lambda: _guardians(box))
+        halted.extend(_guardians(box))
+        os.kill(halted[0], signal.SIGSTOP)
+
+    thread = threading.Thread(target=halt)
+    thread.start()
+    with pytest.raises(ServiceError, match=r"its guardian \(pid \d+\) was stopped"):
+        process.spawn(box.dir, "svc", "run-1", program("signal.pause()"), box.env, box.dir, late, None)
+    thread.join()
+    until(lambda: gone(halted[0]))
+
+
+def test_a_guardian_stopped_in_its_start_does_not_keep_the_lock(box: Box) -> None:
+    """Its starter is gone: the next command names it, ends it, and has the project."""
+    project = Project(box.dir, "demo")
+    late = box.dir / "late"
+    os.mkfifo(late)
+    (project.dir / "services").mkdir(parents=True)
+    lock = os.open(project.dir / "project.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    argv = starter(box, *program("signal.pause()"), log=late, lock=str(lock))
+    argv[argv.index(str(box.dir))] = str(project.dir)
+    with subprocess.Popen(argv, pass_fds=[lock], env=box.env, stderr=subprocess.DEVNULL) as first:
+        os.close(lock)
+        until(lambda: _guardians(box))
+        guardian = _guardians(box)[0]
+        os.kill(guardian, signal.SIGSTOP)
+        first.kill()
+    said: list[str] = []
+    with project.lock("down", timeout=5, waiting=lambda *words: said.append(words[0])):
+        assert gone(guardian)
+    assert "guardian" in said[0]
+    assert f"pid {guardian}) was stopped" in said[1]
 
 
 def test_an_ignored_sigchld_does_not_lose_the_exit_code(box: Box) -> None:

@@ -59,17 +59,38 @@ def test_names_cannot_leave_the_directory(tmp_path: Path, name: str) -> None:
 
 
 def test_a_held_lock_names_its_holder(project: state.Project) -> None:
-    """Who tries meanwhile is told the pid and the verb; after that the lock is free, its file still there."""
+    """Who tries meanwhile is told the pid, the verb and since when; after that the lock is free."""
     with (
         project.lock("up"),
-        pytest.raises(LockedError, match=rf"`kvdemo up` \(pid {os.getpid()}\)"),
+        pytest.raises(LockedError, match=rf"`kvdemo up` \(pid {os.getpid()}, since "),
         project.lock("down"),
     ):
         pass
     with project.lock("down", timeout=1):
-        assert (project.dir / "project.lock").read_text().split() == [str(os.getpid()), "down"]
-    assert (project.dir / "project.lock").exists()
-    assert project.dir.stat().st_mode & 0o777 == 0o700
+        assert (project.dir / "project.lock").read_text().split()[:2] == [str(os.getpid()), "down"]
+        assert project.dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_command_leaves_no_empty_directory(project: state.Project) -> None:
+    """The directory goes with the last holder of its lock if nothing was written into it, else it stays."""
+    with project.lock("up"):
+        (project.dir / "logs").mkdir()
+    assert not project.dir.exists()
+    with project.lock("up"):
+        project.save({})
+    assert project.load() is not None
+
+
+def test_whoever_waits_for_a_lock_that_is_removed_gets_the_next_one(project: state.Project) -> None:
+    """Two never hold the project at once, although its directory comes and goes between them."""
+    code = (
+        "import sys; from pathlib import Path; from kvdemo.host.state import Project\n"
+        "for _ in range(40):\n"
+        "    with Project(Path(sys.argv[1]), 'demo').lock('up', timeout=60):\n"
+        "        Path(sys.argv[1], 'mark').mkdir(); Path(sys.argv[1], 'mark').rmdir()\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, str(project.dir.parent)]) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
 
 
 def test_the_lock_is_waited_for(project: state.Project) -> None:
@@ -80,7 +101,7 @@ def test_the_lock_is_waited_for(project: state.Project) -> None:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(LockedError, match="another kvdemo"), project.lock("up", timeout=0.2):
+        with pytest.raises(LockedError, match=rf"in use by pid {other.pid} "), project.lock("up", timeout=0.2):
             pass
         other.kill()
         with project.lock("up", timeout=10):

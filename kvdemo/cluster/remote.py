@@ -89,6 +89,10 @@ class Remote:
             answers = dict(zip(self.nodes, pool.map(one, self.nodes), strict=True))
         return {node: answer for node, answer in answers.items() if answer is not None}
 
+    def recover(self) -> list[str]:
+        """On every node that answers."""
+        return [name for names in self._each("recover").values() for name in names]
+
     def started(self) -> list[str]:
         """Those that agents know, and all of the nodes that do not answer; after ``release`` those never seen again."""
         if self.released:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from kvdemo.fleet.watch import Event
     from kvdemo.host.state import Project
+
+
+DOWN_PATIENCE = 30.0
+"""Seconds that `down` waits for another command to leave the project."""
 
 
 class Verbs(typer.core.TyperGroup):
@@ -60,12 +64,37 @@ def _interruptible() -> Generator[None]:
             signal.signal(number, handler)
 
 
+def take_all_down(projects: Sequence[Project], volumes: bool, timeout: float | None) -> None:
+    """Stop projects one after another: a failure of one is no other's. Raises the first, at the end."""
+    from kvdemo.report import terminal
+
+    failures: list[KvdemoError] = []
+    for project in projects:
+        try:
+            take_down(project, volumes, timeout)
+        except KvdemoError as error:
+            if len(projects) > 1:
+                terminal.failure(f"{project.name}: {error}", error.hint)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _waiting(what: str, how: str) -> None:
+    """Say whom we wait for, at once."""
+    from kvdemo.report import terminal
+
+    terminal.err.print(what, markup=False)
+    if how:
+        terminal.err.print(f"  {how}", markup=False)
+
+
 def take_down(project: Project, volumes: bool, timeout: float | None) -> None:
     """Stop a project and show it. Raises DownIncompleteError if something survived."""
     from kvdemo.fleet import teardown
     from kvdemo.report import terminal
 
-    with project.lock("down", timeout=30):
+    with project.lock("down", timeout=DOWN_PATIENCE, waiting=_waiting):
         remains = teardown.Remains()
         with closing(teardown.down(project, remove_store=volumes, timeout=timeout)) as events, terminal.Fleet() as show:
             for event in events:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdemo.errors import NotReadyError, UsageError
-from kvdemo.host import hub, process, state, survey
+from kvdemo.errors import KvdemoError, NotReadyError, UsageError
+from kvdemo.fleet import fleet
+from kvdemo.host import hub, marks, process, state, survey
 from kvdemo.host.state import Project
 from kvdemo.planning import kinship
 from kvdemo.planning import plan as planning
@@ -99,10 +100,17 @@ def address(host: str, port: int) -> tuple[str, int]:
     return host, port
 
 
-def projects(stores: bool = False) -> list[Project]:
-    """Every project of this user that is up, or left something to take down (with ``stores``: a KV store too)."""
-    found = state.projects(state.root(os.environ), stores=stores)
-    return [p for p in found if p.load(strict=False) or p.records() or (stores and p.stores.exists())]
+def projects(stores: bool = False, *, marked: bool = False) -> list[Project]:
+    """Every project of this user that is up, or left something to take down (with ``stores``: a KV store too).
+
+    With ``marked`` those as well of which a process runs although nothing of them is written down any more.
+    """
+    base = state.root(os.environ)
+    known = state.projects(base, stores=stores)
+    chosen = {p.name: p for p in known if survey.saved_plan(p) or p.records() or (stores and p.stores.is_file())}
+    if marked:
+        chosen |= {path.name: Project(base, path.name) for path in marks.services() if path.parent == base}
+    return [chosen[name] for name in sorted(chosen)]
 
 
 def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
@@ -113,12 +121,59 @@ def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
     base = state.root(os.environ)
     if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
         return Project(base, name)
-    found = projects() or projects(stores)
-    if not found and logs:
-        found = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
-    if len(found) > 1:
-        names = ", ".join(project.name for project in found)
+    candidates = projects() or projects(stores) or projects(marked=True)
+    if not candidates and logs:
+        candidates = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
+    if len(candidates) > 1:
+        names = ", ".join(project.name for project in candidates)
         raise UsageError(f"several projects are there: {names}", "say which: -p NAME")
-    if not found:
+    if not candidates:
         raise NotReadyError("nothing is up", "start it: kvdemo up PROFILE")
-    return found[0]
+    return candidates[0]
+
+
+def to_stop(name: str, *, everything: bool, stores: bool) -> list[Project]:
+    """The projects that `down` means, if there is anything of them: a directory, or a process that carries its mark."""
+    if everything:
+        return projects(stores, marked=True)
+    try:
+        chosen = project(name, stores=stores)
+    except NotReadyError:
+        return []
+    return [chosen] if os.path.lexists(chosen.dir) or marks.in_directory(chosen.dir, ()) else []
+
+
+def name_damaged() -> list[dict[str, str]]:
+    """Say, as warnings, what stands where projects do and cannot be used; the same as records."""
+    base = state.root(os.environ)
+    damages = state.damaged(base)
+    unplanned = [p for p in state.projects(base) if p.load(strict=False) and not survey.saved_plan(p)]
+    damages += [(str(p.document), "its plan is damaged, or of another version") for p in unplanned]
+    rows = []
+    for path, problem in damages:
+        name = Path(path).relative_to(base).parts[0]
+        remedy = f"kvdemo down -p {name} ends what is left of it; then remove {path}"
+        terminal.err.print(f"warning: {path} cannot be used: {problem}\n  {remedy}", markup=False)
+        rows.append({"path": path, "problem": problem, "remedy": remedy})
+    return rows
+
+
+def services_of_all(*, as_json: bool) -> None:
+    """Print the services of every project; one that cannot be asked keeps no other."""
+    listed = []
+    for one in projects(marked=True):
+        try:
+            events = fleet.status(one, os.environ)
+        except KvdemoError as error:
+            terminal.err.print(f"warning: {one.name}: {error}\n  {error.hint}", markup=False)
+            listed.append({"project": one.name, "services": [], "problem": str(error), "remedy": error.hint})
+            continue
+        listed.append(terminal.services_document(one.name, events))
+        if not as_json:
+            terminal.out.print(f"{one.name}:")
+            terminal.out.print(terminal.table(events))
+    damaged = name_damaged()
+    if as_json:
+        terminal.out.print_json(data={"projects": listed, "damaged": damaged})
+    elif not listed:
+        terminal.out.print("Nothing is up.")

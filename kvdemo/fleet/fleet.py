@@ -50,6 +50,7 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
         key_of(spec, environ)
     previous = survey.saved_plan(project)
     launcher = launchers.of(project, lock_fd, plan)
+    launcher.recover()
     same = _unchanged(wanted, previous, launcher)
     running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
@@ -110,7 +111,9 @@ def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: L
     same: set[str] = set()
     for spec in wanted:  # caches come first
         status = launcher.status(spec.name)
-        lives = status and status.alive and status.guarded and not health.doomed(spec.url)
+        lives = (
+            status and status.alive and status.guarded and not status.guardian_stopped and not health.doomed(spec.url)
+        )
         follows = not spec.cache or spec.cache in same
         if lives and follows and before.get(spec.name) == spec.digest:
             same.add(spec.name)
@@ -235,11 +238,21 @@ def restart(
 
 def loaded(project: Project) -> Plan:
     """The plan of a project that is up. Raises NotReadyError if it is not."""
-    project.load()
+    document = project.load()
     plan = survey.saved_plan(project)
-    if plan is None:
-        raise NotReadyError(f"project {project.name} is not up", "start it: kvdemo up PROFILE")
-    return plan
+    if plan:
+        return plan
+    if document:
+        raise ServiceError(
+            f"cannot use {project.document}: what it says of the plan is damaged, or of another version",
+            f"run `kvdemo down -p {project.name}`",
+        )
+    if strays := launchers.of(project).recover():
+        raise ServiceError(
+            f"project {project.name} runs ({', '.join(strays)}), but {project.document} is gone",
+            f"run `kvdemo down -p {project.name}`",
+        )
+    raise NotReadyError(f"project {project.name} is not up", "start it: kvdemo up PROFILE")
 
 
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
@@ -248,5 +261,7 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
     known = _known(plan, names)
     chosen = [spec for spec in plan.services if spec.name in known]
     launcher = launchers.of(project)
+    if {spec.name for spec in chosen} - set(launcher.started()):
+        launcher.recover()
     with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
         return list(pool.map(lambda s: watch.observe(s, launcher.status(s.name), key_of(s, environ)), chosen))

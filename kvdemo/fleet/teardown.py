@@ -33,6 +33,7 @@ def stop(
 def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Generator[Event | Remains]:
     """Stop everything of a project; the last thing yielded are its Remains. Safe to repeat, and after any crash."""
     plan, launcher = saved_plan(project), launchers.of(project)
+    launcher.recover()
     names, runs = launcher.started(), launcher.runs()
     yield from stop(launcher, names, plan, timeout)
     freed = delete_stores(project.stores) if remove_store else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 from kvdemo.fleet import diagnose
 from kvdemo.host import health
@@ -30,18 +31,28 @@ def place(spec: ServiceSpec) -> str:
 
 def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
     """The state of a service at this moment, from what its launcher knows and what it says itself."""
-    event = Event(spec.name, State.ABSENT, spec.kind, at=place(spec), node=spec.node)
+    event = Event(
+        spec.name,
+        State.ABSENT,
+        spec.kind,
+        at=place(spec),
+        node=spec.node,
+        host=spec.host,
+        port=spec.port,
+        url=spec.url,
+    )
     if status is None or status.lost:
         return replace(event, state=State.LOST, detail=status.lost) if status else event
-    event = replace(event, elapsed=time.time() - status.started_at)
+    started = datetime.fromtimestamp(status.started_at).astimezone().isoformat(timespec="milliseconds")
+    event = replace(event, elapsed=time.time() - status.started_at, started_at=started)
     if not status.alive:
         ended = status.exit
         if ended is None:
             return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
-    event = replace(event, memory=status.memory, nice=status.nice)
-    guarded = "" if status.guarded else "its guardian was killed"
+    event = replace(event, memory=status.memory, nice=status.nice, pid=status.pid, start_ticks=status.start_ticks)
+    guarded = _unguarded(status)
     if not health.healthy(spec.url, spec.kind):
         return replace(
             event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
@@ -49,6 +60,13 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
     if spec.kind == "engine" and spec.model not in health.served_models(spec.url, key):
         return replace(event, state=State.UNHEALTHY, detail=f"does not offer model {spec.model}")
     return replace(event, state=State.READY, detail=guarded)
+
+
+def _unguarded(status: Status) -> str:
+    """Why nobody would tidy up behind this service; empty while its guardian does."""
+    if status.guardian_stopped:
+        return f"its guardian was stopped (SIGSTOP): kill -CONT {status.guardian_stopped}, or restart the service"
+    return "" if status.guarded else "its guardian was killed"
 
 
 class Follower:

@@ -54,13 +54,23 @@ class Event:
     """Where it listens, and on which GPUs."""
     node: str = ""
     nice: int = 0
+    host: str = ""
+    port: int = 0
+    url: str = ""
+    pid: int = 0
+    """Of the service's leader, while it runs; with ``start_ticks`` (clock ticks since boot) never that of another."""
+    start_ticks: int = 0
+    started_at: str = ""
+    """When it was started, in ISO 8601."""
 
 
 @dataclass(frozen=True)
 class Status:
     """A started service at this moment: whether its leader and its guardian live, how it ended, bytes of memory.
 
-    ``nice`` is its leader's; ``lost`` says why nothing else can be known.
+    ``nice`` is its leader's, as are ``pid`` and ``start_ticks`` (clock ticks since boot), which tell it from any other
+    process; ``guardian_stopped`` is the pid of its guardian if that was stopped; ``lost`` says why nothing else can be
+    known.
     """
 
     started_at: float
@@ -70,6 +80,9 @@ class Status:
     memory: int = 0
     nice: int = 0
     lost: str = ""
+    pid: int = 0
+    start_ticks: int = 0
+    guardian_stopped: int = 0
 
 
 @dataclass
@@ -115,6 +128,9 @@ class Remains:
 
 class Launcher(Protocol):
     """Services of one project, wherever they run."""
+
+    def recover(self) -> list[str]:
+        """Look for services that run without a record, and treat them as started from now on; their names."""
 
     def started(self) -> list[str]:
         """The services that were started and not forgotten, running or not."""

@@ -5,6 +5,7 @@ Limits: what it says of shared memory and ports is about this machine as this us
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -12,10 +13,11 @@ from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvdemo.host import gpus, process, procfs
+from kvdemo.errors import ServiceError
+from kvdemo.host import gpus, marks, process, procfs
 from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
 from kvdemo.host.procfs import Record, alive
-from kvdemo.host.state import Project
+from kvdemo.host.state import Project, amounts, private_directory
 from kvdemo.planning import environment
 from kvdemo.planning.plan import ServiceSpec
 
@@ -35,31 +37,53 @@ class Local:
     def __init__(self, project: Project, lock_fd: int | None = None, *, leased: bool = False) -> None:
         self.project, self.lock_fd = project, lock_fd
         self.leases: dict[str, int] | None = {} if leased else None
-        self.segments: set[str] = set((project.load(strict=False) or {}).get("segments", []))
+        self.segments: set[str] = _names(project.load(strict=False), "segments")
+        self.strays: dict[str, Record] = {}
+
+    def recover(self) -> list[str]:
+        """By the marks of their processes."""
+        records = self.project.records()
+        self.strays = {}
+        for record in marks.in_directory(self.project.dir, records.values()):
+            name = record.service
+            self.strays[f"{name}-{record.run_id[:8]}" if name in records or name in self.strays else name] = record
+        return sorted(self.strays)
+
+    def records(self) -> dict[str, Record]:
+        """What the guardians wrote, and what ``recover`` knows without."""
+        return {**self.strays, **self.project.records()}
+
+    def record(self, service: str) -> Record | None:
+        """The same of one service."""
+        return self.project.record(service) or self.strays.get(service)
+
+    def _forget(self, name: str) -> None:
+        if not self.strays.pop(name, None):
+            self.project.forget(name)
 
     def started(self) -> list[str]:
         """Those with a record."""
-        return list(self.project.records())
+        return list(self.records())
 
     def runs(self) -> set[str]:
         """The run of each record."""
-        return {record.run_id for record in self.project.records().values()}
+        return {record.run_id for record in self.records().values()}
 
     def running(self) -> set[str]:
         """Those of which a process lives."""
-        records = self.project.records()
+        records = self.records()
         return {name for name, record in records.items() if process.members(record) or alive(record.guardian)}
 
     def prepare(self, *, fresh: bool) -> dict[str, Any]:
         """The GPU memory in use before the first start, and the shared memory to look for."""
         known = {} if fresh else self.project.load(strict=False) or {}
-        used = known["gpu_used"] if "gpu_used" in known else gpus.used()
-        return {"gpu_used": used, "segments": sorted(self.segments)}
+        used = amounts(known) if "gpu_used" in known else gpus.used()
+        return {"gpu_used": used, "segments": sorted(self.segments), "sockets": str(self.project.sockets)}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
         """Under a guardian, its output in a fresh log."""
         log = self.project.rotate_log(spec.name)
-        self.project.sockets.mkdir(mode=0o700, exist_ok=True)
+        private_directory(self.project.sockets)
         self.project.forget(spec.name)
         home, given = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
         if self.leases is None:
@@ -77,29 +101,40 @@ class Local:
 
     def settled(self) -> None:
         """Note the shared memory in use, so that ``remains`` can tell ours from others'."""
-        records = self.project.records().values()
+        records = self.records().values()
         self.segments |= process.segments({member.pid for record in records for member in process.members(record)})
         if document := self.project.load(strict=False):
             self.project.save({**document, "segments": sorted(self.segments)})
 
     def status(self, service: str) -> Status | None:
         """From its record and /proc."""
-        record = self.project.record(service)
+        record = self.record(service)
         if record is None:
             return None
         lives = alive(record.leader)
+        leader, halted = record.leader, procfs.stopped(record.guardian)
         memory = process.resident(record) if lives else 0
         nice = procfs.nice_of(record.leader.pid) if lives and record.leader else 0
-        return Status(record.started_at, lives, alive(record.guardian), record.exit, memory, nice)
+        return Status(
+            record.started_at,
+            lives,
+            alive(record.guardian),
+            record.exit,
+            memory,
+            nice,
+            pid=leader.pid if leader else 0,
+            start_ticks=leader.starttime if leader else 0,
+            guardian_stopped=record.guardian.pid if halted else 0,
+        )
 
     def ended(self, service: str, timeout: float) -> bool:
         """By the pidfds of its processes: no polling."""
-        record = self.project.record(service)
+        record = self.record(service)
         return record is None or bool(process.wait_exit([record], timeout))
 
     def stranger(self, spec: ServiceSpec) -> int:
         """As far as this user may see who listens."""
-        record = self.project.record(spec.name)
+        record = self.record(spec.name)
         ours = {member.pid for member in process.members(record)} if record else set()
         listening = process.listeners(spec.port)
         return 0 if ours & set(listening) else next(iter(listening), 0)
@@ -125,13 +160,13 @@ class Local:
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
         """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time; at once to those without a leader."""
         began = time.monotonic()
-        records = {name: record for name, record in self.project.records().items() if name in services}
+        records = {name: record for name, record in self.records().items() if name in services}
         ended: set[str] = set()
         for name, record in records.items():
             pids = {member.pid for member in process.members(record)}
             self.segments |= process.segments(pids | ({record.leader.pid} if record.leader else set()))
-            if pids:
-                yield Event(name, State.STOPPING)
+            if pids or alive(record.guardian):
+                yield Event(name, State.STOPPING, detail=_halted(record))
                 if not process.terminate(record):
                     ended.add(name)
                     yield self._kill(name, record, began, "its guardian and its leader were gone")
@@ -152,40 +187,65 @@ class Local:
         if alive := process.members(record):
             detail = f"survived SIGKILL: pid {', '.join(str(member.pid) for member in alive)}"
             return Event(name, State.FAILED, detail=detail)
-        self.project.forget(name)
+        self._forget(name)
         detail = f"killed: {why} ({killed} processes)"
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
     def _ended(self, name: str, began: float) -> Event:
-        record = self.project.record(name)
+        record = self.record(name)
         ended = record.exit if record else None
         detail = ""
         if ended and ended.swept:
             detail = f"its guardian had to end {ended.swept} left-over process{'es' if ended.swept > 1 else ''}"
-        self.project.forget(name)
+        self._forget(name)
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
     def release(self) -> None:
         """Nothing was reserved."""
 
     def tidy(self) -> None:
-        """Unlink it, except what a live process still maps."""
+        """Unlink it, except what a live process still maps; the sockets' directory goes with the last service."""
         process.remove_segments(self.segments)
+        if not self.running():
+            self.remove_sockets()
 
     def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
         """Processes, ports, shared memory, GPU memory. A port that a stranger took in the meantime is not ours."""
         found = Remains()
-        for name, record in self.project.records().items():
+        for name, record in self.records().items():
             found.processes += [f"{member.pid} ({name})" for member in process.members(record)]
         ports = [address for spec in specs for address in spec.addresses]
         found.ports = [port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)]
         found.segments = process.remove_segments(self.segments)
-        before = (self.project.load(strict=False) or {}).get("gpu_used", {})
+        before = amounts(self.project.load(strict=False))
         involved = before if any(spec.gpus for spec in specs) else {}
         found.gpus = _gpu_memory_back(involved)
         found.checked = {"ports": len(ports), "segments": len(self.segments), "gpus": len(involved)}
-        shutil.rmtree(self.project.sockets, ignore_errors=True)
+        self.remove_sockets()
         return found
+
+    def remove_sockets(self) -> None:
+        """Remove the directory of the engines' sockets, if it is the private one that ``start`` made."""
+        now = self.project.sockets
+        earlier = (self.project.load(strict=False) or {}).get("sockets")  # TMPDIR may have been another one then
+        places = [now, Path(earlier)] if isinstance(earlier, str) else [now]
+        for path in places:
+            with contextlib.suppress(ServiceError):
+                if path.name == now.name and path.exists():
+                    shutil.rmtree(private_directory(path), ignore_errors=True)
+
+
+def _names(document: dict[str, Any] | None, key: str) -> set[str]:
+    """The names that a document lists; what is no list of them is none."""
+    listed = (document or {}).get(key)
+    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+
+
+def _halted(record: Record) -> str:
+    """What a service cannot hear that it shall end, because somebody stopped it."""
+    halted = {"guardian": record.guardian, "process": record.leader}
+    pids = [f"its {what} (pid {one.pid})" for what, one in halted.items() if one and procfs.stopped(one)]
+    return f"{' and '.join(pids)} was stopped (SIGSTOP): continued, to end" if pids else ""
 
 
 def _inode(path: Path) -> int:

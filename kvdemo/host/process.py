@@ -8,6 +8,7 @@ replaced its environment *and* lost its parents after the guardian was killed ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kvdemo.errors import ServiceError
-from kvdemo.host import procfs, shim
+from kvdemo.host import marks, procfs, shim
 from kvdemo.host.procfs import Exit, Identity, Record, alive, identify, listeners, port_free, remove_segments, segments
 
 __all__ = [
@@ -40,8 +41,9 @@ __all__ = [
     "wait_exit",
 ]
 
-MARK = "KVDEMO_RUN"
+MARK = marks.RUN
 START_PATIENCE = 60.0  # seconds for the guardian to say that the service runs: two small writes and an exec
+ABANDON_PATIENCE = 5.0  # seconds that an interrupted start gets to come to its end
 GUARDIAN_PATIENCE = 3.0  # seconds for a guardian whose service is dead to record that and leave
 
 
@@ -75,7 +77,7 @@ def spawn(  # noqa: PLR0913 (each says another thing about the process)
         starter = subprocess.Popen(
             [sys.executable, "-I", "-S", shim.__file__, *places, "--", *argv],
             # Without SPT_NOENV, setproctitle overwrites the environment that /proc shows, and with it our mark.
-            env={**env, MARK: f"{run_id}/{service}", "SPT_NOENV": "1"},
+            env={**env, **marks.variables(run_dir, run_id, service), "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -84,7 +86,7 @@ def spawn(  # noqa: PLR0913 (each says another thing about the process)
         )
     except OSError as error:
         raise ServiceError(f"{service}: cannot start its guardian: {error}") from error
-    said = _answer(starter, service)
+    said = _answer(starter, marks.Mark(str(run_dir), run_id, service, guardian=True))
     if starter.returncode:
         raise ServiceError(f"{service}: cannot start {argv[0]}: {said}")
     try:
@@ -103,17 +105,48 @@ def _refuse_twice(file: Path, service: str) -> None:
         raise ServiceError(f"{service}: still runs (guardian pid {old.guardian.pid})", "run `kvdemo down` first")
 
 
-def _answer(starter: subprocess.Popen[bytes], service: str) -> str:
-    """What the guardian says once the service runs or cannot run."""
+def _answer(starter: subprocess.Popen[bytes], mark: marks.Mark) -> str:
+    """What the guardian says once the service runs or cannot run; one that was stopped, or says nothing, is ended."""
+    deadline = time.monotonic() + START_PATIENCE
     with starter:
         try:
-            return starter.communicate(timeout=START_PATIENCE)[1].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired as error:
-            starter.kill()
-            raise ServiceError(f"{service}: its guardian did not answer in {START_PATIENCE:.0f} s") from error
-        except BaseException:
-            starter.wait(START_PATIENCE)  # a moment later the record is complete, and whoever cleans up finds it
+            while True:
+                try:
+                    return starter.communicate(timeout=1)[1].decode(errors="replace").strip()
+                except subprocess.TimeoutExpired:
+                    _check_guardian(mark, deadline)
+        except BaseException as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if not isinstance(error, ServiceError):
+                    starter.wait(ABANDON_PATIENCE)  # the record is complete soon, and whoever cleans up finds it
+            if starter.poll() is None:
+                starter.kill()
+                _abandon(mark)
             raise
+
+
+def _check_guardian(mark: marks.Mark, deadline: float) -> None:
+    """Raises ServiceError when it is too late, or when the guardian cannot go on because somebody stopped it."""
+    for record in _started(mark):
+        if procfs.stopped(record.guardian):
+            raise ServiceError(
+                f"{mark.service}: its guardian (pid {record.guardian.pid}) was stopped (SIGSTOP) and has been ended",
+                "start it again",
+            )
+    if time.monotonic() > deadline:
+        raise ServiceError(f"{mark.service}: its guardian did not answer in {START_PATIENCE:.0f} s")
+
+
+def _started(mark: marks.Mark) -> list[Record]:
+    records = marks.in_directory(Path(mark.run_dir), ())
+    return [record for record in records if (record.run_id, record.service) == (mark.run_id, mark.service)]
+
+
+def _abandon(mark: marks.Mark) -> None:
+    """End a start that does not come to its end, the guardian first: it would go on."""
+    for record in _started(mark):
+        _signal(record.guardian, signal.SIGKILL)
+        kill(record)
 
 
 def members(record: Record) -> list[Identity]:
@@ -173,7 +206,11 @@ def _signal(identity: Identity | None, number: signal.Signals) -> bool:
 
 def terminate(record: Record) -> bool:
     """SIGTERM to the leader, once while the guardian lives (it passes on the first only). False if both are gone."""
-    return _signal(record.guardian, signal.SIGTERM) or _signal(record.leader, signal.SIGTERM)
+    for one in (record.guardian, record.leader):
+        if _signal(one, signal.SIGTERM):
+            _signal(one, signal.SIGCONT)  # one that somebody stopped could not hear it
+            return True
+    return False
 
 
 def kill(record: Record) -> int:
@@ -187,6 +224,7 @@ def kill(record: Record) -> int:
         return [entry for identity, entry in found if entry and entry.starttime == identity.starttime]
 
     killed = shim.sweep(find)
+    _signal(record.guardian, signal.SIGCONT)
     # The guardian sees its leader die, records how, and leaves by itself: let it.
     if not wait_exit([record], GUARDIAN_PATIENCE):
         _signal(record.guardian, signal.SIGKILL)

@@ -24,6 +24,13 @@ from kvdemo.host import shim
 
 SHM = Path(shim.SHM)
 _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LAST_PID = 2**22
+
+
+def is_label(name: str) -> bool:
+    """Whether this may be the name of a project or a service: a DNS label."""
+    return bool(_LABEL.fullmatch(name))
 
 
 @dataclass(frozen=True)
@@ -71,31 +78,46 @@ class Record:
         """The record in this text; raises ValueError when it is none."""
         try:
             raw: dict[str, Any] = json.loads(text)
+            if not is_label(str(raw["service"])):
+                raise ValueError("it names no service")
             return cls(
                 service=str(raw["service"]),
                 run_id=str(raw["run_id"]),
                 started_at=float(raw["started_at"]),
                 guardian=_identity(raw["guardian"]),
                 leader=_identity(raw["leader"]) if raw["leader"] else None,
-                exit=Exit(**raw["exit"]) if raw["exit"] else None,
+                exit=_exit(raw["exit"]) if raw["exit"] else None,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a service record: {error!r}") from error
 
 
+def _exit(raw: Mapping[str, Any]) -> Exit:
+    code, number = raw["code"], raw["signal"]
+    return Exit(
+        code=None if code is None else int(code),
+        signal=None if number is None else int(number),
+        at=float(raw["at"]),
+        swept=int(raw["swept"]),
+        error=str(raw.get("error", "")),
+    )
+
+
 def _identity(raw: Mapping[str, Any]) -> Identity:
+    if not 0 <= int(raw["pid"]) <= _LAST_PID:
+        raise ValueError(f"{raw['pid']} is no process id")
     return Identity(int(raw["pid"]), int(raw["starttime"]), str(raw["boot_id"]), int(raw["pidns"]), int(raw["uid"]))
 
 
 @cache
-def _here() -> tuple[str, int]:
+def here() -> tuple[str, int]:
     """This boot and this pid namespace; neither changes during the life of a process."""
     return shim.boot_id(), Path("/proc/self/ns/pid").stat().st_ino
 
 
 def is_here(identity: Identity) -> bool:
     """Whether the identity was taken in this boot and pid namespace; any other says nothing about our pids."""
-    return (identity.boot_id, identity.pidns) == _here()
+    return (identity.boot_id, identity.pidns) == here()
 
 
 def nice_of(pid: int) -> int:
@@ -119,7 +141,7 @@ def identify(pid: int) -> Identity | None:
     """Who has this pid now (zombies included), or None."""
     entry = shim.stat(pid)
     uid = uid_of(pid)
-    return None if entry is None or uid is None else Identity(pid, entry.starttime, *_here(), uid)
+    return None if entry is None or uid is None else Identity(pid, entry.starttime, *here(), uid)
 
 
 def alive(identity: Identity | None) -> bool:
@@ -130,6 +152,14 @@ def alive(identity: Identity | None) -> bool:
     return entry is not None and entry.starttime == identity.starttime and not entry.dead
 
 
+def stopped(identity: Identity | None) -> bool:
+    """Whether exactly this process is there, but was stopped (SIGSTOP, Ctrl-Z)."""
+    if identity is None or not is_here(identity):
+        return False
+    entry = shim.stat(identity.pid)
+    return entry is not None and entry.starttime == identity.starttime and entry.stopped
+
+
 def environ(pid: int) -> list[bytes] | None:
     """The ``NAME=value`` pairs a process was started with; None if unreadable, empty if it has overwritten them."""
     try:
@@ -137,6 +167,14 @@ def environ(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     return [pair for pair in text.split(b"\0") if _VARIABLE.match(pair)]
+
+
+def command_line(pid: int) -> list[bytes]:
+    """The words a process was started with; empty if it is gone, or has none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
 
 
 def command_lines() -> Iterator[list[bytes]]:

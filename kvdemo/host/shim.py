@@ -33,15 +33,16 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SHM = "/dev/shm"
 SWEEP_PATIENCE = 10.0  # seconds until processes that do not even die of SIGKILL are left to `down` to report
+SWEEP_LIMIT = 60.0  # seconds after which a service that still forks is left for the next look
 TRACKER_GRACE = 2.0  # seconds the resource tracker gets to unlink the shared memory of its dead peers
-BATCH = 200  # processes killed at a time, well below the usual limit of 1024 descriptors
+BATCH = 200  # processes signalled, or waited for, at a time: well below the usual limit of 1024 descriptors
 EXEC_FAILED = 127
 
 
 class Stat:
     """What the kernel says about one process, from /proc/PID/stat; ``starttime`` in clock ticks since boot."""
 
-    __slots__ = ("dead", "pid", "ppid", "sid", "starttime")
+    __slots__ = ("dead", "pid", "ppid", "sid", "starttime", "stopped")
 
     def __init__(self, pid: int, text: bytes) -> None:
         fields = text.rpartition(b")")[2].split()  # the name before it may hold blanks and parentheses
@@ -50,6 +51,7 @@ class Stat:
         self.sid = int(fields[3])
         # A process whose main thread has ended shows Z while its other threads run on.
         self.dead = fields[0] in (b"Z", b"X", b"x") and int(fields[17]) <= 1
+        self.stopped = fields[0] in (b"T", b"t")
         self.starttime = int(fields[19])
 
 
@@ -84,6 +86,8 @@ def below(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
 
 def pidfd(pid: int, starttime: int) -> int | None:
     """A file descriptor that means exactly this process, or None if it is gone or its pid was given to another."""
+    if pid <= 0:
+        return None
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -117,29 +121,57 @@ def await_end(fds: Iterable[int], timeout: float) -> None:
 
 
 def sweep(find: Callable[[], list[Stat]], patience: float = SWEEP_PATIENCE) -> set[int]:
-    """SIGKILL what ``find`` returns until it returns nothing, resource trackers last; which pids had to be killed."""
+    """SIGKILL what ``find`` returns until it returns nothing, resource trackers last; the pids that were signalled.
+
+    What is new is killed before anything is waited for: a process that forks faster than one can wait for its children
+    is outrun so. Gives up ``patience`` seconds after the last new process, and after SWEEP_LIMIT seconds in any case.
+    """
     killed: set[int] = set()
+    tried: set[tuple[int, int]] = set()
+    end = time.monotonic() + SWEEP_LIMIT
     deadline = time.monotonic() + patience
     graced = False
-    while (found := find()) and time.monotonic() < deadline:
+    while (found := find()) and time.monotonic() < min(deadline, end):
         trackers = [entry for entry in found if is_tracker(entry.pid)]
         victims = [entry for entry in found if entry not in trackers] or trackers
-        batch = victims[:BATCH]
-        fds = {fd: entry.pid for entry in batch if (fd := pidfd(entry.pid, entry.starttime)) is not None}
         if victims is trackers and not graced:
             graced = True
-            await_end(fds, TRACKER_GRACE)
+            await_ends(victims, TRACKER_GRACE)
+            continue
+        fresh = [entry for entry in victims if (entry.pid, entry.starttime) not in tried]
+        if fresh:
+            tried.update((entry.pid, entry.starttime) for entry in fresh)
+            for at in range(0, len(fresh), BATCH):
+                killed |= send(fresh[at : at + BATCH], signal.SIGKILL)
+            deadline = time.monotonic() + patience
         else:
-            for fd, pid in fds.items():
-                try:
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                    killed.add(pid)
-                except OSError:
-                    pass  # ended by itself, or not ours to signal
-            await_end(fds, 1.0)
+            await_ends(victims, 1.0)
+    return killed
+
+
+def send(entries: list[Stat], number: int) -> set[int]:
+    """Signal exactly these processes; the pids of those that were there, and ours to signal."""
+    fds = {fd: entry.pid for entry in entries if (fd := pidfd(entry.pid, entry.starttime)) is not None}
+    sent = set()
+    for fd, pid in fds.items():
+        try:
+            signal.pidfd_send_signal(fd, number)
+            sent.add(pid)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return sent
+
+
+def await_ends(entries: list[Stat], timeout: float) -> None:
+    """Wait until these processes have ended (of very many the first ones), at most ``timeout`` seconds."""
+    fds = [fd for entry in entries[:BATCH] if (fd := pidfd(entry.pid, entry.starttime)) is not None]
+    try:
+        await_end(fds, timeout)
+    finally:
         for fd in fds:
             os.close(fd)
-    return killed
 
 
 def unlink_kv(pids: Iterable[int]) -> None:
@@ -208,11 +240,15 @@ class Guardian:
         """Write the record so that a reader sees the old one or the new one; raises OSError."""
         temporary = f"{self.path}.{os.getpid()}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(fd, "w") as file:
-            json.dump(self.record, file)
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, self.path)
+        try:
+            with open(fd, "w") as file:
+                json.dump(self.record, file)
+                file.flush()
+                os.fsync(fd)
+            os.replace(temporary, self.path)
+        except OSError:
+            os.unlink(temporary)
+            raise
 
     def detach(self) -> None:
         """Take over the log, adopt every descendant, and hear signals only where we wait for them."""
@@ -293,6 +329,10 @@ class Guardian:
         if not self.told:
             self.told = True
             os.kill(self.leader, signal.SIGTERM)  # safe: while we have not reaped it, the pid stays its own
+            try:  # noqa: SIM105 (contextlib is not worth its memory here)
+                os.killpg(self.leader, signal.SIGCONT)  # one that somebody stopped could not hear it
+            except OSError:
+                pass  # it has left that group
 
     def mind_the_lease(self) -> None:
         """Stop the service when its owner has ended; kill it when it has not stopped in time."""
@@ -317,14 +357,34 @@ class Guardian:
             if entry.dead and entry.ppid == me and entry.pid != self.leader:
                 self.bury(entry.pid)
         ours = below(processes, [me])
-        return [e for e in processes.values() if not e.dead and (e.pid in ours or e.sid == self.leader)]
+        return [
+            e for e in processes.values() if not e.dead and (e.pid in ours or (self.leader and e.sid == self.leader))
+        ]
+
+    def clear(self) -> set[int]:
+        """End all that is left of the service; the pids that had to be killed.
+
+        A look at /proc misses what is forked during the look, and whose parent ends in it. The kernel misses nothing:
+        as the subreaper we have a child for as long as a descendant lives, so we look until it says that there is none.
+        """
+        killed = sweep(self.rest)
+        if self.leader:
+            self.bury(self.leader)
+            self.leader = 0
+        while children() and not self.rest_after(killed):
+            pass
+        return killed
+
+    def rest_after(self, killed: set[int]) -> bool:
+        """Sweep once more, noting what was ``killed``; whether something is left that does not even die of SIGKILL."""
+        killed |= sweep(self.rest)
+        return bool(self.rest())
 
     def finish(self, ended: os.waitid_result, error: str) -> None:
         """Sweep what the leader left, record how it ended, and stay until nothing is below us any more."""
         at = time.time()
-        killed = sweep(self.rest)
+        killed = self.clear()
         unlink_kv(killed)
-        self.bury(self.leader)
         by_signal = ended.si_code != os.CLD_EXITED
         self.record["exit"] = {
             "code": None if by_signal else ended.si_status,
@@ -353,11 +413,18 @@ class Guardian:
         os.dup2(2, report, inheritable=False)
         if not error:
             self.finish(self.watch(), error)
-        while True:  # what did not even die of SIGKILL keeps us as its reaper
-            try:
-                os.wait()
-            except ChildProcessError:
-                return
+        while children():  # what did not even die of SIGKILL keeps us as its reaper
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            self.clear()
+
+
+def children() -> bool:
+    """Whether we have any child, alive or not yet buried."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def ended(lease: int) -> bool:

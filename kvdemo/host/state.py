@@ -6,25 +6,35 @@ One directory per project, private to the user. Writes are atomic and readers ta
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kvdemo.errors import LockedError, ServiceError, UsageError
+from kvdemo.host import locks, procfs
 from kvdemo.host.procfs import Record
 
 SCHEMA_VERSION = 1
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+LARGEST = 16 * 1024**2
+"""Bytes of a document or record that is read at most: a larger one is none of ours."""
+
+RELEASE_PATIENCE = 5.0
+"""Seconds for a lock to become free after its last holder was killed."""
+
+LOOK = 1.0
+"""Seconds between two looks for a stopped process that keeps the lock."""
+
 _LOCK_INTERVAL = 0.1  # seconds; flock cannot wait with a deadline without a signal
 
 
@@ -49,14 +59,96 @@ def _machine() -> str:
 
 
 def projects(root: Path, *, stores: bool = False) -> list[Project]:
-    """The projects that have something to tell (a document or a record; with ``stores`` a KV store too), by name."""
-    found = sorted(path for path in root.glob("*") if _LABEL.fullmatch(path.name) and path.is_dir())
-    told = [Project(root, path.name) for path in found]
-    return [p for p in told if (p.dir / "project.json").exists() or _records(p.dir) or (stores and p.stores.exists())]
+    """The projects that have something to tell (a document or a record; with ``stores`` a KV store too), by name.
+
+    One that cannot be looked at is left out; see ``damaged``.
+    """
+    return [p for p in _directories(root) if _there(p.document) or _records(p.dir) or (stores and _there(p.stores))]
+
+
+def damaged(root: Path) -> list[tuple[str, str]]:
+    """What stands where projects do and cannot be used: its path, and why."""
+    found = []
+    for name in _names(root):
+        if not procfs.is_label(name):
+            continue
+        path = root / name
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                found.append((str(path), "it is not a directory"))
+                continue
+            next(path.iterdir(), None)
+            Project(root, name).load()
+        except OSError as error:
+            found.append((str(path), error.strerror or str(error)))
+        except ServiceError as error:
+            found.append((str(path), str(error)))
+        else:
+            found += [(str(record), "not a record of a service") for record in Project(root, name).unreadable()]
+    return found
+
+
+def _names(root: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in root.iterdir())
+    except OSError:
+        return []
+
+
+def _directories(root: Path) -> list[Project]:
+    return [Project(root, name) for name in _names(root) if procfs.is_label(name) and _mode(root / name, stat.S_ISDIR)]
+
+
+def _mode(path: Path, test: Callable[[int], bool]) -> bool:
+    try:
+        return test(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _records(directory: Path) -> list[Path]:
-    return sorted(path for path in (directory / "services").glob("*.json") if _LABEL.fullmatch(path.stem))
+    names = [name.removesuffix(".json") for name in _names(directory / "services") if name.endswith(".json")]
+    return [directory / "services" / f"{name}.json" for name in names if procfs.is_label(name)]
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file of ours. Raises OSError for anything else: a pipe would be waited for without end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > LARGEST:
+            raise OSError(errno.EFBIG, f"larger than {LARGEST >> 20} MiB", str(path))
+        return file.read().decode()
+
+
+def amounts(document: Mapping[str, Any] | None) -> dict[str, int]:
+    """Bytes of each GPU's memory that were in use before the first start; what is damaged is left out."""
+    used = (document or {}).get("gpu_used")
+    return {uuid: n for uuid, n in used.items() if isinstance(n, int)} if isinstance(used, dict) else {}
+
+
+def private_directory(path: Path) -> Path:
+    """This directory, made if it is not there: a real one, of this user, closed to others. Raises ServiceError."""
+    remedy = "remove it, or set TMPDIR to a directory that only you can write"
+    try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+    except OSError as error:
+        raise ServiceError(f"cannot make {path}: {error.strerror}", remedy) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ServiceError(f"{path} is not a directory" + (", but a link" if path.is_symlink() else ""), remedy)
+    if status.st_uid != os.getuid():
+        raise ServiceError(f"{path} belongs to another user (uid {status.st_uid})", remedy)
+    if status.st_mode & 0o077:
+        raise ServiceError(f"{path} is open to others (mode {status.st_mode & 0o777:o})", remedy)
+    return path
 
 
 class Project:
@@ -67,66 +159,99 @@ class Project:
         self.name = name
 
     @contextmanager
-    def lock(self, verb: str, timeout: float = 0) -> Iterator[int]:
+    def lock(self, verb: str, timeout: float = 0, waiting: Callable[[str, str], None] | None = None) -> Iterator[int]:
         """Hold the project's lock; yields its descriptor, which guardians inherit until their record is complete.
 
-        Waits at most ``timeout`` seconds, then raises LockedError naming the holder.
+        Waits at most ``timeout`` seconds, then raises LockedError naming the holder. ``waiting`` is called with the
+        same words, and what to do, as soon as somebody else holds it. A guardian that was stopped while it started a
+        service would hold it for ever: it is ended. A directory that holds nothing else is removed at the end.
         """
-        self._make(self.dir)
-        with _writing(self.dir):
-            fd = os.open(self.dir / "project.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._acquire(timeout, waiting or _say_nothing)
         try:
-            self._acquire(fd, timeout)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {verb}\n".encode(), 0)
+            with suppress(OSError):  # a full or read-only disk is no reason not to stop anything
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, locks.stamp(verb).encode(), 0)
             yield fd
         finally:
+            self._leave()
             os.close(fd)  # never an explicit unlock: that would take it from a guardian that still starts
 
-    def _acquire(self, fd: int, timeout: float) -> None:
+    def _acquire(self, timeout: float, waiting: Callable[[str, str], None]) -> int:
+        """The descriptor of the locked file; opened anew if its holder removed it while we waited."""
         deadline = time.monotonic() + timeout
+        looked = 0.0
         while True:
+            self._make(self.dir)
+            fd = _open_lock(self.dir)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
             except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(_LOCK_INTERVAL)
-                    continue
-                pid, _, verb = os.pread(fd, 200, 0).decode(errors="replace").strip().partition(" ")
-                by = f"`kvdemo {verb}` (pid {pid})" if verb else "another kvdemo"
-                raise LockedError(f"project {self.name} is in use by {by}", "wait for it, or stop it") from None
+                what, how = locks.holder(self.name, self.dir, _stamp(fd))
+                os.close(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            else:
+                if _is_lock(fd, self.dir):
+                    return fd
+                os.close(fd)
+                continue
+            now = time.monotonic()
+            if not looked:
+                waiting(what, how)
+            if now > looked + LOOK:
+                looked = now
+                if ended := locks.end_stopped(self.dir):
+                    waiting(ended, "")
+                    deadline = max(deadline, now + RELEASE_PATIENCE)
+            if now >= deadline:
+                raise LockedError(what, how)
+            time.sleep(_LOCK_INTERVAL)
+
+    def _leave(self) -> None:
+        """Remove the directory if it holds nothing but the lock, which is ours now: no command leaves an empty one."""
+        with suppress(OSError):
+            for empty in ("services", "logs"):
+                with suppress(OSError):
+                    (self.dir / empty).rmdir()
+            if _names(self.dir) == [locks.FILE] and not locks.keepers(self.dir):
+                (self.dir / locks.FILE).unlink()
+                self.dir.rmdir()
 
     def save(self, document: dict[str, Any]) -> None:
         """Replace the project's document; a reader sees the old one or the new one."""
         self._make(self.dir)
-        path = self.dir / "project.json"
         temporary = self.dir / f"project.json.{os.getpid()}.tmp"
         text = json.dumps({**document, "schema_version": SCHEMA_VERSION}, indent=2)
-        with _writing(path):
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(fd, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            temporary.replace(path)
+        with _writing(self.document):
+            try:
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(fd, "w") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(fd)
+                temporary.replace(self.document)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def load(self, *, strict: bool = True) -> dict[str, Any] | None:
         """The project's document, or None if there is none.
 
         One that this version cannot read raises ServiceError; with ``strict=False`` it is None too.
         """
-        path = self.dir / "project.json"
+        path = self.document
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(read_text(path))
             if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
                 raise ValueError("written by another version of kvdemo")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             if not strict:
                 return None
-            raise ServiceError(f"cannot use {path}: {error}", f"run `kvdemo down -p {self.name}`") from error
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ServiceError(f"cannot use {path}: {why}", f"run `kvdemo down -p {self.name}`") from error
         return document
 
     def records(self) -> dict[str, Record]:
@@ -144,7 +269,8 @@ class Project:
 
     def forget(self, service: str) -> None:
         """Remove the record of a service that is gone; its logs stay."""
-        self._record(service).unlink(missing_ok=True)
+        with suppress(OSError):  # a record that cannot be removed says that the service has ended
+            self._record(service).unlink(missing_ok=True)
 
     def _record(self, service: str) -> Path:
         return self.dir / "services" / f"{_label(service)}.json"
@@ -171,15 +297,23 @@ class Project:
         return Path(base) / f"kvdemo-{os.getuid()}-{mark}"
 
     @property
+    def document(self) -> Path:
+        """The file of the project's document."""
+        return self.dir / "project.json"
+
+    @property
     def stores(self) -> Path:
         """The file that lists the KV stores this project used."""
         return self.dir / "stores.jsonl"
 
     def clear(self) -> None:
-        """Forget everything but the logs (and the lock file, which others may be waiting on)."""
-        shutil.rmtree(self.dir / "services", ignore_errors=True)
-        for path in self.dir.glob("project.json*"):
-            path.unlink(missing_ok=True)
+        """Forget everything but the logs (and the lock file, which others may be waiting on), whatever stands there."""
+        for path in (self.dir / "services", *self.dir.glob("project.json*")):
+            with suppress(OSError):
+                if path.is_symlink() or not path.is_dir():
+                    path.unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(path)
 
     def _make(self, directory: Path) -> None:
         with _writing(directory):
@@ -191,17 +325,58 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ServiceError(f"cannot write {path}: {error.strerror}", "set KVDEMO_STATE_DIR to another place") from error
+        remedy = "set KVDEMO_STATE_DIR to another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"free space there, or {remedy}"
+        elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+            remedy = f"remove what stands there, or {remedy}"
+        raise ServiceError(f"cannot write {path}: {error.strerror}", remedy) from error
+
+
+def _open_lock(directory: Path) -> int:
+    """The lock file, to be read only where nothing can be written; there, if it is missing, the directory itself."""
+    path = directory / locks.FILE
+    with _writing(path):
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
+                raise
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _stamp(fd: int) -> str:
+    try:
+        return os.pread(fd, 200, 0).decode(errors="replace")
+    except OSError:  # a directory that stands for its lock file
+        return ""
+
+
+def _is_lock(fd: int, directory: Path) -> bool:
+    """Whether this descriptor still means the lock of the directory: nobody removed it, or made another."""
+    for path in (directory / locks.FILE, directory):
+        try:
+            return os.path.samestat(os.fstat(fd), path.stat())
+        except OSError:
+            continue
+    return False
+
+
+def _say_nothing(what: str, how: str) -> None:
+    """For whom waiting is no news."""
 
 
 def _label(name: str) -> str:
-    if not _LABEL.fullmatch(name):
+    if not procfs.is_label(name):
         raise UsageError(f"{name!r} is not a name: use a to z, 0 to 9 and '-', at most 63 of them")
     return name
 
 
 def _read(path: Path) -> Record | None:
     try:
-        return Record.from_json(path.read_text())
+        return Record.from_json(read_text(path))
     except (OSError, ValueError):
         return None

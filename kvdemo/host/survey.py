@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kvdemo.host import gpus, machine, process, runtime
-from kvdemo.host.procfs import alive
-from kvdemo.host.state import Project, projects
+from kvdemo.host import gpus, machine, marks, process, runtime, typed
+from kvdemo.host.procfs import Record, alive
+from kvdemo.host.state import Project, amounts, projects
 from kvdemo.planning import kinship
 from kvdemo.planning.facts import Facts, Gpu, Model
 from kvdemo.planning.plan import Plan, wanted_ports
@@ -37,9 +37,9 @@ def survey(
     """Everything the plan may depend on, as seen now; ``avoid`` are ports that other nodes' services take."""
     services = {**profile.caches, **profile.engines}
     pythons = {service.runtime.python or sys.executable for service in services.values()}
-    running = _running(project)
+    records = _records(project)
+    running = _running(project, records)
     ports, busy = _ports(profile, project, running, avoid)
-    records = project.records()
     own = sum(process.memory(records[name]) for name in running if name in records)
     return Facts(
         default_python=sys.executable,
@@ -76,7 +76,7 @@ def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
 
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
     """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
-    before = (project.load(strict=False) or {}).get("gpu_used", {}) if running else {}
+    before = amounts(project.load(strict=False)) if running else {}
     found = owned(gpus.detect(environ), project.dir.parent)
     return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
 
@@ -106,14 +106,21 @@ def saved_plan(project: Project) -> Plan | None:
     """The plan that the project's fleet was started from, if there is a readable one."""
     document = project.load(strict=False)
     try:
-        return Plan.from_json(document["plan"]) if document else None
-    except (KeyError, TypeError):
+        plan = Plan.from_json(document["plan"]) if document else None
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
+    return plan if plan and typed.fits(plan, Plan) else None
 
 
-def _running(project: Project) -> dict[str, tuple[int, ...]]:
+def _records(project: Project) -> dict[str, Record]:
+    """The records of the project's services, those made anew included whose own are lost."""
+    written = project.records()
+    return {record.service: record for record in marks.in_directory(project.dir, written.values())} | written
+
+
+def _running(project: Project, records: Mapping[str, Record]) -> dict[str, tuple[int, ...]]:
     """Ports of each service of this project that is alive."""
-    plan, records = saved_plan(project), project.records()
+    plan = saved_plan(project)
     if plan is None:
         return {}
     return {
@@ -127,7 +134,7 @@ def _claims(project: Project) -> dict[int, str]:
     for other in projects(project.dir.parent):
         if other.name == project.name:
             continue
-        for name, ports in _running(other).items():
+        for name, ports in _running(other, other.records()).items():
             claims |= dict.fromkeys(ports, f"service {name} of project {other.name}; kvdemo down -p {other.name}")
     return claims
 

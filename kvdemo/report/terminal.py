@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -120,10 +121,15 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
+def services_document(project: str, events: Iterable[Event]) -> dict[str, Any]:
+    """A project as ``ps --json`` tells it."""
+    rows = [{**asdict(event), "state": event.state.value, "elapsed": round(event.elapsed, 1)} for event in events]
+    return {"project": project, "services": rows}
+
+
 def services_json(project: str, events: Iterable[Event]) -> str:
     """``ps --json``: one document."""
-    rows = [{**asdict(event), "state": event.state.value, "elapsed": round(event.elapsed, 1)} for event in events]
-    return json.dumps({"project": project, "services": rows})
+    return json.dumps(services_document(project, events))
 
 
 def down_summary(remains: Remains) -> str:
