@@ -28,11 +28,10 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from kvdemo.bench.rig import Options, Rig
-from kvdemo.bench.workload import Arm
 from kvdemo.commands import lookup
 from kvdemo.fleet import fleet
 from kvdemo.judge import record, stats
-from kvdemo.judge.sample import Sample
+from kvdemo.judge.sample import Arm, Sample
 from kvdemo.planning.plan import ServiceSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +80,7 @@ def history(url: str, scratch: Path) -> list[Sample]:
     """Every request of the page."""
     with urllib.request.urlopen(f"{url}/history.jsonl") as answer:  # noqa: S310
         scratch.write_bytes(answer.read())
-    return record.read(scratch)[1]
+    return list(record.read(scratch).samples)
 
 
 def ask(page: Page, *engines: str) -> None:
@@ -136,7 +135,7 @@ def report(found: list[dict[str, list[Sample]]]) -> bool:
         line = "   ".join(f"{side} {statistics.median(times[side]):.1f} ms" for side in ("bench", "paced", "page"))
         for base in ("bench", "paced"):
             ratios = [page / other for page, other in zip(times["page"], times[base], strict=True)]
-            interval = stats.bootstrap_median(ratios)
+            interval = stats.interval(ratios)
             sure = f" ({interval.low:.3f} to {interval.high:.3f})" if interval else ""
             line += f"   page/{base} {statistics.median(ratios):.3f}{sure}"
             kept &= base == "bench" or statistics.median(ratios) <= 1 + SHARE

@@ -12,9 +12,10 @@ from typing import Any
 
 from hypothesis import settings
 
+from kvdemo.judge import document, results
 from kvdemo.judge.record import Recorder
-from kvdemo.judge.results import summarize
-from kvdemo.judge.sample import Sample, Sources
+from kvdemo.judge.result import Result
+from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.report import page
 
 CALM = settings(deadline=None, max_examples=50)
@@ -49,7 +50,17 @@ ENGINES = {"cold": "plain", "store": "a", "reuse": "b", "again": "b", "control":
 TTFT = {"cold": 10.0, "store": 11.0, "reuse": 0.5, "again": 0.25, "control": 0.2}
 
 
-def sample(arm: str = "reuse", trial: int = 1, **changes: Any) -> Sample:
+def result(conditions: Mapping[str, Any] = CONDITIONS, made: Iterable[Sample] | None = None) -> Result:
+    """What samples mean under these conditions."""
+    return results.summarize(document.of_mapping(conditions), samples() if made is None else [*made])
+
+
+def summarize(conditions: Mapping[str, Any], made: Iterable[Sample]) -> dict[str, Any]:
+    """The same as JSON."""
+    return document.to_json(result(conditions, made))
+
+
+def sample(arm: Arm = "reuse", trial: int = 1, **changes: Any) -> Sample:
     """A sample that proves what its arm claims, changed as wanted."""
     hit = 0 if arm in ("cold", "store") else HIT
     shared = hit if arm == "reuse" else 0
@@ -76,7 +87,7 @@ def sample(arm: str = "reuse", trial: int = 1, **changes: Any) -> Sample:
 
 def samples(trials: int = 3, **factors: float) -> list[Sample]:
     """A whole run: every arm of every trial, then the control; ``reuse=2.0`` makes that arm twice as slow."""
-    arms = ("cold", "store", "reuse", "again")
+    arms: tuple[Arm, ...] = ("cold", "store", "reuse", "again")
     made = [sample(arm, trial) for trial in range(1, trials + 1) for arm in arms]
     slowed = [replace(one, ttft=(one.ttft or 0) * factors.get(one.arm, 1.0)) for one in made]
     return [*slowed, sample("control", 0)]
@@ -89,8 +100,8 @@ def save(directory: Path, name: str, made: Iterable[Sample], **conditions: Any) 
     kept = list(made)
     for one in kept:
         recorder.add(one)
-    document = summarize(given, kept)
-    recorder.close(document, page.render(document, kept))
+    meaning = result(given, kept)
+    recorder.close(meaning, page.render(meaning, kept))
     return recorder.path
 
 

@@ -174,7 +174,7 @@ def test_the_table_says_it_in_words(bench: Bench) -> None:
     """The same for people: the verdicts, the ratio, the answer, the noise, and where it was saved."""
     done = bench.run()
     assert done.returncode == 0
-    for said in ("SHARED", "b answers", "sooner than a plain engine about what only a has read", "Same answer? Yes"):
+    for said in ("SHARED", "b answers", "than a plain engine about what only a has read", "Same answer? Yes"):
         assert said in done.stdout
     assert "Noise: cold against cold" in done.stdout
     assert f"Saved: {bench.samples.with_suffix('.json')}" in done.stdout
@@ -228,7 +228,7 @@ def test_what_is_not_proved_gets_no_ratio(
 
 
 def test_a_table_without_proof_has_no_ratio(bench: Bench) -> None:
-    """For people too: the row says why, and nobody answers sooner than anybody."""
+    """For people too: the row says why, and nobody answers faster than anybody."""
     bench.break_("b", ERROR_EVENT=10)
     done = bench.run()
     assert done.returncode == 1
@@ -551,7 +551,7 @@ def test_trials_end_when_the_ratio_is_known(bench: Bench) -> None:
     bench.break_("other", DELAY_S=0.5)
     bench.break_("b", DELAY_S=0.25)
     document = bench.judged("--max-trials", 15, trials=3)
-    assert 3 <= document["trials_run"] < 15
+    assert 6 <= document["trials_run"] < 15
     speedup = document["speedup"]
     assert speedup["n"] == document["trials_run"]
     assert (speedup["high"] - speedup["low"]) / 2 <= 0.05 * speedup["median"] + 0.001

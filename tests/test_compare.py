@@ -175,17 +175,17 @@ def test_summaries_have_no_intervals(tmp_path: Path) -> None:
 @given(values, values, st.floats(0.1, 10))
 def test_intervals(old: list[float], new: list[float], factor: float) -> None:
     """The interval of a ratio is repeatable, ordered, positive, and scales with the values."""
-    ratio, difference = sides.bootstrap(old, new)
+    ratio, difference = sides.change(old, new)
     assert ratio is not None
     assert difference is not None
     assert 0 < ratio.low <= ratio.high
     assert min(new) / max(old) <= ratio.low * (1 + 1e-9)
     assert ratio.high <= max(new) / min(old) * (1 + 1e-9)
-    assert sides.bootstrap(old, new) == (ratio, difference)
-    scaled, _ = sides.bootstrap(old, [value * factor for value in new])
+    assert sides.change(old, new) == (ratio, difference)
+    scaled, _ = sides.change(old, [value * factor for value in new])
     assert scaled is not None
     assert scaled.low == pytest.approx(ratio.low * factor)
-    same, none = sides.bootstrap(old, old)
+    same, none = sides.change(old, old)
     assert same is not None
     assert none is not None
     assert (same.median, none.median) == (1.0, 0.0)
@@ -193,7 +193,7 @@ def test_intervals(old: list[float], new: list[float], factor: float) -> None:
 
 def test_too_few_for_an_interval() -> None:
     """Two values carry no interval."""
-    assert sides.bootstrap([1.0, 2.0], [1.0, 2.0, 3.0]) == (None, None)
+    assert sides.change([1.0, 2.0], [1.0, 2.0, 3.0]) == (None, None)
 
 
 def test_a_result_of_vllm_bench(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvdemo.host import health
-from kvdemo.judge import record, results
+from kvdemo.judge import document, record, results
 from real_fleet import HANDBOOK, SERVICES, Real, needs_engines
 
 pytestmark = needs_engines
@@ -97,12 +97,12 @@ def test_bench_compares_the_answer_exactly(benched: dict[str, Any]) -> None:
 def test_bench_saves_what_it_saw(real: Real, benched: dict[str, Any]) -> None:
     """The samples' sources add up to their prompts; judged again they give the same result as was saved and printed."""
     saved = next((real.path / "results").glob(f"*{benched['run_id'][:4]}.jsonl"))
-    conditions, samples = record.read(saved)
-    assert len(samples) == 2 * 5 + 2  # two trials, and a control on each plain engine
-    for sample in samples:
+    held = record.read(saved)
+    assert len(held.samples) == 2 * 5 + 2  # two trials, and a control on each plain engine
+    for sample in held.samples:
         assert sample.sources is not None
         assert sample.sources.total == sample.prompt_tokens == benched["prompt_tokens"]
-    again = results.summarize(conditions, samples)
+    again = document.to_json(results.summarize(held.conditions, held.samples))
     assert again == benched
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from kvdemo.judge import sections
-from kvdemo.judge.results import summarize
 from kvdemo.judge.sample import Sample, Sources
 from kvdemo.judge.verdict import CacheFacts, Verdict, judge, why_missing
-from kvdemo.report import tables
-from runs import CONDITIONS, HIT, PROMPT, sample, samples
+from kvdemo.words import findings
+from kvdemo.words import sections as wording
+from runs import CONDITIONS, HIT, PROMPT, result, sample, samples, summarize
 
 LIMIT = {**CONDITIONS, "memory_bandwidth": 10e9, "disk_bandwidth": 1e5}
 
@@ -36,7 +36,7 @@ def test_the_waterfall_adds_up() -> None:
     """Client, queue and prefill make the TTFT; without the engine's own figures there is none."""
     parts = sections.waterfall([sample("cold", 0)])
     assert parts
-    assert sum(parts.values()) == pytest.approx(10_000)
+    assert parts.client_http_ms + parts.queue_and_load_ms + parts.prefill_ms == pytest.approx(10_000)
     assert sections.waterfall([sample("cold", queue=None)]) is None
 
 
@@ -82,16 +82,17 @@ def test_lengths() -> None:
 @pytest.mark.parametrize(
     ("points", "caption"),
     [
-        (((100, 2.0, 1.0), (300, 3.0, 1.0)), "reuse wins at all of these lengths"),
-        (((100, 1.0, 2.0), (300, 2.0, 3.0)), "reuse does not win at these lengths"),
-        (((100, 1.0, 2.0), (300, 3.0, 2.0)), "reuse wins from about 200 tokens on"),
-        (((100, 2.0, 1.0), (300, 2.0, 3.0)), "reuse wins from about 100 tokens on"),
+        (((100, 2.0, 1.0), (300, 3.0, 1.0)), "Reuse is faster at all of these lengths."),
+        (((100, 1.0, 2.0), (300, 2.0, 3.0)), "Reuse is not faster at these lengths."),
+        (((100, 1.0, 2.0), (300, 3.0, 2.0)), "Reuse is faster from about 200 tokens on."),
+        (((100, 2.0, 1.0), (300, 2.0, 3.0)), "Reuse is faster from about 100 tokens on."),
     ],
 )
 def test_the_caption_of_lengths(points: tuple[tuple[int, float, float], ...], caption: str) -> None:
     """It claims all lengths only if reuse won at all of them."""
-    grid = tables.lengths(summarize(CONDITIONS, lengths(*points)))
-    assert getattr(grid, "caption", "") == caption
+    swept = result(CONDITIONS, lengths(*points)).lengths
+    assert swept
+    assert wording.break_even(swept) == caption
 
 
 def test_a_length_without_proof_is_no_point() -> None:
@@ -126,7 +127,7 @@ def test_one_broken_trial_breaks_the_cell(order: int) -> None:
     assert (found["verdict"], found["why"], found["speedup"]) == ("MISS", "because", None)
     document = summarize(CONDITIONS, made)
     assert not document["valid"]
-    assert tables.complaints(document) == ["a to b: MISS instead of SHARED: because"]
+    assert findings.complaints(result(CONDITIONS, made)) == ["a to b: MISS instead of SHARED: because"]
 
 
 def test_a_warm_cold_cell_is_not_cold() -> None:

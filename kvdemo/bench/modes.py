@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from kvdemo.bench import cacheserver, workload
 from kvdemo.bench.rig import Prompt, Rig
-from kvdemo.bench.workload import Arm, Step
-from kvdemo.judge.sample import Doing, Sample
+from kvdemo.bench.workload import Step
+from kvdemo.judge.sample import Arm, Doing, Sample
 
 DECODE_TOKENS = 32
 

@@ -14,12 +14,12 @@ import httpx
 
 from kvdemo.bench import cacheserver, workload
 from kvdemo.bench.measure import Meter
-from kvdemo.bench.workload import Arm, Roles, Step
+from kvdemo.bench.workload import Roles, Step
 from kvdemo.errors import NotReadyError, ServiceError, UsageError
 from kvdemo.host import health
 from kvdemo.host.bandwidth import drop_pages
 from kvdemo.judge import results
-from kvdemo.judge.sample import Doing, Sample
+from kvdemo.judge.sample import Arm, Doing, Sample
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 TIGHT = 0.05

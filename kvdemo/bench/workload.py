@@ -17,12 +17,11 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kvdemo.errors import UsageError
+from kvdemo.judge.sample import Arm
 from kvdemo.planning.plan import Plan, ServiceSpec
-
-Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.fleet.watch import State
 from kvdemo.host.state import Project
-from kvdemo.judge import results
+from kvdemo.judge import document, results
 from kvdemo.judge.record import Recorder
+from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.report import page, tables, terminal
+from kvdemo.words import findings
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def run(
             raise
         finally:
             cacheserver.forget(plan, f"kvdemo-{options.run_id}-*")
-    document = _finish(found, samples, recorder, as_json=as_json)
-    _judge(document, arguments.expected_ttft_gain, attached=plan.attached)
+    result = _finish(found, samples, recorder, as_json=as_json)
+    _judge(result, arguments.expected_ttft_gain, attached=plan.attached)
 
 
 def _options(plan: Plan, arguments: Arguments, key: str) -> Options:
@@ -176,34 +178,32 @@ def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], *, quiet: bool) 
                 show(event.text, event.done, event.total)
 
 
-def _finish(
-    conditions: Mapping[str, Any], samples: list[Sample], recorder: Recorder, *, as_json: bool
-) -> dict[str, Any]:
+def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Recorder, *, as_json: bool) -> Result:
     """Judge, save and show what there is."""
-    document = results.summarize(conditions, samples)
+    result = results.summarize(document.of_mapping(conditions), samples)
     if as_json:
-        terminal.out.out(json.dumps(document, ensure_ascii=False), highlight=False)
+        terminal.out.out(json.dumps(document.to_json(result), ensure_ascii=False), highlight=False)
     else:
-        terminal.out.print(tables.result(document))
-    saved = recorder.close(document, page.render(document, samples))
+        terminal.out.print(tables.result(result))
+    saved = recorder.close(result, page.render(result, samples))
     if not as_json:
         terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
         terminal.err.print(f"interrupted: what was measured is in {recorder.path}")
-    return document
+    return result
 
 
-def _judge(document: Mapping[str, Any], gain: float | None, *, attached: bool) -> None:
-    if document["answer"]["same"] is False:
+def _judge(result: Result, gain: float | None, *, attached: bool) -> None:
+    if result.answer.same is False:
         raise ServiceError(
-            f"reuse gives another answer than computing: {document['answer']['text']}",
+            f"reuse gives another answer than computing: {result.answer.text}",
             f"the KV that was loaded is wrong: {'empty the cache of these engines' if attached else 'kvdemo down -v'}",
         )
-    if not document["valid"]:
+    if not result.valid:
         raise ServiceError(
-            "\n  ".join(["the run does not prove the reuse", *tables.complaints(document)]),
+            "\n  ".join(["the run does not prove the reuse", *findings.complaints(result)]),
             "the engines' logs show what they say" if attached else "kvdemo logs shows what the services say",
         )
-    reached = (document["speedup"] or {}).get("median", 0.0)
+    reached = result.speedup.median if result.speedup else 0.0
     if gain is not None and reached < gain:
-        raise GateError(f"reuse is {reached:.2f}x sooner, {gain:g}x was expected")
+        raise GateError(f"reuse is {reached:.2f}x faster (TTFT), {gain:g}x was expected")

@@ -72,12 +72,12 @@ def report(
     """Judge a saved run again, without a server: the table, and a report as one HTML file."""
     from kvdemo.report import page, saved, tables, terminal
 
-    found = saved.run(result)
-    target = page.save(html or result.with_suffix(".html"), page.render(found.document, found.samples or ()))
+    held = saved.run(result)
+    target = page.save(html or result.with_suffix(".html"), page.render(held.result, held.samples or ()))
     if json:
-        typer.echo(found.to_json())
+        typer.echo(held.to_json())
     else:
-        terminal.out.print(tables.result(found.document))
+        terminal.out.print(tables.result(held.result))
     terminal.err.print(f"Report: {target}", markup=False)
 
 

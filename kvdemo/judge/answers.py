@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvdemo.judge.result import Answer
 from kvdemo.judge.sample import Sample
 
 FLAT = 1e-4
@@ -54,14 +55,6 @@ def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
         if a != b:
             return index
     return None if len(one) == len(other) else min(len(one), len(other))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The finding for a run. ``same`` is None where nothing could be compared."""
-
-    same: bool | None
-    text: str
 
 
 def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sample]) -> Answer:

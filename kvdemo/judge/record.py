@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvdemo.errors import ServiceError, UsageError
+from kvdemo.judge import document
+from kvdemo.judge.result import Conditions, Result
 from kvdemo.judge.sample import Sample
 
 
@@ -37,13 +40,13 @@ class Recorder:
         """Replace the conditions: whoever reads the file takes the last ones."""
         self._line({"kind": "run", **conditions})
 
-    def close(self, document: Mapping[str, Any], page: str) -> Path:
-        """Finish: write the judged ``document`` (.json) and the report ``page`` (.html) beside the samples.
+    def close(self, result: Result, page: str) -> Path:
+        """Finish: write the judged ``result`` (.json) and the report ``page`` (.html) beside the samples.
 
         Returns the path of the .json. Raises ServiceError if the disk does not take them; the samples are safe then.
         """
         self.stream.close()
-        texts = {".json": json.dumps(document, indent=2, ensure_ascii=False) + "\n", ".html": page}
+        texts = {".json": json.dumps(document.to_json(result), indent=2, ensure_ascii=False) + "\n", ".html": page}
         for suffix, text in texts.items():
             target = self.path.with_suffix(suffix)
             temporary = target.with_suffix(f"{suffix}.tmp")
@@ -56,9 +59,9 @@ class Recorder:
                 raise ServiceError(f"cannot write {target}: {error.strerror}", hint) from None
         return self.path.with_suffix(".json")
 
-    def _line(self, document: Mapping[str, Any]) -> None:
+    def _line(self, line: Mapping[str, Any]) -> None:
         try:
-            self.stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+            self.stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.stream.flush()
             os.fsync(self.stream.fileno())
         except OSError as error:
@@ -67,31 +70,53 @@ class Recorder:
             ) from None
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Sample]]:
-    """Conditions and samples of a JSONL file, without a last line that was cut off.
+@dataclass(frozen=True)
+class Run:
+    """What the file of a run holds: the last conditions, and the samples."""
 
-    Raises UsageError, with the line, for anything else.
+    conditions: Conditions
+    samples: tuple[Sample, ...]
+
+
+def read(path: Path) -> Run:
+    """A JSONL file, without a last line that was cut off.
+
+    Raises UsageError, with the line, for anything else: damage, foreign lines, a second run in the same file.
     """
     try:
         # Not splitlines(): an answer may hold U+2028, which is no end of line in JSON.
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    conditions: dict[str, Any] = {}
+    conditions: Conditions | None = None
     samples: list[Sample] = []
     for number, line in enumerate(lines, 1):
         try:
-            document = json.loads(line)
-            if document.pop("kind") == "run":
-                conditions = document
-            else:
-                samples.append(Sample.from_json(document))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines) and number > 1:
+            one = document.line(line)
+        except ValueError as error:
+            if number == len(lines) > 1 and _cut_off(line):
                 break  # the writer was killed, or its disk full, in the middle of this line
-            raise UsageError(f"{path}:{number}: not a line of a kvdemo run ({error})") from None
-    if not conditions:
+            raise UsageError(f"{path}:{number}: not a line of a kvdemo run: {error}") from None
+        if isinstance(one, Sample):
+            samples.append(one)
+        elif conditions and one.run_id != conditions.run_id:
+            raise UsageError(
+                f"{path}:{number}: another run begins here ({one.run_id} after {conditions.run_id})",
+                "one file holds one run: cut it in two before this line",
+            )
+        else:
+            conditions = one
+    if conditions is None:
         raise UsageError(
             f"{path}: not a kvdemo run: it has no conditions", "give the .jsonl file that `kvdemo bench` saved"
         )
-    return conditions, samples
+    return Run(conditions, tuple(samples))
+
+
+def _cut_off(line: str) -> bool:
+    """Whether this is no whole JSON value."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False

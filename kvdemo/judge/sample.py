@@ -7,8 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
+"""The part of a request in its trial: see ``kvdemo.bench.workload``."""
+
+
+def _resolved(seconds: float) -> float:
+    """Refuse a time below the clock's resolution."""
+    if 0 < seconds < 1e-9:
+        raise ValueError("shorter than the clock can tell")
+    return seconds
+
+
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30)]
+Positive = Annotated[float, Field(allow_inf_nan=False, ge=1e-12, le=1e30)]
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), AfterValidator(_resolved)]
+"""What a field may hold when it is read from a file; code that makes samples is not checked again."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +45,9 @@ class Doing:
 class Sources:
     """Where the prompt's tokens came from, by the engine's own counters around the request (tokens)."""
 
-    computed: int
-    local: int
-    shared: int
+    computed: Whole
+    local: Whole
+    shared: Whole
 
     @property
     def total(self) -> int:
@@ -50,30 +71,30 @@ class Sample:
     was told to ignore the end of sequence has to keep; ``finish_reason`` is why it ended by the engine's own account.
     """
 
-    trial: int
-    arm: str
+    trial: Count
+    arm: Arm
     engine: str
-    started: float
-    expected: int = 0
+    started: Finite
+    expected: Count = 0
     writer: str = ""
-    length: int = 0
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
+    length: Count = 0
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    cached_tokens: Count | None = None
     sources: Sources | None = None
-    tiers: Mapping[str, int] | None = None
-    ttft: float | None = None
-    first_chunk: float | None = None
-    itl: tuple[float, ...] = ()
-    e2el: float | None = None
-    queue: float | None = None
-    server_ttft: float | None = None
-    server_itl: float | None = None
-    together: int | None = None
-    requested_tokens: int | None = None
+    tiers: Mapping[str, Count] | None = None
+    ttft: Seconds | None = None
+    first_chunk: Seconds | None = None
+    itl: tuple[Seconds, ...] = ()
+    e2el: Seconds | None = None
+    queue: Seconds | None = None
+    server_ttft: Seconds | None = None
+    server_itl: Seconds | None = None
+    together: Count | None = None
+    requested_tokens: Count | None = None
     finish_reason: str = ""
-    lookup: float | None = None
-    stored_after: float | None = None
+    lookup: Finite | None = None
+    stored_after: Seconds | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     text: str = ""
@@ -83,13 +104,3 @@ class Sample:
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Sample:
-        """Read a decoded line; TypeError or KeyError if it is none. Unknown keys are ignored."""
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-        if known.get("sources"):
-            known["sources"] = Sources(**known["sources"])
-        for name in ("itl", "token_ids", "logprobs"):
-            known[name] = tuple(known.get(name) or ())
-        return cls(**known)

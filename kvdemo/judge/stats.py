@@ -1,14 +1,16 @@
-"""Summaries of few, skewed numbers: median, range, and intervals by bootstrap. Pure and repeatable (fixed seed)."""
+"""Summaries of few, skewed numbers: median, range, and exact intervals. Pure."""
 
 from __future__ import annotations
 
-import random
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RESAMPLES = 2000
-SEED = 20240917
+from kvdemo.judge.result import Ratio
+
+ENOUGH = 6
+"""Values without which a median has no 95 % interval: of five the whole range encloses it in 93.75 % of cases."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,32 @@ def summarize(values: Sequence[float]) -> Summary:
     )
 
 
-def bootstrap_median(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Percentile bootstrap of the median (Efron 1979); None for fewer than three values, which carry no interval."""
-    if len(values) < 3:
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The median's exact interval by order statistics; None for fewer than ``ENOUGH`` values, which carry none.
+
+    How many of n values lie below the true median is binomial(n, 1/2) whatever they are distributed like, so the k-th
+    smallest and the k-th largest enclose it with a probability of at least ``confidence`` (David and Nagaraja, Order
+    Statistics, section 7.1). A percentile bootstrap of so few values encloses it less often than it says.
+    """
+    n = len(values)
+    if n < ENOUGH:
         return None
-    generator = random.Random(SEED)  # noqa: S311 (statistics, not secrets)
-    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    tail = (1 - confidence) / 2
-    low, high = medians[int(tail * RESAMPLES)], medians[int((1 - tail) * RESAMPLES) - 1]
-    return Interval(statistics.median(values), low, high)
+    ordered, rank = sorted(values), 0
+    while 1 - 2 * sum(math.comb(n, below) for below in range(rank + 1)) / 2**n >= confidence:
+        rank += 1
+    return Interval(statistics.median(ordered), ordered[rank - 1], ordered[n - rank])
+
+
+def ratio(values: Sequence[float]) -> Ratio | None:
+    """Ratios summed up; None of none."""
+    if not values:
+        return None
+    summary, sure = summarize(values), interval(values)
+    return Ratio(
+        n=summary.n,
+        median=round(summary.median, 4),
+        min=round(summary.min, 4),
+        max=round(summary.max, 4),
+        low=round(sure.low, 4) if sure else None,
+        high=round(sure.high, 4) if sure else None,
+    )

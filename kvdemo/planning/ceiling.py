@@ -17,7 +17,7 @@ from dataclasses import dataclass
 class Limit:
     """Times in seconds, ``bandwidth`` and ``needed`` in bytes a second."""
 
-    kv_bytes: int
+    kv_bytes: float
     bandwidth: float
     floor: float
     efficiency: float
@@ -29,7 +29,7 @@ class Limit:
         return self.bandwidth > self.needed
 
 
-def limit(kv_bytes: int, bandwidth: float, local: float, reuse: float, cold: float) -> Limit:
+def limit(kv_bytes: float, bandwidth: float, local: float, reuse: float, cold: float) -> Limit:
     """The limit of a reuse of ``kv_bytes`` over a tier of ``bandwidth``; times are median TTFTs in seconds."""
     floor = local + kv_bytes / bandwidth
     saved = cold - local

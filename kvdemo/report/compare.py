@@ -1,7 +1,7 @@
 """Two results side by side: did it become slower, and how sure is that? Pure: ``saved`` reads the files.
 
 Runs are compared only if the same question was put to the same model under the same conditions; what a foreign file
-does not tell is said, not assumed. Intervals are unpaired bootstraps: the trials of two runs have nothing in common.
+does not tell is said, not assumed. Comparisons are unpaired: the trials of two runs have nothing in common.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from kvdemo import units
 from kvdemo.errors import GateError, UsageError
-from kvdemo.judge.stats import Interval
 from kvdemo.report import sides
-from kvdemo.report.saved import Result, mapping, number
-from kvdemo.report.sides import Arm, Key
-from kvdemo.report.tables import PHASES, milliseconds, times
+from kvdemo.report.saved import ForeignRun, SavedRun
+from kvdemo.report.sides import Arm, Change, Key
+from kvdemo.words.table import PHASES
 
 MUST_AGREE = ("model_id", "model_digest", "prompt_sha256", "chunk_size", "device", "max_tokens", "versions")
 """Conditions that make runs comparable; one that neither run knows agrees."""
@@ -31,8 +31,8 @@ class Line:
     old: float | None
     new: float | None
     sizes: tuple[int, int] = (0, 0)
-    ratio: Interval | None = None
-    difference: Interval | None = None
+    ratio: Change | None = None
+    difference: Change | None = None
     more_is_better: bool = False
     lost: str = ""
 
@@ -59,33 +59,41 @@ def percentage(text: str) -> float:
     return value
 
 
-def compare(old: Result, new: Result, *, across_versions: bool = False, arm: str = "reuse") -> Comparison:
+def compare(
+    old: SavedRun | ForeignRun, new: SavedRun | ForeignRun, *, across_versions: bool = False, arm: str = "reuse"
+) -> Comparison:
     """Compare two results. Raises UsageError if they are not comparable, naming the fields that differ."""
-    if old.foreign and new.foreign:
-        raise UsageError("neither file is a run of kvdemo", "one of them must be one that `kvdemo bench` saved")
-    if old.foreign or new.foreign:
-        return _with_foreign(old, new, arm)
+    if isinstance(old, ForeignRun):
+        if isinstance(new, ForeignRun):
+            raise UsageError("neither file is a run of kvdemo", "one of them must be one that `kvdemo bench` saved")
+        return _with_foreign(new, old, arm, foreign_first=True)
+    if isinstance(new, ForeignRun):
+        return _with_foreign(old, new, arm, foreign_first=False)
     _refuse(old, new, across_versions)
     before, after = sides.arms(old), sides.arms(new)
     lines = [_line(_name(key), before[key], after.get(key)) for key in before]
     lines += [_line(_name(key), None, after[key]) for key in after if key not in before]
     lines.append(_speedup(old, new))
-    notes = [f"{result.path} is only a summary (no .jsonl beside it): no intervals"
-             for result in (old, new) if result.samples is None]  # fmt: skip
-    if mapping(new.document.get("answer")).get("same") is False:
+    notes = [
+        f"{run.path} is only a summary (no .jsonl beside it): no intervals" for run in (old, new) if run.samples is None
+    ]
+    if new.result.answer.same is False:
         lines.append(Line("answer", None, None, lost="the new run's reuse gives another answer than computing"))
     return Comparison(tuple(lines), tuple(notes))
 
 
-def _refuse(old: Result, new: Result, across_versions: bool) -> None:
+def _refuse(old: SavedRun, new: SavedRun, across_versions: bool) -> None:
+    one, other = old.result.conditions.everything, new.result.conditions.everything
     names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
-    names += [name for name in IF_KNOWN if name in old.document and name in new.document]
-    found = [text for name in names for text in sides.differences(name, old.document.get(name), new.document.get(name))]
-    if not found:
+    names += [name for name in IF_KNOWN if name in one and name in other]
+    differ = {name: texts for name in names if (texts := sides.differences(name, one.get(name), other.get(name)))}
+    if not differ:
         return
-    only_versions = all(text.startswith("versions") for text in found)
+    only_versions = set(differ) == {"versions"}
     hint = "compare them all the same: --across versions" if only_versions else "measure both under the same conditions"
-    raise UsageError("not comparable: they differ in\n  " + "\n  ".join(found), hint)
+    raise UsageError(
+        "not comparable: they differ in\n  " + "\n  ".join(text for texts in differ.values() for text in texts), hint
+    )
 
 
 def _name(key: Key) -> str:
@@ -100,32 +108,30 @@ def _line(name: str, old: Arm | None, new: Arm | None) -> Line:
     if new is None or new.median is None:
         why = f"{name} is no longer measured" if new is None else f"{name} is {new.verdict} now: it proves nothing"
         return Line(name, old.median, None, lost=why)
-    ratio, _ = sides.bootstrap(old.values, new.values)
+    ratio, _ = sides.change(old.values, new.values)
     return Line(name, old.median, new.median, (len(old.values), len(new.values)), ratio)
 
 
-def _speedup(old: Result, new: Result) -> Line:
+def _speedup(old: SavedRun, new: SavedRun) -> Line:
     """The speed-up of reuse, from the paired ratios of each run's trials."""
-    before, after = (number(mapping(result.document.get("speedup")).get("median")) for result in (old, new))
-    pairs = [sides.paired(result) for result in (old, new)]
-    ratio, difference = sides.bootstrap(*pairs)
+    before, after = (run.result.speedup.median if run.result.speedup else None for run in (old, new))
+    pairs = [sides.paired(run) for run in (old, new)]
+    ratio, difference = sides.change(*pairs)
     lost = "the new run proves no reuse" if before is not None and after is None else ""
     sizes = (len(pairs[0]), len(pairs[1]))
     return Line("speed-up of reuse", before, after, sizes, ratio, difference, more_is_better=True, lost=lost)
 
 
-def _with_foreign(old: Result, new: Result, arm: str) -> Comparison:
+def _with_foreign(ours: SavedRun, theirs: ForeignRun, arm: str, *, foreign_first: bool) -> Comparison:
     """One side is of ``vllm bench serve``: TTFT of one arm only."""
-    ours, theirs = (new, old) if old.foreign else (old, new)
     known = sides.arms(ours)
-    mine = known.get((arm, ""))
-    if mine is None or mine.median is None:
+    own = known.get((arm, ""))
+    if own is None or own.median is None:
         proved = ", ".join(key[0] for key, side in known.items() if side.median is not None and not key[1])
         raise UsageError(f"{ours.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
     foreign, notes = sides.foreign(theirs)
-    pair = (foreign, mine) if old.foreign else (mine, foreign)
-    names = [sides.short(result.document.get("model_id")) for result in (theirs, ours)]
-    model = f"its model is {names[0]}, here {names[1]}"
+    pair = (foreign, own) if foreign_first else (own, foreign)
+    model = f"its model is {sides.short(theirs.document.get('model_id'))}, here {ours.result.conditions.model_id}"
     return Comparison((_line(_name((arm, "")), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
 
 
@@ -134,9 +140,9 @@ def gate(comparison: Comparison, limit: float) -> str:
 
     Raises UsageError if not a single line has an interval: then nothing could ever fail.
     """
-    found = [line.lost for line in comparison.lines if line.lost]
+    worse_lines = [line.lost for line in comparison.lines if line.lost]
     judged = [line for line in comparison.lines if line.ratio]
-    if not found and not judged:
+    if not worse_lines and not judged:
         raise UsageError(f"--max-regress needs {sides.ENOUGH} samples on each side: nothing could be judged")
     for line in judged:
         change, ratio = line.change, line.ratio
@@ -146,29 +152,34 @@ def gate(comparison: Comparison, limit: float) -> str:
         sure = ratio.high < 1 if line.more_is_better else ratio.low > 1
         if worse > limit and sure:
             word = "smaller" if line.more_is_better else "longer"
-            found.append(
+            worse_lines.append(
                 f"{line.name} is {100 * worse:.3g} % {word} ({_value(line, line.old)} to {_value(line, line.new)}; "
-                f"new/old is {ratio.low:.2f} to {ratio.high:.2f} at 95 %)"
+                f"new/old: {_spread(ratio)})"
             )
-    if found:
-        raise GateError(f"worse by more than {100 * limit:.3g} %: " + "; ".join(found))
-    return f"Nothing is worse by more than {100 * limit:.3g} % with an interval that excludes no change."
+    if worse_lines:
+        raise GateError(f"worse by more than {100 * limit:.3g} %: " + "; ".join(worse_lines))
+    return f"Nothing is worse by more than {100 * limit:.3g} % with an interval or range that excludes no change."
+
+
+def _spread(change: Change) -> str:
+    """Its interval or range."""
+    return f"{change.kind} {change.low:.2f} to {change.high:.2f}"
 
 
 def _value(line: Line, value: float | None) -> str:
     if value is None:
         return "-"
-    return times(value) if line.more_is_better else f"{milliseconds(value)} ms"
+    return units.ratio(value) if line.more_is_better else units.duration(value)
 
 
 def text(comparison: Comparison) -> str:
     """The comparison as aligned columns and sentences."""
-    table = [("", "old", "new", "new/old", "95 % interval", "n")]
+    table = [("", "old", "new", "new/old", "spread", "n")]
     for line in comparison.lines:
         if line.old is None and line.new is None:
             continue
         change = "-" if line.change is None else f"{line.change:.2f}x"
-        interval = f"{line.ratio.low:.2f} to {line.ratio.high:.2f}" if line.ratio else "-"
+        interval = _spread(line.ratio) if line.ratio else "-"
         sizes = f"{line.sizes[0]}, {line.sizes[1]}" if any(line.sizes) else "-"
         table.append((line.name, _value(line, line.old), _value(line, line.new), change, interval, sizes))
     widths = [max(len(row[column]) for row in table) for column in range(6)]
@@ -177,7 +188,7 @@ def text(comparison: Comparison) -> str:
     for line in comparison.lines:
         if line.difference:
             d = line.difference
-            lines.append(f"The speed-up differs by {d.median:+.1f} (95 % interval {d.low:+.1f} to {d.high:+.1f}).")
+            lines.append(f"The speed-up differs by {d.median:+.1f} ({d.kind} {d.low:+.1f} to {d.high:+.1f}).")
         if line.lost:
             lines.append(f"Lost: {line.lost}.")
     return "\n".join([*lines, *(f"Note: {note}." for note in comparison.notes)])

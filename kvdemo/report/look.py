@@ -23,7 +23,7 @@ main { max-width: 960px; margin: 0 auto; padding: 48px 24px 64px; }
 header { margin-bottom: 56px; }
 h1 { font-size: clamp(44px, 9vw, 88px); line-height: 1; letter-spacing: -.03em; margin: 8px 0 20px; font-weight: 700;
   color: var(--accent); overflow-wrap: anywhere; }
-h1.bad { color: var(--bad); } h1.plain { color: var(--fg); }
+h1.bad { color: var(--bad); } h1.plain { color: var(--fg); } .strong { font-weight: 650; }
 h2 { font-size: 20px; line-height: 1.3; margin: 0 0 4px; letter-spacing: -.01em; }
 h3 { font-size: 14px; font-weight: 600; margin: 24px 0 4px; }
 section { margin: 0 0 52px; }
@@ -31,7 +31,8 @@ p { margin: 0 0 10px; max-width: 76ch; overflow-wrap: anywhere; }
 .lead { font-size: clamp(18px, 2.4vw, 22px); line-height: 1.45; max-width: 46ch; text-wrap: balance; }
 .eyebrow, .dim, figcaption, .say { color: var(--dim); } .eyebrow { font-size: 14px; margin: 0; }
 .say, .dim { font-size: 14px; max-width: none; } .say { margin-bottom: 14px; } .few { width: auto; }
-.bad { color: var(--bad); } .warn { color: var(--warn); } .good { color: var(--accent); }
+.bad { color: var(--bad); } .warn { color: var(--warn); } .good, .shared { color: var(--accent); }
+.local { color: var(--again); } .computed, .plain { color: inherit; }
 .wide { overflow-x: auto; margin: 0 -24px; padding: 0 24px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--dim); white-space: nowrap; }

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvdemo.errors import UsageError
+from kvdemo.judge import stats
+from kvdemo.judge.result import Row
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.stats import RESAMPLES, SEED, Interval
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, judge
-from kvdemo.report.saved import Result, mappings, number
+from kvdemo.report.saved import ForeignRun, SavedRun, number
 
 ENOUGH = 3
-"""Samples on each side without which there is no interval."""
+"""Samples on each side without which nothing is said about their difference."""
+
+RESAMPLES = 2000
+SEED = 20240917
+INTERVAL, RANGE = "95 % interval", "range"
 
 Key = tuple[str, str]
 """An arm: its name, and the engine unless its part in the run says it all."""
@@ -54,79 +59,89 @@ class Arm:
     verdict: str
 
 
-def arms(result: Result) -> dict[Key, Arm]:
+def arms(run: SavedRun) -> dict[Key, Arm]:
     """What each arm measured. Only samples whose verdict supports their arm count."""
-    found: dict[Key, Arm] = {}
-    for row in mappings(result.document.get("rows")):
-        key = (
-            str(row.get("arm")),
-            "" if row.get("engine") == result.document.get("baseline") else str(row.get("engine")),
-        )
-        if key[0] != "cold":
-            key = (key[0], "")
-        if key in found:
+    made: dict[Key, Arm] = {}
+    for row in run.result.rows:
+        key = (row.arm, row.engine if row.arm == "cold" and row.engine != run.result.conditions.baseline else "")
+        if key in made:
             continue
-        values = tuple(sample.ttft * 1000 for sample in supporting(result, row) if sample.ttft)
+        values = tuple(sample.ttft * 1000 for sample in supporting(run, row) if sample.ttft)
         median = statistics.median(values) if values else None
-        if result.samples is None and row.get("verdict") in SUPPORTS_SPEEDUP.get(key[0], ()):
-            median = number(row.get("median_ttft_ms"))
-        found[key] = Arm(median, values, str(row.get("verdict")))
-    return found
+        if run.samples is None and row.ttft and row.verdict in SUPPORTS_SPEEDUP.get(row.arm, ()):
+            median = row.ttft.median
+        made[key] = Arm(median, values, row.verdict)
+    return made
 
 
-def supporting(result: Result, row: Mapping[str, Any]) -> list[Sample]:
+def supporting(run: SavedRun, row: Row) -> list[Sample]:
     """The samples of a row that count; of a sweep over lengths those of the longest, of a matrix none."""
-    mine = [
-        s for s in result.samples or () if (s.engine, s.arm) == (row.get("engine"), row.get("arm")) and not s.writer
-    ]
-    longest = max((sample.length for sample in mine), default=0)
-    return [s for s in mine if s.length == longest and judge(s).verdict in SUPPORTS_SPEEDUP.get(s.arm, ())]
+    own = [s for s in run.samples or () if (s.engine, s.arm) == (row.engine, row.arm) and not s.writer]
+    longest = max((sample.length for sample in own), default=0)
+    return [s for s in own if s.length == longest and judge(s).verdict in SUPPORTS_SPEEDUP.get(s.arm, ())]
 
 
-def paired(result: Result) -> tuple[float, ...]:
-    """Baseline's cold over reuse, trial by trial, as the result document has its median."""
+def paired(run: SavedRun) -> tuple[float, ...]:
+    """Baseline's cold over reuse, trial by trial, as the result has its median."""
     sides: list[dict[int, list[float]]] = [{}, {}]
-    for row in mappings(result.document.get("rows")):
-        baseline = row.get("engine") == result.document.get("baseline") and row.get("arm") in ("cold", "store")
-        if baseline or row.get("arm") == "reuse":
-            for sample in supporting(result, row):
+    for row in run.result.rows:
+        baseline = row.engine == run.result.conditions.baseline and row.arm in ("cold", "store")
+        if baseline or row.arm == "reuse":
+            for sample in supporting(run, row):
                 sides[not baseline].setdefault(sample.trial, []).append(sample.ttft or 0.0)
     cold, reuse = ({trial: statistics.median(values) for trial, values in side.items()} for side in sides)
     return tuple(cold[trial] / reuse[trial] for trial in sorted(cold.keys() & reuse.keys()) if reuse[trial])
 
 
-def bootstrap(old: Sequence[float], new: Sequence[float]) -> tuple[Interval | None, Interval | None]:
-    """Ratio new/old and difference new-old of the medians, each with its unpaired 95 % interval.
+@dataclass(frozen=True)
+class Change:
+    """A ratio or difference of two medians, and its 95 % interval or (of few values) its range."""
 
-    (None, None) where a side has fewer than three values: they carry no interval.
+    median: float
+    low: float
+    high: float
+    kind: str
+
+
+def change(old: Sequence[float], new: Sequence[float]) -> tuple[Change | None, Change | None]:
+    """Ratio new/old and difference new-old of the medians.
+
+    From six values on each side with the unpaired bootstrap's interval (Efron 1979; the tests show its coverage), below
+    that with the range between the most different values. (None, None) where a side has fewer than three: of two and
+    two, one side is above the other by chance once in three times.
     """
-    if min(len(old), len(new)) < ENOUGH:
+    if min(len(old), len(new)) < ENOUGH or not min(*old, *new) > 0:
         return None, None
+    one, other = statistics.median(old), statistics.median(new)
+    if min(len(old), len(new)) < stats.ENOUGH:
+        lowest, highest = min(new) - max(old), max(new) - min(old)
+        ratio = Change(other / one, min(new) / max(old), max(new) / min(old), RANGE)
+        return ratio, Change(other - one, lowest, highest, RANGE)
     generator = random.Random(SEED)  # noqa: S311 (statistics, not secrets)
     drawn = [
         [statistics.median(generator.choices(values, k=len(values))) for values in (old, new)] for _ in range(RESAMPLES)
     ]
-    one, other = statistics.median(old), statistics.median(new)
     low, high = int(0.025 * RESAMPLES), int(0.975 * RESAMPLES) - 1
-    ratios = sorted(b / a for a, b in drawn if a)
+    ratios = sorted(b / a for a, b in drawn)
     differences = sorted(b - a for a, b in drawn)
-    if len(ratios) < RESAMPLES or not one:
-        return None, None
-    return Interval(other / one, ratios[low], ratios[high]), Interval(other - one, differences[low], differences[high])
+    return (
+        Change(other / one, ratios[low], ratios[high], INTERVAL),
+        Change(other - one, differences[low], differences[high], INTERVAL),
+    )
 
 
-def foreign(result: Result) -> tuple[Arm, list[str]]:
+def foreign(run: ForeignRun) -> tuple[Arm, list[str]]:
     """What ``vllm bench serve`` measured, and what must be said with it. Raises UsageError if nothing succeeded."""
-    document = result.document
+    document = run.document
     errors = document["errors"] if isinstance(document.get("errors"), list) else []
     given = document["ttfts"] if isinstance(document.get("ttfts"), list) else []
     # vLLM writes 0.0 for a request that failed: that is no time.
     values = tuple(value * 1000 for value in map(number, given) if value is not None and value > 0)
     median = statistics.median(values) if values else number(document.get("median_ttft_ms"))
     if not median:
-        raise UsageError(f"{result.path}: no request of it succeeded")
+        raise UsageError(f"{run.path}: no request of it succeeded")
     notes = [
-        f"{result.path} is of vllm bench serve: model digest, prompt, chunk size, device, length of the answer and "
+        f"{run.path} is of vllm bench serve: model digest, prompt, chunk size, device, length of the answer and "
         "versions cannot be checked, nor whether its requests were cold or cached"
     ]
     at_once = document.get("max_concurrency")

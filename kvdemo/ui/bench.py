@@ -67,7 +67,7 @@ class Bench:
             self.command.text = run.command
             self.doing.text = run.doing if running else f"ended with exit code {run.code}"
             self.complaint.text = "" if running else run.complaint
-        self.table.set_content("" if run is None or run.document is None else tables.as_html(run.document))
+        self.table.set_content("" if run is None or run.result is None else tables.as_html(run.result))
         self.table.set_visibility(bool(self.table.content))
         report = f"/bench/{len(RUNS) - 1}" if run is not None and run.report else ""
         self.links.set_visibility(bool(report))

@@ -6,7 +6,6 @@ Its lines of progress, its table and the files that it saved are what the page s
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -14,8 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from kvdemo.judge import document
+from kvdemo.judge.result import Result
 from kvdemo.ui.conversation import Bell
 
 TRIAL = re.compile(r"trial (\d+) of (\d+)")
@@ -32,7 +32,7 @@ class BenchRun:
         self.doing, self.table, self.complaint = "starting", "", ""
         self.share = 0.0
         self.code: int | None = None
-        self.document: dict[str, Any] | None = None
+        self.result: Result | None = None
         self.report: Path | None = None
         self.task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
@@ -53,7 +53,7 @@ class BenchRun:
         self.code = await self.process.wait()
         self.table = out.decode(errors="replace").strip("\n")
         if found := SAVED.search(self.table):
-            self.document = json.loads(Path(f"{found[1]}.json").read_text(encoding="utf-8"))
+            self.result = document.from_json_text(Path(f"{found[1]}.json").read_text(encoding="utf-8"))
             self.report = Path(f"{found[1]}.html")
         self.bell.ring()
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from kvdemo.bench import workload
 from kvdemo.bench.client import Reply
-from kvdemo.bench.workload import Arm, Step
+from kvdemo.bench.workload import Step
 from kvdemo.errors import KvdemoError
-from kvdemo.judge.sample import Sample
+from kvdemo.judge.sample import Arm, Sample
 from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning.plan import ServiceSpec
 from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn

@@ -6,8 +6,8 @@ import time
 
 from nicegui import ui
 
+from kvdemo import units
 from kvdemo.judge.verdict import Verdict
-from kvdemo.report.tables import times
 from kvdemo.ui import story
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
 from kvdemo.ui.parts import box, change, style, text
@@ -73,7 +73,7 @@ class TurnCard:
             shared = fast.verdict is Verdict.SHARED
             tokens = (sources.shared if shared else sources.local) if sources else 0
             beside = sorted(fast.beside | slow.beside)
-            self.factor.text = times(ratio)
+            self.factor.text = units.ratio(ratio)
             style(self.factor, "" if beside else "shared" if shared else "local")
             words = f"faster (TTFT): {fast.engine} had {tokens:,} tokens from {'the shared' if shared else 'its own'} "
             words += f"cache, {slow.engine} computed them."

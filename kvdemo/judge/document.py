@@ -1,0 +1,125 @@
+"""Runs and results as JSON: the only place where they are mappings, and where damaged files are caught.
+
+Keys follow ``vllm bench serve``: ``median_ttft_ms`` and friends in milliseconds, per-sample times in seconds. Unknown
+keys of other versions are ignored. Every function that reads raises ValueError with the field and what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from kvdemo.judge.result import Conditions, Result, Times
+from kvdemo.judge.sample import Sample
+
+SCHEMA_VERSION = 1
+METRICS = ("ttft", "itl", "e2el")
+RESULT_KEYS = ("schema_version", *(field.name for field in fields(Result) if field.name != "conditions"))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    kind: Literal["run", "sample"]
+
+
+_KIND, _SAMPLE, _CONDITIONS = TypeAdapter(_Kind), TypeAdapter(Sample), TypeAdapter(Conditions)
+_RESULT = TypeAdapter(Result)
+
+
+def line(text: str) -> Conditions | Sample:
+    """One line of a run's JSONL file."""
+    try:
+        if _KIND.validate_json(text).kind == "sample":
+            return _SAMPLE.validate_json(text, strict=True)
+        return conditions(text)
+    except ValidationError as error:
+        raise ValueError(_fault(error)) from None
+
+
+def conditions(text: str) -> Conditions:
+    """The conditions of a run, from a JSON object."""
+    try:
+        known = _CONDITIONS.validate_json(text, strict=True)
+        everything = from_json(text, allow_inf_nan=False)
+    except ValidationError as error:
+        raise ValueError(_fault(error)) from None
+    kept = {key: value for key, value in everything.items() if key not in {"kind", *RESULT_KEYS} - {"prompt_tokens"}}
+    return replace(known, everything=kept)
+
+
+def of_mapping(document: Mapping[str, Any]) -> Conditions:
+    """The conditions that a run begins with."""
+    return conditions(json.dumps(document))
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The result document: the conditions, then what was found under them."""
+    document = {"schema_version": SCHEMA_VERSION, **result.conditions.everything, **_plain(result)}
+    del document["conditions"]
+    return document
+
+
+def from_json_text(text: str) -> Result:
+    """The result in a summary that some version of kvdemo saved."""
+    try:
+        held = from_json(text, allow_inf_nan=False)
+        if not (isinstance(held, dict) and isinstance(held.get("rows"), list)):
+            raise ValueError("it has no rows")
+        known = conditions(text)
+        rows = [_unflattened(row) for row in held["rows"]]
+        shaped = {"trials_run": 0, **held, "rows": rows, "conditions": known.everything}
+        return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=known)
+    except ValidationError as error:
+        raise ValueError(_fault(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings, tuples as lists."""
+    if is_dataclass(value):
+        made: dict[str, Any] = {}
+        for field in fields(value):
+            held = getattr(value, field.name)
+            if field.name in METRICS and (held is None or isinstance(held, Times)):
+                made |= _flat(field.name, held)
+            elif held is not None or not field.metadata.get("absent"):
+                made[field.name] = _plain(held)
+        return made
+    if isinstance(value, Mapping):
+        return {str(key): _plain(held) for key, held in value.items()}
+    return [_plain(held) for held in value] if isinstance(value, tuple) else value
+
+
+def _flat(name: str, times: Times | None) -> dict[str, Any]:
+    if times is None:
+        return {f"n_{name}": 0}
+    values = _plain(times)
+    return {f"n_{name}": values.pop("n")} | {f"{key}_{name}_ms": value for key, value in values.items()}
+
+
+def _unflattened(row: Any) -> Any:
+    """A row whose times are mappings again."""
+    if not isinstance(row, dict):
+        return row
+    made = dict(row)
+    for name in METRICS:
+        keys = {field.name: f"{field.name}_{name}_ms" for field in fields(Times)} | {"n": f"n_{name}"}
+        made[name] = {key: row[key_in_row] for key, key_in_row in keys.items() if key_in_row in row}
+        if not made[name].get("n"):
+            made[name] = None
+    return made
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if not where:
+        return str(first["msg"])
+    return f"{where} is {str(first['input'])[:60]!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

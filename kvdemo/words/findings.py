@@ -1,0 +1,166 @@
+"""What a run shows, in sentences: headline, answer, complaints, noise and costs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvdemo import units
+from kvdemo.judge import effect, stats
+from kvdemo.judge.effect import Effect
+from kvdemo.judge.result import Cost, Ratio, Result
+from kvdemo.judge.verdict import Verdict
+from kvdemo.words.table import extent, is_baseline
+from kvdemo.words.tones import Piece, Tone
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The finding in a few words and in one sentence."""
+
+    hero: str
+    sentence: str
+    tone: Tone
+
+
+def headline(result: Result) -> Headline:
+    """The finding. A wrong answer and missing proof come before any ratio, and a ratio within noise is none."""
+    if result.answer.same is False:
+        sentence = "What was loaded from the cache gives another answer than computing it: no speed-up is claimed."
+        return Headline("Wrong answer", sentence, Tone.BAD)
+    if result.speedup is None:
+        return _without_speedup(result)
+    run, ratio = result.conditions, result.speedup
+    about = f"about what only {run.writer} has read"
+    certainty = spread(ratio, "x") if ratio.n > 1 else "1 trial: its noise is unknown"
+    alone = any(is_baseline(result, row) and row.arm == "store" for row in result.rows)
+    than = f"than {run.writer} computing it" if alone else "than a plain engine"
+    few = " in 1 trial" if ratio.n == 1 else ""
+    match effect.of(ratio, result.noise_floor):
+        case Effect.NONE:
+            sentence = f"{run.reader} answers no faster {than} {about}: {units.ratio(ratio.median)} ({certainty})"
+            return Headline("No difference within noise", f"{sentence}{_beside(result)}.", Tone.PLAIN)
+        case Effect.SLOWER:
+            words, tone = f"{units.ratio(1 / ratio.median)} slower (TTFT)", Tone.BAD
+            certainty = spread(ratio, "x") + ", as cold over reuse" if ratio.n > 1 else certainty
+        case _:
+            words, tone = f"{units.ratio(ratio.median)} faster (TTFT)", Tone.GOOD
+    return Headline(words + few, f"{run.reader} answers {words} {than} {about} ({certainty}).", tone)
+
+
+def spread(ratio: Ratio | Cost, unit: str) -> str:
+    """How sure a median is: its 95 % interval, the range of few trials, or that there is only one."""
+    n = units.count(ratio.n, "trial")
+    if ratio.n == 1:
+        return n
+    if ratio.low is not None and ratio.high is not None and ratio.n >= stats.ENOUGH:
+        return f"95 % interval {extent(ratio.low, ratio.high, unit)}, {n}"
+    low, high = (ratio.low, ratio.high) if ratio.min is None or ratio.max is None else (ratio.min, ratio.max)
+    return n if low is None or high is None else f"range of {n} {extent(low, high, unit)}"
+
+
+def _beside(result: Result) -> str:
+    """The noise that an effect is smaller than."""
+    if result.noise_floor is None or result.speedup is None:
+        return ""
+    factor = effect.spread(result.noise_floor)
+    return f"; two plain engines differ by up to {units.ratio(factor)}" if factor > 1 else ""
+
+
+def _without_speedup(result: Result) -> Headline:
+    cells = result.matrix.cells if result.matrix else ()
+    pairs = [cell for cell in cells if cell.expected is Verdict.SHARED and cell.writer != cell.reader]
+    if pairs:
+        shared = sum(cell.verdict is Verdict.SHARED for cell in pairs)
+        sentence = f"In {shared} of {len(pairs)} pairs the reader got its tokens from what the writer had stored."
+        tone = Tone.GOOD if result.valid else Tone.BAD
+        return Headline(f"{shared} of {len(pairs)} pairs share", sentence, tone)
+    why = next(iter(complaints(result)), "No request of a reader was answered from the shared cache.")
+    return Headline("Nothing proved", why, Tone.BAD)
+
+
+def answer(result: Result) -> Piece:
+    """Whether the answers are the same."""
+    tone = {True: Tone.GOOD, False: Tone.BAD, None: Tone.DIM}[result.answer.same]
+    return Piece(result.answer.text, tone)
+
+
+def trials(result: Result) -> str:
+    """How many trials there were."""
+    wanted = result.conditions.num_trials
+    if result.conditions.interrupted:
+        return f"{units.count(result.trials_run, 'trial')}, interrupted"
+    return units.count(result.trials_run or wanted, "trial")
+
+
+def facts(result: Result) -> list[str]:
+    """What stands beside the title: model, prompt, trials, device."""
+    run = result.conditions
+    return [run.model_id, f"{result.prompt_tokens:,} prompt tokens", trials(result), run.device]
+
+
+def complaints(result: Result) -> list[str]:
+    """What does not prove what it should, and why: rows, samples that are not counted, cells of the matrix."""
+    lines = []
+    for row in result.rows:
+        name = f"{row.engine} {row.arm}"
+        if row.why:
+            lines.append(f"{name}: {row.verdict}: {row.why}")
+        else:
+            lines += [f"{name}: trial {one.trial} is not counted: {one.verdict}: {one.why}" for one in row.dropped]
+    for cell in result.matrix.cells if result.matrix else ():
+        if cell.verdict is not cell.expected:
+            because = f": {cell.why}" if cell.why else ""
+            lines.append(f"{cell.writer} to {cell.reader}: {cell.verdict} instead of {cell.expected}{because}")
+    if result.conditions.nice:
+        lowered = ", ".join(f"{name} {value}" for name, value in result.conditions.nice.items())
+        lines.append(f"Lowered priority (nice {lowered}): others on the machine come first.")
+    return lines
+
+
+COSTS = {
+    "store_tax": "Storing while computing",
+    "lookup_tax": "Asking the cache",
+    "visibility_lag": "Until others can load it",
+    "decode_tax": "Decoding while others store",
+}
+
+
+def cost(result: Result, name: str, one: Cost) -> str:
+    """What one thing costs; a factor within noise is none."""
+    if one.unit == "x" and one.min is not None and one.max is not None:
+        ratio = Ratio(one.n, one.median, one.min, one.max, one.low, one.high)
+        noise = result.noise_floor if name == "store_tax" else None
+        if effect.of(ratio, noise) is Effect.NONE:
+            return f"no difference within noise ({units.quantity(one.median, one.unit)})"
+    return units.quantity(one.median, one.unit)
+
+
+def notes(result: Result) -> list[str]:
+    """Noise, costs and the client's own share, a sentence each."""
+    lines = []
+    if noise := result.noise_floor:
+        lines.append(f"Noise: cold against cold is {units.ratio(noise.median)} ({spread(noise, 'x')}).")
+    for name, one in (result.costs or {}).items():
+        title = COSTS.get(name, name.replace("_", " ").capitalize())
+        lines.append(f"{title}: {cost(result, name, one)}, {spread(one, one.unit)} ({one.text}).")
+    if own := result.conditions.client_overhead:
+        times = f"p50 {units.duration(own.p50_ms)}, p90 {units.duration(own.p90_ms)}"
+        lines.append(f"Client overhead: {times} (n = {own.n}, {own.prompt_bytes / 1024:.0f} KiB prompts).")
+    return lines
+
+
+def lines(result: Result) -> Sequence[Piece]:
+    """The sentences below the table: the finding, the answer, the limit."""
+    made = [Piece(line, Tone.WARN) for line in complaints(result)]
+    made.append(Piece(headline(result).sentence, Tone.STRONG))
+    if result.rows:
+        same = answer(result)
+        made.append(Piece(f"Same answer? {same.text}", Tone.BAD if same.tone is Tone.BAD else Tone.PLAIN))
+    return made
+
+
+def details(result: Result) -> Sequence[Piece]:
+    """What stands below that when asked for: the limit, noise, costs, the client's share."""
+    limit = [Piece(result.limit.text)] if result.limit else []
+    return [*limit, *(Piece(note, Tone.DIM) for note in notes(result))]

@@ -1,0 +1,82 @@
+"""The table of arms: one Column holds a column's heading and the cell that it makes of a row. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kvdemo import units
+from kvdemo.judge import effect
+from kvdemo.judge.effect import Effect
+from kvdemo.judge.result import Result, Row
+from kvdemo.words.tones import VERDICTS, Piece, Tone
+
+PHASES: Mapping[str, str] = {"cold": "cold", "store": "cold+store", "reuse": "reuse", "again": "again"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``numeric`` ones are set to the right."""
+
+    heading: str
+    cell: Callable[[Result, Row], tuple[Piece, ...]]
+    numeric: bool = False
+
+
+def is_baseline(result: Result, row: Row) -> bool:
+    """Whether this row's cold requests are what the others are compared with."""
+    return row.engine == result.conditions.baseline and row.arm in ("cold", "store")
+
+
+def cached(row: Row) -> str:
+    """How many prompt tokens came from where."""
+    parts = [(row.local_cached_tokens, "local"), (row.external_cached_tokens, "shared")]
+    if any(tokens is None for tokens, _ in parts):
+        return "unknown"
+    return " + ".join(f"{tokens:,} {source}" for tokens, source in parts if tokens) or "0"
+
+
+def extent(low: float, high: float, unit: str) -> str:
+    """Two values of one unit, which is written once if it can be: 102 to 123 ms."""
+    one, other = units.quantity(low, unit), units.quantity(high, unit)
+    first, _, name = one.partition(" ")
+    if unit == "ms" and name in ("ms", "s") and other.endswith(f" {name}"):
+        return f"{first} to {other}"
+    return f"{one} to {other}"
+
+
+def _range(row: Row) -> str:
+    if row.ttft is None or row.ttft.n < 2:
+        return units.NO_VALUE
+    return extent(row.ttft.min, row.ttft.max, "ms")
+
+
+def _faster(result: Result, row: Row) -> Piece:
+    if is_baseline(result, row):
+        return Piece("baseline", Tone.DIM)
+    if row.speedup is None:
+        return Piece(units.NO_VALUE)
+    match effect.of(row.speedup, result.noise_floor):
+        case Effect.NONE:
+            return Piece("within noise", Tone.DIM)
+        case Effect.SLOWER:
+            return Piece(f"{units.ratio(1 / row.speedup.median)} slower", Tone.WARN)
+    return Piece(units.ratio(row.speedup.median), Tone.STRONG if row.arm == "reuse" else Tone.PLAIN)
+
+
+def _verdict(row: Row) -> tuple[Piece, ...]:
+    worst = Piece(row.verdict, VERDICTS[row.verdict])
+    if len(row.verdicts) < 2:
+        return (worst,)
+    return worst, Piece(" (" + ", ".join(f"{n} {name}" for name, n in row.verdicts.items()) + ")", Tone.DIM)
+
+
+COLUMNS = (
+    Column("Engine", lambda _, row: (Piece(row.engine),)),
+    Column("Phase", lambda _, row: (Piece(PHASES.get(row.arm, row.arm)),)),
+    Column("Cached tokens", lambda _, row: (Piece(cached(row)),), numeric=True),
+    Column("TTFT", lambda _, row: (Piece(units.duration(row.ttft.median if row.ttft else None)),), numeric=True),
+    Column("Range", lambda _, row: (Piece(_range(row), Tone.DIM),), numeric=True),
+    Column("Faster", lambda result, row: (_faster(result, row),), numeric=True),
+    Column("Verdict", lambda _, row: _verdict(row)),
+)
