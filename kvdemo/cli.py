@@ -177,13 +177,15 @@ def logs(
 ) -> None:
     """Print the services' logs, each line with its service's name; secrets are blanked."""
     from kvdemo.commands import lookup
-    from kvdemo.fleet import logbook
+    from kvdemo.fleet import fleet, logbook
     from kvdemo.report import terminal
 
     project = lookup.project(project_name, logs=True)
     chosen = logbook.select(project, services or (), previous=previous)
     for service, text in logbook.lines(project, chosen, os.environ, tail=tail, follow=follow, previous=previous):
         terminal.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
+    for event in [] if previous else fleet.ended(project, os.environ, chosen):
+        terminal.ending(event)
 
 
 @app.command()

@@ -115,7 +115,8 @@ def test_a_failure_names_the_cause(lab: Lab) -> None:
     """Exit 1; cause, fix and log on standard error; the log can still be read after `down`."""
     done = lab.run("up", lab.profile({"one": {"env": {"FAKE_DIE": "ValueError: CUDA out of memory. Tried"}}}))
     assert done.returncode == 1
-    assert "error: one: ValueError: CUDA out of memory" in done.stderr
+    assert "error: one: out of GPU memory\n" in done.stderr
+    assert "it says: ValueError: CUDA out of memory. Tried" in done.stderr
     assert "lower `memory`" in done.stderr
     assert "one.log" in done.stderr
     assert "ready" not in done.stdout.lower()

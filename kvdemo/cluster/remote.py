@@ -176,6 +176,13 @@ class Remote:
             return self.copies.read_log(service, place, previous=previous)
         return found
 
+    def log_end(self, service: str) -> bytes:
+        """From its node, or else of what was copied of it."""
+        try:
+            return bytes(self._ask(self.homes[service], "log_end", service, timeout=30))
+        except (Lost, KeyError):
+            return self.copies.log_end(service)
+
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
         """On all nodes at once; their logs are copied here, for the nodes forget them."""
         by_node: dict[str, list[str]] = {}

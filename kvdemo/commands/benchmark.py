@@ -6,9 +6,10 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def of_project(project: Project, arguments: Arguments, environ: Mapping[str, str
     plan = fleet.loaded(project)
     options = _options(plan, arguments, fleet.key_of(plan.engines[0], environ))
     nice = _ready(project, environ)
-    run(plan, options, arguments, environ, as_json=as_json, nice=nice)
+    run(plan, options, arguments, environ, as_json=as_json, nice=nice, death=partial(fleet.death, project, environ))
 
 
 def of_targets(targets: attach.Targets, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
@@ -77,8 +78,11 @@ def run(
     *,
     as_json: bool,
     nice: Mapping[str, int] | None = None,
+    death: Callable[[str], str] = lambda _: "",
 ) -> None:
     """Measure, save, print.
+
+    ``death`` says why an engine has ended; empty while it lives.
 
     Raises ServiceError when the measurement proves nothing or the answer is wrong, GateError when the gate is missed.
     """
@@ -90,7 +94,7 @@ def run(
         name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
         recorder = Recorder(arguments.result_dir, name, found)
         try:
-            _drive(rig, recorder, samples, quiet=as_json)
+            _drive(rig, recorder, samples, death, quiet=as_json)
         except (KeyboardInterrupt, ReplacedError) as error:
             found["interrupted"] = True
             if isinstance(error, ReplacedError):
@@ -162,18 +166,21 @@ def _ready(project: Project, environ: Mapping[str, str]) -> dict[str, int]:
     events = fleet.status(project, environ)
     lame = [event for event in events if event.state is not State.READY]
     if lame:
-        names = ", ".join(f"{event.service} ({event.state.value})" for event in lame)
-        raise NotReadyError(f"the fleet is not ready: {names}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
+        names = ", ".join(f"{e.service} ({e.detail if e.cause else e.state.value})" for e in lame)
+        fixes = dict.fromkeys(event.fix for event in lame if event.fix)
+        ways = f"kvdemo ps -p {project.name}, then kvdemo up PROFILE"
+        raise NotReadyError(f"the fleet is not ready: {names}", "\n".join((*fixes, ways)))
     return {event.service: event.nice for event in events if event.nice}
 
 
-def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], *, quiet: bool) -> None:
-    """Run; save every sample before the next is taken."""
+def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], death: Callable[[str], str], *, quiet: bool) -> None:
+    """Run; save every sample before the next is taken. A request that failed with its engine says why that died."""
     with terminal.Progress(quiet=quiet) as show, closing(bench.run(rig)) as stream:
         for event in stream:
             if isinstance(event, Sample):
-                samples.append(event)
-                recorder.add(event)
+                why = death(event.engine) if event.error else ""
+                samples.append(replace(event, error=f"{event.engine} {why}") if why else event)
+                recorder.add(samples[-1])
             else:
                 show(event.text, event.done, event.total)
 

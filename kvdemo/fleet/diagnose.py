@@ -24,6 +24,7 @@ LINE = 400
 """Characters of an excerpt."""
 
 UNKNOWN = "unknown"
+STATUS = "exit-status"
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Cause:
     fix: str = ""
     code: str = UNKNOWN
     title: str = ""
+    logged: bool = True
+    """Whether the log tells it; else only how the process ended is known."""
 
     @property
     def words(self) -> str:
-        """The cause for people: its title before the line, where the line alone does not say it."""
-        return f"{self.title}: {self.line}" if self.title else self.line
+        """The cause for people: its title, where there is one, because the line alone would not say it."""
+        return self.title or self.line
 
 
 _READY = re.compile(r"Application startup complete\.$")
@@ -346,7 +349,7 @@ def _by_signal(signal: int | None, oom_kills: int, spec: ServiceSpec | None) -> 
         return None
     code, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
     fix = (_memory(oom_kills) if signal == 9 else "") or fix
-    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), code)
+    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), code, logged=False)
 
 
 def _by_record(read: _Read, spec: ServiceSpec | None) -> Cause | None:
@@ -361,7 +364,9 @@ def _by_record(read: _Read, spec: ServiceSpec | None) -> Cause | None:
 
 def _by_status(read: _Read, code: int | None) -> Cause:
     last = read.lines[-1].text.strip() if read.lines else "it wrote nothing"
-    return Cause(f"exit code {code}; its last line: {last}" if code is not None else last)
+    if code is None:
+        return Cause(last, code=STATUS, logged=False)
+    return Cause(f"exit code {code}; its last line: {last}", code=STATUS, logged=False)
 
 
 # A line that ends one phase names the next; the last one seen in the log is the phase. vLLM mentions torch.compile also
@@ -381,7 +386,7 @@ def phase(log: str, current: str = "import") -> str:
     found = current
     for line in log.splitlines():
         for pattern, name in PHASES:
-            if re.search(pattern, line):
+            if re.search(pattern, line[:LINE]):
                 found = name
     return found
 

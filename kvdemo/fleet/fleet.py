@@ -193,7 +193,7 @@ class _Starter:
                 self.launcher,
                 deadline=deadline,
                 stopped=self.stopping.is_set,
-                emit=lambda event: self.events.put(replace(event, detail=diagnose.redact(event.detail, known))),
+                emit=lambda event: self.events.put(_blanked(event, known)),
                 cache_url=cache,
                 key=key_of(spec, self.environ),
             )
@@ -203,7 +203,8 @@ class _Starter:
     def _failure(self, event: Event) -> KvdemoError:
         kind = StartTimeoutError if event.phase == "timeout" else ServiceError
         hint = f"log: {self.project.log(event.service)} (kvdemo logs {event.service} -p {self.project.name})"
-        return kind(f"{event.service}: {event.detail}", f"{event.fix}\n{hint}" if event.fix else hint)
+        shown = f"it says: {event.line}" if event.line and event.line not in event.detail else ""
+        return kind(f"{event.service}: {event.detail}", "\n".join(filter(None, (event.fix, shown, hint))))
 
 
 def _too_early(event: Event) -> bool:
@@ -264,4 +265,32 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
     if {spec.name for spec in chosen} - set(launcher.started()):
         launcher.recover()
     with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
-        return list(pool.map(lambda s: watch.observe(s, launcher.status(s.name), key_of(s, environ)), chosen))
+        return list(pool.map(lambda spec: _look(spec, launcher, environ), chosen))
+
+
+def _look(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> Event:
+    """One service now; of one that has ended, why."""
+    event = watch.explain(watch.observe(spec, launcher.status(spec.name), key_of(spec, environ)), spec, launcher)
+    known = {name: environ[name] for name in spec.secrets if environ.get(name)}
+    return _blanked(event, known)
+
+
+def _blanked(event: Event, secrets: dict[str, str]) -> Event:
+    """An event whose words come from a log, without the secrets of its service."""
+    detail, line = (diagnose.redact(text, secrets) for text in (event.detail, event.line))
+    return replace(event, detail=detail, line=line)
+
+
+def ended(project: Project, environ: Mapping[str, str], names: Collection[str]) -> list[Event]:
+    """Those of these services that have ended, with the cause; none of a project that is not up any more."""
+    if survey.saved_plan(project) is None:
+        return []
+    known = {spec.name for spec in loaded(project).services}
+    return [event for event in status(project, environ, [name for name in names if name in known]) if event.cause]
+
+
+def death(project: Project, environ: Mapping[str, str], service: str) -> str:
+    """Why this service has ended, and what to do, in one sentence; empty if it lives or nothing is known of it."""
+    events = status(project, environ, [service])
+    event = next((event for event in events if event.cause), None)
+    return f"{event.detail}: {event.fix}" if event and event.fix else event.detail if event else ""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 
 from kvdemo.errors import UsageError
-from kvdemo.fleet import diagnose, launchers
+from kvdemo.fleet import diagnose, launchers, logtext
 from kvdemo.host.launcher import BEGIN, Launcher
 from kvdemo.host.state import Project
 from kvdemo.host.survey import saved_plan
@@ -46,12 +46,17 @@ def lines(
     for service, book in books.items():
         rows = book.read_on() if follow else book.read()
         for row in rows if tail is None else rows[max(0, len(rows) - tail) :]:
-            yield service, diagnose.redact(row, secrets)
+            yield service, _shown(row, secrets)
     while follow and not previous:
         for service, book in books.items():
             for row in book.read_on():
-                yield service, diagnose.redact(row, secrets)
+                yield service, _shown(row, secrets)
         time.sleep(POLL)
+
+
+def _shown(row: str, secrets: dict[str, str]) -> str:
+    """A line as a terminal may get it: without secrets, and without what would command the terminal."""
+    return logtext.plain(diagnose.redact(row, secrets))
 
 
 class _Book:

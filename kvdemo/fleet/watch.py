@@ -108,7 +108,7 @@ def until_ready(
         status = launcher.status(spec.name)
         if ended or status is None:
             cause = _cause(spec, launcher, status)
-            emit(replace(event, state=State.FAILED, phase="", detail=cause.words, fix=cause.fix, cause=cause.code))
+            emit(replace(_caused(event, cause, cause.words), state=State.FAILED, phase=""))
             return
         elapsed = time.time() - status.started_at
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
@@ -127,14 +127,32 @@ def until_ready(
         emit(event)
 
 
+def explain(event: Event, spec: ServiceSpec, launcher: Launcher) -> Event:
+    """An event of ``observe`` with the cause, if the service has ended or the core of an engine has died."""
+    dying = event.state is State.UNHEALTHY and spec.kind == "engine" and health.doomed(spec.url)
+    if event.state is not State.EXITED and not dying:
+        return event
+    cause = _cause(spec, launcher, launcher.status(spec.name))
+    if dying and not cause.logged:
+        return replace(event, detail="its core has died, and the log does not say why (yet)")
+    how = "its core has died" if dying else event.detail
+    if not cause.logged:
+        return _caused(event, cause, cause.words if cause.code == diagnose.STATUS else how)
+    return _caused(event, cause, f"{how}: {cause.words}")
+
+
+def _caused(event: Event, cause: diagnose.Cause, detail: str) -> Event:
+    return replace(event, detail=detail, fix=cause.fix, cause=cause.code, line=cause.line if cause.logged else "")
+
+
 def _until_stopped(
     spec: ServiceSpec, launcher: Launcher, stopped: Callable[[], bool], emit: Callable[[Event], None]
 ) -> None:
     while not stopped():
         if launcher.ended(spec.name, TICK):
             cause = _cause(spec, launcher, launcher.status(spec.name))
-            event = Event(spec.name, State.FAILED, spec.kind, at=place(spec), fix=cause.fix, cause=cause.code)
-            emit(replace(event, detail=f"ended after it was ready: {cause.words}"))
+            event = Event(spec.name, State.FAILED, spec.kind, at=place(spec))
+            emit(_caused(event, cause, f"ended after it was ready: {cause.words}"))
             return
 
 
@@ -163,6 +181,6 @@ def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diag
     """What the log and the guardian's record of a dead service say."""
     if status and status.lost:
         return diagnose.Cause(status.lost, code="node-lost")
-    text = launcher.read_log(spec.name)[1].decode(errors="replace")
+    text = launcher.log_end(spec.name).decode(errors="replace")
     ended = status.exit if status else None
     return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None, spec=spec)

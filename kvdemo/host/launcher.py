@@ -48,6 +48,8 @@ class Event:
     fix: str = ""
     cause: str = ""
     """The code of the cause of a failure, as in ``fleet.signatures``: what programs decide by."""
+    line: str = ""
+    """The line of the log that shows the cause."""
     elapsed: float = 0.0
     memory: int = 0
     at: str = ""
@@ -161,6 +163,9 @@ class Launcher(Protocol):
 
     def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
         """What was written since ``place``, of that file and then of the one that took its place; how far that is."""
+
+    def log_end(self, service: str) -> bytes:
+        """The last lines of the current log, cut as ``logend`` does; costs the same for a log of any size."""
 
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
         """End these services together; what has not ended after ``timeout`` seconds is killed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.errors import ServiceError
-from kvdemo.host import gpus, marks, process, procfs
+from kvdemo.host import gpus, logend, marks, process, procfs
 from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, private_directory
@@ -156,6 +156,10 @@ class Local:
             place = BEGIN
         place, more = _read(log, place[1])
         return place, data + more
+
+    def log_end(self, service: str) -> bytes:
+        """Read backwards."""
+        return logend.read(self.project.log(service))
 
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
         """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time; at once to those without a leader."""

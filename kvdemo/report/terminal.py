@@ -107,7 +107,7 @@ def table(events: Iterable[Event]) -> Table:
             duration(event.elapsed),
             f"{event.memory / GIB:.1f} GiB" if event.memory else "",
             event.at,
-            Text(event.detail, style="dim"),
+            Text("\n".join(filter(None, (event.detail, event.fix and f"-> {event.fix}"))), style="dim"),
         )
     return grid
 
@@ -188,6 +188,11 @@ def log_line(service: str, text: str, services: list[str], *, prefix: bool = Tru
         colours = ("cyan", "green", "magenta", "yellow", "blue", "red")
         shown.append(f"{service:<{max(map(len, services))}} | ", style=colours[services.index(service) % len(colours)])
     out.print(shown.append(text), soft_wrap=True)
+
+
+def ending(event: Event) -> None:
+    """Below its log: why a service has ended, on standard error, so that a copy of the log stays one."""
+    err.print(Text(f"{event.service}: {event.detail}" + (f"\n-> {event.fix}" if event.fix else "")), soft_wrap=True)
 
 
 def watch(look: Callable[[], Iterable[Event]], events: Iterable[Event]) -> None:

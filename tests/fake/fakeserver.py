@@ -27,8 +27,9 @@ Of *streamed* requests only, so that ``up`` still finds the engine ready:
     FAKE_STATUS=N          answer with this status instead of a stream (503)
     FAKE_DELAY_S=X         wait X seconds before answering
     FAKE_ERROR_EVENT=N     after N tokens send an error event inside the 200 stream, then [DONE]
-    FAKE_DIE_AFTER=N       after N tokens die; FAKE_STALL_AFTER=N: go silent, the connection stays open;
-                           FAKE_CUT_AFTER=N: close the connection
+    FAKE_DIE_AFTER=N       after N tokens die, with FAKE_LAST_WORDS=TEXT in the log and FAKE_DIE_CODE
+    FAKE_STALL_AFTER=N     after N tokens go silent, the connection stays open
+    FAKE_CUT_AFTER=N       after N tokens close the connection
     FAKE_NO_TOKEN=1        a whole stream without any token
     FAKE_REASONING=N       the first N tokens are reasoning, not content (chat), in the field FAKE_REASONING_FIELD
                            (default "reasoning"; older engines: "reasoning_content")

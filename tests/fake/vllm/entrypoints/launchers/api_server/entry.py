@@ -368,8 +368,9 @@ class Stream:
         """Whether the stream ends here in a way it should not."""
         at = str(position)
         if fake.fault("DIE_AFTER") == at:
-            fake.say("ERROR: EngineCore encountered a fatal error: RuntimeError: the fake was told to die")
-            os._exit(1)
+            told = "ERROR: EngineCore encountered a fatal error: RuntimeError: the fake was told to die"
+            fake.say(fake.fault("LAST_WORDS") or told)
+            os._exit(int(fake.number("DIE_CODE", 1)))
         if fake.fault("STALL_AFTER") == at:
             threading.Event().wait()
         if fake.fault("CUT_AFTER") == at:
