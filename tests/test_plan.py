@@ -176,8 +176,9 @@ def test_everything_missing_is_told_at_once() -> None:
     assert plan.make(given, facts).missing == (
         *(f"{name}: vllm is not installed" for name in ("shared", "plain", "a", "b")),
         "model org/model: its config.json cannot be read",
-        "plain: max_model_len 99999 is more than the 32768 of org/model",
-        "secret TOKEN is not set in the environment",
+        "plain: max_model_len 99999 is more than the 32768 of org/model; lower it or, if the model can, give "
+        "`hf-overrides` with its rope scaling in args",
+        "secret TOKEN is not set, neither in the environment nor in .env beside the profile",
         "port 7000 (plain) is taken: pid 1 (other)",
     )
 
@@ -187,7 +188,10 @@ def test_a_token_is_needed_for_a_download_only() -> None:
     given = profile(secrets=["HF_TOKEN"])
     assert plan.make(given, FACTS).missing == ()
     made = plan.make(given, replace(FACTS, models={"org/model": Model("org/model")}))
-    assert (made.fetch, made.missing) == (("org/model",), ("secret HF_TOKEN is not set in the environment",))
+    assert (made.fetch, made.missing) == (
+        ("org/model",),
+        ("secret HF_TOKEN is not set, neither in the environment nor in .env beside the profile",),
+    )
     assert made.service("a").model == "org/model"
     there = replace(FACTS, models={"org/model": Model("org/model")}, secrets=frozenset({"HF_TOKEN"}))
     assert plan.make(given, there).missing == ()

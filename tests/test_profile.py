@@ -161,7 +161,7 @@ BROKEN = {
             "7:14: engines.a: expected 'key: value' lines (a mapping), got a list",
             "7:28: engines.b.port: expected a port from 1024 to 65535, got 80",
             "7:39: engines.b.cache: expected text, got a list",
-            "7:58: engines.b.max_model_len: expected a whole number of at least 1, got 1.5",
+            "7:58: engines.b.max_model_len: expected a number of tokens such as 32768 or 32k, or auto, got 1.5",
             "7:69: engines.b.args: expected 'key: value' lines (a mapping), got 'x'",
         ],
     ),
@@ -300,7 +300,7 @@ BROKEN = {
         ONE + "caches:\n  x: {l2: 'redis://:secret@host'}\n  y: {l2: http://host}\n  z: {l2: 'redis://h:port'}\n",
         [
             "4:11: caches.x.l2: a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and "
-            "LMCACHE_RESP_USERNAME) under 'secrets', and write redis://HOST:PORT",
+            "LMCACHE_RESP_USERNAME) under secrets, and write redis://HOST:PORT",
             "5:11: caches.y.l2: expected a directory, or a server as redis://HOST:PORT, got 'http://host'",
             "6:11: caches.z.l2: expected a directory, or a server as redis://HOST:PORT, got 'redis://h:port'",
         ],

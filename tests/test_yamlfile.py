@@ -107,7 +107,7 @@ def test_an_anchor_tells_its_mistake_once() -> None:
         ("a: !thing x\n", "1:4: a: the tag '!thing' is not supported"),
         ("a: !!set {x}\n", "1:4: a: the tag 'set' is not supported here"),
         ("a: !!int x\n", "1:4: a: this is no int"),
-        ('a: "x\\0"\n', "1:4: a: a NUL character cannot be part of a value"),
+        ('a: "x\\0"\n', "1:4: a: the control character U+0000 cannot be part of a value"),
         ('a: "\\ud800"\n', "1:4: a: half of a surrogate pair cannot be part of a value"),
         ("a: &a [*a]\n", "1:4: nested too deeply (an alias inside itself?)"),
         ("a: [1, $NO]\n", "1:8: a[1]: variable NO is not set; set it, or give it a default: ${NO:-...}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,19 @@ def project_of(profile: Path, name: str) -> Project:
     """The project of that name, or of the profile. Raises ProfileError."""
     from kvdemo.config.profile import load  # noqa: PLC0415 (a tenth of a second that most verbs save)
 
-    return Project(state.root(os.environ), name or load(profile, os.environ).name)
+    loaded = load(profile, os.environ)
+    _take_secrets(loaded.secrets, profile)
+    return Project(state.root(os.environ), name or loaded.name)
+
+
+def _take_secrets(names: Collection[str], profile: Path) -> None:
+    """Secrets that only ``.env`` beside the profile has become variables of this process, as all others are."""
+    from kvdemo.config.variables import values_beside  # noqa: PLC0415
+
+    missing = [name for name in names if not os.environ.get(name)]
+    for name, value in values_beside(profile).items() if missing else ():
+        if name in missing and value:
+            os.environ[name] = value
 
 
 def profile_of(path: Path, project: Project) -> Profile:
@@ -118,6 +131,14 @@ def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
 
     Raises NotReadyError if there is none, UsageError if there are several.
     """
+    chosen = _chosen(name, logs=logs, stores=stores)
+    names, profile = chosen.secrets()
+    if profile:
+        _take_secrets(names, Path(profile))
+    return chosen
+
+
+def _chosen(name: str, *, logs: bool, stores: bool) -> Project:
     base = state.root(os.environ)
     if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
         return Project(base, name)

@@ -37,8 +37,8 @@ _VALUES = {"type": ["string", "number", "boolean"]}
 _MAPPING = {"type": ["object", "null"]}
 
 Text = Annotated[str, BeforeValidator(values.plain_text), _schema(_TEXT)]
-OptionalText = Annotated[
-    str | None, BeforeValidator(values.optional(values.plain_text)), _schema({"type": ["string", "null"]})
+OptionalWord = Annotated[
+    str | None, BeforeValidator(values.optional(values.word)), _schema({"type": ["string", "null"]})
 ]
 Texts = Annotated[tuple[str, ...], BeforeValidator(values.texts), _schema(_TEXTS)]
 Names = Annotated[tuple[str, ...], BeforeValidator(values.variables), _schema(_NAMES, _NULL)]
@@ -48,11 +48,17 @@ Port = Annotated[
     int | None, BeforeValidator(values.optional(quantities.between(1024, 65535, "a port"))), _schema(_LIMITS, _NULL)
 ]
 Count = Annotated[int, BeforeValidator(quantities.between(1, 2**31)), _schema({"type": "integer", "minimum": 1})]
-OptionalCount = Annotated[
-    int | None,
-    BeforeValidator(values.optional(quantities.between(1, 2**31))),
-    _schema({"type": "integer", "minimum": 1}, _NULL),
+Context = Annotated[
+    int | Literal["auto"] | None,
+    BeforeValidator(values.optional(quantities.context)),
+    _schema(
+        {"type": "integer", "minimum": 1},
+        {"const": -1},
+        {"type": "string", "pattern": r"^([aA][uU][tT][oO]|-1|[0-9.]+[kKmMgG]?)$"},
+        _NULL,
+    ),
 ]
+Version = Annotated[Literal[1], BeforeValidator(values.version), _schema({"const": 1, "type": "integer"})]
 Chunk = Annotated[int, BeforeValidator(quantities.between(16, 2**31)), _schema({"type": "integer", "minimum": 16})]
 Size = Annotated[int, BeforeValidator(quantities.size), _schema(*_SIZES)]
 OptionalSize = Annotated[int | None, BeforeValidator(values.optional(quantities.size)), _schema(*_SIZES, _NULL)]

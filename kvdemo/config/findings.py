@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import os
 import re
+import select
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -103,6 +106,56 @@ def _siblings(path: Path) -> list[Path]:
         return []
 
 
+PATIENCE = 10.0
+"""Seconds to wait for somebody to open the other end of a pipe."""
+
+_streams: dict[Path, bytes] = {}
+"""What pipes and terminals held: it can be read once only, and a command loads its profile more than once."""
+
+
+def is_stream(path: Path) -> bool:
+    """Whether this is no file but a pipe or a terminal, such as ``/dev/stdin`` or what ``<(...)`` becomes."""
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)
+
+
+def place(path: Path) -> Path:
+    """The file, absolute; what comes through a pipe lies nowhere, and counts as a file of the working directory."""
+    return Path(os.path.abspath("profile" if is_stream(path) else path))  # noqa: PTH100 (resolve() would follow links)
+
+
+def _whole(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(LARGEST + 1)
+
+
+def _once(path: Path) -> bytes:
+    if path not in _streams:
+        _streams[path] = _drained(path)
+    return _streams[path]
+
+
+def _drained(path: Path) -> bytes:
+    """All that comes out of a pipe or terminal. Raises ProfileError if nobody writes into it."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN | select.POLLHUP)
+            if not poll.poll(PATIENCE * 1000):
+                raise ProfileError(
+                    f"{path}: nobody wrote into this pipe for {PATIENCE:g} seconds", "give a file, or <(COMMAND)"
+                )
+        os.set_blocking(fd, True)
+        with os.fdopen(os.dup(fd), "rb") as stream:
+            return stream.read(LARGEST + 1)
+    finally:
+        os.close(fd)
+
+
 def _looks_like_utf16(data: bytes) -> bool:
     """Without a byte order mark: every second byte of a profile's first line, which is ASCII, is zero then."""
     first = data[:64]
@@ -112,8 +165,7 @@ def _looks_like_utf16(data: bytes) -> bool:
 def read(path: Path) -> Source:
     """The text of this file. Raises ProfileError if it is not there, not readable, not UTF-8 text, or huge."""
     try:
-        with path.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
+        data = _once(path) if is_stream(path) else _whole(path)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [file.name for file in _siblings(path)], 1, 0.5)
         hint = f"did you mean {path.with_name(near[0])}?" if near else ""

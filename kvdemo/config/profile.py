@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kvdemo.config import quantities, values
+from kvdemo.config import values
 from kvdemo.config.consistency import check
 from kvdemo.config.decisions import OWN_KEYS
-from kvdemo.config.findings import Keys, failure, read
+from kvdemo.config.findings import Keys, failure, is_stream, place, read
 from kvdemo.config.settings import Bench, Cache, Defaults, Engine, On, Part, Profile, Ray, Runtime, Settings, schema
 from kvdemo.config.variables import dotenv
 from kvdemo.config.yamlfile import Document, parse
@@ -44,16 +43,17 @@ def load(path: Path, environ: Mapping[str, str]) -> Profile:
     Raises ProfileError with every finding.
     """
     source = read(path)
-    variables, findings = dotenv(path.parent / ".env")
+    stream = is_stream(path)
+    base = place(path)
+    variables, findings = dotenv(base.parent / ".env")
     document = parse(source, {**variables, **environ}, as_text=_is_env)
-    base = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
     context = {"base": base.parent, "home": environ.get("HOME", "~")}
     settings = _validated(document, context)
     engines = {name: _merged(engine, settings.defaults.engine, settings) for name, engine in settings.engines.items()}
     caches = {name: _merged(cache, settings.defaults.cache, settings) for name, cache in settings.caches.items()}
-    own = {"engines": engines, "caches": caches, "path": base}
+    own = {"engines": engines, "caches": caches, "path": path if stream else base}
     if ("name",) not in document.keys:
-        own["name"] = values.slug(path.stem) or "kvdemo"
+        own["name"] = ("" if stream else values.slug(path.stem)) or "kvdemo"
     profile = Profile.model_construct(**{name: getattr(settings, name) for name in Settings.model_fields} | own)
     check(document, settings, profile)
     if findings or document.findings:
@@ -93,10 +93,6 @@ def _refused(document: Document, entry: Any) -> Keys:
         document.find(keys, f"unknown key '{keys[-1]}' ({meant})", at_key=True, about=keys[:-1])
     elif "[key]" in entry["loc"]:
         document.find(keys, told["message"], at_key=True, about=keys[:-1])
-    elif keys == ("version",):
-        document.find(
-            keys, f"expected 1, the version of the file format, got {quantities.shown(document.value['version'])}"
-        )
     else:
         document.find(keys, told.get("message", entry["msg"]), at_key=told.get("key", False))
     return keys
@@ -136,9 +132,9 @@ def _near(keys: Keys) -> str:
 def _elsewhere(keys: Keys) -> str:
     """Where a key may belong that is none here."""
     part = _part(keys[:-1])
-    for other, place in _PLACES.items():
+    for other, where in _PLACES.items():
         if keys[-1] in other.model_fields:
-            return f"it belongs {place}"
+            return f"it belongs {where}"
     if part in OWN_KEYS:
         return f"a flag of {'vLLM' if part is Engine else 'LMCache'} goes under 'args'"
     return f"known here: {', '.join(part.model_fields)}"

@@ -81,6 +81,23 @@ def size(value: Any) -> int:
     return given
 
 
+def context(value: Any) -> int | str:
+    """Tokens as vLLM counts them (16k is 16,000, 16K is 16,384), or ``auto`` for the longest sequence that fits."""
+    given = number(value)
+    if given == -1 or (isinstance(given, str) and given.strip().lower() in ("auto", "-1")):
+        return "auto"
+    if isinstance(given, str) and (match := re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kKmMgG])", given.strip())):
+        base, power = (1000 if match[2].islower() else 1024), "kmg".index(match[2].lower()) + 1
+        if base == 1024 and "." in match[1]:
+            refuse(
+                f"{shown(value)}: {match[2]} counts in 1,024 and takes no decimals; {match[1]}{match[2].lower()} does"
+            )
+        given = int(float(match[1]) * base**power)
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given < 2**31:
+        refuse(f"expected a number of tokens such as 32768 or 32k, or auto, got {shown(value)}")
+    return given
+
+
 def memory(value: Any) -> float | int:
     """A fraction of a GPU (float, up to 1.0) or bytes (int)."""
     given = number(value)

@@ -6,7 +6,7 @@ The docstring under a key is what users read in their editor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.json_schema import GenerateJsonSchema
@@ -50,17 +50,18 @@ class Engine(_Service):
 
     model: fields.ModelName = ""
     """Hugging Face id, or directory (beginning with ./ ../ / or ~). Default: the profile's model."""
-    served_model_name: fields.OptionalText = None
+    served_model_name: fields.OptionalWord = None
     """Name under which clients ask for the model. Default: the profile's served_model_name, else the model."""
     gpus: fields.Gpus = "auto"
     """GPUs by index or UUID, such as [0]; on a cluster how many, such as 2; [] for none (vLLM's CPU build). Default:
     auto, the least used GPU."""
     port: fields.Port = None
     """Port of the HTTP API, 1024 to 65535. Default: a free one."""
-    cache: fields.OptionalText = None
+    cache: fields.OptionalWord = None
     """Name of the cache through which this engine shares its KV. Default: none (a plain engine, the baseline)."""
-    max_model_len: fields.OptionalCount = None
-    """Longest prompt plus answer, in tokens. Default: what the model supports."""
+    max_model_len: fields.Context = None
+    """Longest prompt plus answer, in tokens as `vllm serve` counts them (32768, 32k is 32,000, 32K is 32,768), or auto:
+    the longest that fits. Default: what the model supports."""
     memory: fields.Memory = None
     """Share of each GPU as a fraction up to 1.0, or as a size such as 20GiB. Default: vLLM's, divided among sharers."""
     kv_cache: fields.OptionalSize = None
@@ -132,7 +133,7 @@ class Defaults(Part):
 class Settings(Part):
     """A fleet of vLLM engines and LMCache servers, and what to measure on it."""
 
-    version: Literal[1] = 1
+    version: fields.Version = 1
     """Version of this file format. Default: 1."""
     name: fields.Label = "kvdemo"
     """Name of the fleet: lower-case letters, digits and '-'. Default: the name of the file."""
@@ -146,7 +147,7 @@ class Settings(Part):
     """Where services run: local, ray, or {ray: {address: ..., placement: ...}}. Default: local, this machine."""
     model: fields.OptionalModel = None
     """Model of every engine: a Hugging Face id, or a directory (beginning with ./ ../ / or ~)."""
-    served_model_name: fields.OptionalText = None
+    served_model_name: fields.OptionalWord = None
     """Name under which clients ask for the model. Default: the model."""
     host: fields.Host = "127.0.0.1"
     """Address every service listens on. Default: 127.0.0.1, reachable from this machine only."""

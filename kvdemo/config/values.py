@@ -34,6 +34,23 @@ def plain_text(value: Any) -> str:
     return value
 
 
+def word(value: Any) -> str:
+    """Text of one line that no command line takes for a flag."""
+    text = plain_text(value)
+    if text != text.strip() or "\n" in text:
+        refuse(f"expected text of one line without blanks around it, got {shown(text)}")
+    if text.startswith("-"):
+        refuse(f"{shown(text)} would be read as a flag: begin with another character")
+    return text
+
+
+def version(value: Any) -> int:
+    """The version of the file format."""
+    if isinstance(value, bool) or number(value) != 1:
+        refuse(f"expected 1, the version of the file format, got {shown(value)}")
+    return 1
+
+
 def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Nothing, or the empty text that an unset ``${NAME:-}`` leaves, is None; else ``check`` decides."""
 
@@ -61,7 +78,7 @@ def host(value: Any) -> str:
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text):
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text) or re.fullmatch(r"[0-9.]+", text):
             refuse(f"expected an address without scheme or port, such as 127.0.0.1 or 0.0.0.0, got {shown(text)}")
     return text
 
@@ -81,20 +98,42 @@ def path(value: Any, info: ValidationInfo) -> str | None:
     return resolved(text, info) if text else None
 
 
+_SERVER = re.compile(r"(?:redis|valkey)://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,6}))?(?:/([0-9]*))?")
+_WRITTEN = (
+    "a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and LMCACHE_RESP_USERNAME) under secrets, "
+    "and write redis://HOST:PORT"
+)
+_NO_TLS = (
+    "LMCache's adapter for Redis and Valkey speaks no TLS: run a tunnel such as stunnel on this machine, and write "
+    "redis://127.0.0.1:PORT of the tunnel"
+)
+_NO_SOCKET = (
+    "LMCache reaches Redis and Valkey by host and port only: let the server listen on 127.0.0.1, and write "
+    + ("redis://127.0.0.1:PORT")
+)
+
+
 def store(value: Any, info: ValidationInfo) -> str | None:
     """A directory, absolute, or the URL of a Redis or Valkey server as ``redis://HOST:PORT``; None for nothing."""
     text: str | None = optional(plain_text)(value)
     if text is None or "://" not in text:
         return path(text, info)
+    scheme = text.partition("://")[0].lower()
     if "@" in text:
-        refuse(
-            "a password does not belong in a profile: name LMCACHE_RESP_PASSWORD (and LMCACHE_RESP_USERNAME) under "
-            "'secrets', and write redis://HOST:PORT"
-        )
-    found = re.fullmatch(r"(?:redis|valkey)://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?/?", text)
-    if not found:
+        refuse(_WRITTEN)
+    if scheme in ("rediss", "valkeys"):
+        refuse(_NO_TLS)
+    if scheme in ("unix", "redis+socket", "redis+unix", "valkey+unix"):
+        refuse(_NO_SOCKET)
+    parts = _SERVER.fullmatch(text)
+    if not parts:
         refuse(f"expected a directory, or a server as redis://HOST:PORT, got {shown(text)}")
-    return f"redis://{found[1]}:{found[2] or 6379}"
+    port = int(parts[2] or 6379)
+    if not 1 <= port <= 65535:
+        refuse(f"expected a port from 1 to 65535, got {port}")
+    if parts[3] not in (None, "", "0"):
+        refuse(f"LMCache uses database 0 of the server, not {parts[3]}: write redis://{parts[1]}:{port}")
+    return f"redis://{parts[1]}:{port}"
 
 
 def launcher(value: Any) -> dict[str, Any]:
@@ -112,18 +151,29 @@ def placement(value: Any) -> str:
 def ray_address(value: Any) -> str:
     """``auto`` or HOST:PORT."""
     text = plain_text(value)
-    if text != "auto" and not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", text):
+    address = re.fullmatch(r"[A-Za-z0-9.-]+:([0-9]{1,6})", text)
+    if text != "auto" and not (address and 1 <= int(address[1]) <= 65535):
         refuse(f"expected auto (the cluster that this machine is a node of) or HOST:PORT, got {shown(text)}")
     return text
+
+
+_REPOSITORY = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?"
 
 
 def model(value: Any, info: ValidationInfo) -> str | None:
     """A model directory, absolute, or a Hugging Face id as it is; None for nothing."""
     text: str | None = optional(plain_text)(value)
+    if text and (text.lower().endswith(".gguf") or re.fullmatch(rf"{_REPOSITORY}:[A-Za-z0-9_]+", text)):
+        refuse(
+            "GGUF is not supported: kvdemo reads a model's sizes from config.json and safetensors; name the repository "
+            "that this file was made from"
+        )
     if text and (text.startswith(("./", "../", "/", "~")) or text in (".", "..")):
         return resolved(text, info)
-    if text and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {shown(text)}")
+    if text and not re.fullmatch(_REPOSITORY, text):
+        page = re.fullmatch(rf"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({_REPOSITORY})(/.*)?", text)
+        meant = f" (is {page[1]} meant?)" if page else ""
+        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {shown(text)}{meant}")
     return text
 
 

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvdemo.config.findings import LINE_BREAK, Finding, Source, read
+from kvdemo.config.findings import LINE_BREAK, Finding, Source, place, read
+from kvdemo.errors import ProfileError
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = re.compile(rf"\$(?:(?P<dollar>\$)|(?P<bare>{_NAME})|\{{(?P<name>{_NAME})(?:(?P<op>:?[-?+])|(?P<end>\}})))")
@@ -94,6 +95,14 @@ def _closing(text: str, opening: re.Match[str]) -> int:
             depth -= 1
         position += 1
     raise Mistake("this '${' is never closed", opening[0])
+
+
+def values_beside(profile: Path) -> dict[str, str]:
+    """The variables of the ``.env`` file of this profile; none if it cannot be read any more."""
+    try:
+        return dotenv(place(profile).parent / ".env")[0]
+    except ProfileError:
+        return {}
 
 
 def dotenv(path: Path) -> tuple[dict[str, str], list[Finding]]:

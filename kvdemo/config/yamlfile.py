@@ -24,6 +24,9 @@ _TAG = "tag:yaml.org,2002:"
 _BROKEN = object()
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey, or no command line can hold; tabs and line feeds are text."""
+
 _PLAIN = "plain"
 _KINDS = {
     _TAG + "bool": re.compile(r"(?i:true|false|yes|no|on|off)"),
@@ -220,8 +223,8 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
         try:
             text = node.value if keys[:1] == ("secrets",) else self.variables.expand(node.value)
-            if "\0" in text:
-                raise Mistake("a NUL character cannot be part of a value")
+            if control := _CONTROL.search(text):
+                raise Mistake(f"the control character U+{ord(control[0]):04X} cannot be part of a value")
             text.encode()
             tag = _kind(text) if node.tag == _PLAIN else node.tag
             if tag == _TAG + "str" or (self.as_text(keys) and tag != _TAG + "null"):

@@ -58,12 +58,15 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
+    project.note_secrets({name for spec in wanted for name in spec.secrets}, plan.profile)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
     project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json()})
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
         launcher.settled()
+        if wait:
+            _note_contexts(project, wanted, environ)
         if then:
             yield from then()
     except (Exception, KeyboardInterrupt):
@@ -76,6 +79,16 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
             pass
         _tidy(launcher)
         raise
+
+
+def _note_contexts(project: Project, wanted: Sequence[ServiceSpec], environ: Mapping[str, str]) -> None:
+    """Ask engines for the longest sequence where the plan could not know it (``max_model_len: auto``)."""
+    unknown = [spec for spec in wanted if spec.kind == "engine" and spec.context is None]
+    longest = {spec.name: health.window(spec.url, spec.model, key_of(spec, environ)) for spec in unknown}
+    document, plan = project.load(strict=False), survey.saved_plan(project)
+    if document and plan and any(longest.values()):
+        services = tuple(replace(spec, context=longest.get(spec.name) or spec.context) for spec in plan.services)
+        project.save({**document, "plan": replace(plan, services=services).to_json()})
 
 
 def _tidy(launcher: Launcher) -> None:

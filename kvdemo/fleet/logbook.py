@@ -38,9 +38,9 @@ def lines(
 ) -> Iterator[tuple[str, str]]:
     """(service, line) of each log in turn, then, with ``follow``, whatever is added, a new start's log included."""
     plan = saved_plan(project)
-    secrets = {
-        name: environ[name] for spec in (plan.services if plan else ()) for name in spec.secrets if name in environ
-    }
+    # The names outlive the plan: after `down` the logs are still there, and so is what engines wrote into them.
+    names = {name for spec in (plan.services if plan else ()) for name in spec.secrets} | project.secrets()[0]
+    secrets = {name: environ[name] for name in sorted(names) if environ.get(name)}
     launcher = launchers.of(project)
     books = {service: _Book(launcher, service, previous) for service in services}
     for service, book in books.items():

@@ -64,6 +64,17 @@ def doomed(url: str) -> bool:
     return request(url, "/health")[0] == 503
 
 
+def window(url: str, model: str, key: str = "") -> int | None:
+    """The longest sequence of this model, in tokens, as the engine itself says; None if it does not."""
+    status, body = request(url, "/v1/models", key=key)
+    try:
+        cards = json.loads(body)["data"] if status == 200 else []
+        lengths = [card.get("max_model_len") for card in cards if card["id"] == model]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+
 def served_models(url: str, key: str = "") -> list[str]:
     """The model ids that an OpenAI server offers; empty if it does not answer."""
     status, body = request(url, "/v1/models", key=key)

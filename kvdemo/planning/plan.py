@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.planning import budget, caches, engines, kinship, sums
+from kvdemo.planning import budget, caches, engines, kinship, sums, window
 from kvdemo.planning.facts import SERVER, Facts
 from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
 
@@ -120,12 +120,16 @@ def _missing(
         model = kinship.model_of(engine, facts)
         if model.problem:
             yield f"model {engine.model}: {model.problem}"
-        if engine.max_model_len and model.context and engine.max_model_len > model.context:
-            yield f"{name}: max_model_len {engine.max_model_len} is more than the {model.context} of {engine.model}"
+        longest, most = window.of_engine(engine, model), model.limit or model.context
+        if longest and most and longest > most and not window.overridden(engine):
+            yield (
+                f"{name}: max_model_len {longest} is more than the {most} of {engine.model}; lower it or, if the model "
+                "can, give `hf-overrides` with its rope scaling in args"
+            )
     for secret in profile.secrets:
         # The Hugging Face token serves the download only: a model that is here does not need it.
         if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
-            yield f"secret {secret} is not set in the environment"
+            yield f"secret {secret} is not set, neither in the environment nor in .env beside the profile"
     for key, port in facts.ports.items():
         if port in facts.busy:
             yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
@@ -230,7 +234,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         node=facts.node,
         pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
         model=served,
-        context=engine.max_model_len or model.context,
+        context=window.of_engine(engine, model),
         chunk_size=cache.chunk_size if cache else None,
         kv_bytes_per_token=model.kv_bytes_per_token,
         start_timeout=profile.start_timeout,

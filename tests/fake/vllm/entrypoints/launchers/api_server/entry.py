@@ -123,7 +123,8 @@ class Engine:
     @property
     def longest(self) -> int:
         """Tokens of prompt and answer together."""
-        return int(self.given.get("max-model-len", "40960"))
+        given = self.given.get("max-model-len", "auto")
+        return 40960 if given == "auto" else int(given)
 
     def count(self, name: str, value: float) -> None:
         """Add to a counter."""
