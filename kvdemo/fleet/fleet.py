@@ -58,7 +58,6 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
-    project.note_secrets({name for spec in wanted for name in spec.secrets}, plan.profile)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
     project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json()})
     started: list[str] = []
@@ -194,6 +193,7 @@ class _Starter:
             stores.make(Path(spec.directory), dict(self.plan.models), self.project.stores)
         elif spec.store:
             keystore.claim(spec.store, spec.kin, self.environ)
+        self.project.note_secrets(spec.secrets, self.plan.profile)
         self.started.append(spec.name)
         self.launcher.start(spec, self.run_id, self.environ)
 
