@@ -63,8 +63,8 @@ class Row:
 
 
 def used() -> int:
-    """Bytes in use on all GPUs."""
-    return sum(gpus.used().values())
+    """Bytes in use on all GPUs that this process may use."""
+    return sum(gpus.used(frozenset(gpu.uuid for gpu in gpus.detect(os.environ))).values())
 
 
 def wait_for(done: Callable[[], bool]) -> float:

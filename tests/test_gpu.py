@@ -59,10 +59,15 @@ def fleet(path: Path, name: str) -> Real:
     return Real(path, path / f"{name}.yaml", name, **own)
 
 
+def used() -> dict[str, int]:
+    """Bytes in use on each GPU that the tests may use; what others do on the rest is none of theirs."""
+    return gpus.used(frozenset(gpu.uuid for gpu in GPUS))
+
+
 @pytest.fixture(scope="module")
 def before() -> dict[str, int]:
     """Bytes in use on each GPU before anything of this module ran."""
-    return gpus.used()
+    return used()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def three(tmp_path_factory: pytest.TempPathFactory, before: dict[str, int]) -> I
 
 def back(before: dict[str, int]) -> bool:
     """Whether all GPUs' memory is what it was."""
-    return all(used <= before[uuid] + SLACK for uuid, used in gpus.used().items())
+    return all(size <= before[uuid] + SLACK for uuid, size in used().items())
 
 
 def test_doctor() -> None:
@@ -103,7 +108,7 @@ def test_engines_run_where_the_profile_says(three: Real, before: dict[str, int])
         assert f"CUDA_VISIBLE_DEVICES={','.join(seen)}".encode() in (procfs.environ(pid) or ()), name
     for gpu in GPUS:
         engines = list(places.values()).count(gpu.index)
-        grown = gpus.used()[gpu.uuid] - before[gpu.uuid]
+        grown = used()[gpu.uuid] - before[gpu.uuid]
         assert engines * 2 * GIB <= grown <= engines * 6 * GIB + GIB, (gpu.index, grown)
 
 
@@ -147,13 +152,13 @@ def judge(result: dict[str, object]) -> None:
 
 def test_a_killed_core_gives_its_memory_back(three: Real) -> None:
     """Its share returns, the others go on, and ``up`` puts it where it was."""
-    full = gpus.used()[GPUS[0].uuid]
+    full = used()[GPUS[0].uuid]
     os.kill(three.core("plain"), signal.SIGKILL)
-    until(lambda: gpus.used()[GPUS[0].uuid] <= full - 2 * GIB, PATIENCE)
+    until(lambda: used()[GPUS[0].uuid] <= full - 2 * GIB, PATIENCE)
     until(lambda: three.states()["plain"] != "ready", PATIENCE)
     three.up()
     assert set(three.states().values()) == {"ready"}
-    assert abs(gpus.used()[GPUS[0].uuid] - full) <= GIB
+    assert abs(used()[GPUS[0].uuid] - full) <= GIB
 
 
 @two_gpus
@@ -177,7 +182,7 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     """Two engines, each on both GPUs, share; each GPU's half of the KV is stored and loaded; nothing stays behind."""
     profile(tmp_path, "gpu-wide", {"writer": {"cache": "shared"}, "reader": {"cache": "shared"}}, gpus=[0, 1])
     wide = fleet(tmp_path, "gpu-wide")
-    began = gpus.used()
+    began = used()
     try:
         wide.up()
         cold, reuse = (wide.ask(name, HANDBOOK.read_text()[:8000], "wide") for name in ("writer", "reader"))
