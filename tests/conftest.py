@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from real_fleet import Real, cpu_fleet
 FAKES = Path(__file__).parent / "fake"
 PATIENCE = 30
 """Seconds for anything here that should take one."""
+
+needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build a library whose symbol is missing")
 
 
 class Lab:

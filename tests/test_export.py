@@ -6,6 +6,7 @@ The scripts really start the fleet without kvdemo, or through it, and end it. No
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import PATIENCE, Lab
+from conftest import FAKES, PATIENCE, Lab, needs_gcc
 from guarding import until
 from kvdemo.export.formats import export
 from kvdemo.host import health, procfs
@@ -129,6 +130,57 @@ def test_compose_says_what_the_plan_says(lab: Lab) -> None:
     assert transfer["kv_connector_extra_config"]["lmcache.mp.host"] == "tcp://shared"
     (kv,) = (volume for volume in shared["volumes"] if volume["target"] == "/kv")
     assert plan.service("shared").store not in {kv["source"], f"${{KV_DIR:-{plan.service('shared').store}}}"}
+
+
+def packages(lab: Lab, symbol: str) -> Path:
+    """The fake packages with a real extension of LMCache: one that needs this symbol."""
+    home = lab.path / "packages"
+    shutil.copytree(FAKES, home)
+    source = f"extern int {symbol}(void); int run(void) {{ return {symbol}(); }}"
+    argv = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(home / "lmcache" / "cuda_ops.abi3.so")]
+    subprocess.run(argv, input=source, text=True, check=True)
+    return home
+
+
+@needs_gcc
+@pytest.mark.parametrize(("symbol", "code"), [("getpid", 0), ("c10_cuda_check_implementation", 5)])
+def test_a_container_looks_whether_lmcache_s_extension_loads(lab: Lab, symbol: str, code: int) -> None:
+    """Before it becomes the service; the plain engine, which has no use for it, does not."""
+    home = packages(lab, symbol)
+    python = lab.path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" != -m ] || {{ echo "$@"; exit; }}\nPYTHONPATH={home} exec {sys.executable} -S "$@"\n'
+    )
+    python.chmod(0o755)
+    plan = fleet(lab)
+    services = yaml.safe_load(export(plan, "compose"))["services"]
+    for spec in plan.services:
+        words = [word.replace("$$", "$") for word in services[spec.name]["entrypoint"] + services[spec.name]["command"]]
+        environ = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environ)
+        uses = bool(spec.cache or spec.kind == "cache")
+        assert done.returncode == (code if uses else 0), done.stderr
+        if uses and code:
+            assert f"undefined symbol: {symbol}" in done.stderr
+            assert "lmcache==0.5.6" in done.stderr
+        else:
+            assert done.stdout.startswith(f"-m {spec.argv[2]} ")
+
+
+@needs_gcc
+def test_the_script_looks_whether_lmcache_s_extension_loads(lab: Lab) -> None:
+    """Before it starts anything; without GPUs there is nothing to look at."""
+    home = packages(lab, "c10_cuda_check_implementation")
+    lab.python.write_text(lab.python.read_text().replace(str(FAKES), str(home)))
+    script = lab.path / "fleet.sh"
+    script.write_text(export(fleet(lab), "shell"))
+    environ = {**os.environ, "MY_SECRET": SECRET, "HF_TOKEN": SECRET}
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False, env=environ, cwd=lab.path)
+    assert done.returncode == 5
+    assert "undefined symbol: c10_cuda_check_implementation" in done.stderr
+    assert not list(lab.path.glob("*.log"))
+    assert "ctypes" not in export(fleet(lab, gpu=False), "shell")
 
 
 def test_compose_without_a_gpu(lab: Lab) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FAKES, Lab
+from conftest import FAKES, Lab, needs_gcc
 from kvdemo.commands import guard
 from kvdemo.errors import PreflightError
 from kvdemo.host import bandwidth
@@ -19,7 +19,6 @@ from kvdemo.planning import pair
 from real_fleet import ROOT
 
 SYMBOL = "_ZN3c104cuda29c10_cuda_check_implementationEiPKcS2_jb"
-needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build a library whose symbol is missing")
 
 
 def packages(lab: Lab) -> Path:

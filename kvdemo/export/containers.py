@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvdemo.planning import pair
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 PYTHON = "python3"
@@ -26,6 +27,23 @@ HUB = "/hf"
 ANYWHERE = "0.0.0.0"  # noqa: S104 (of a container: who reaches it is for its network to say)
 PATHS = ("--model", "--tokenizer", "--hf-config-path", "--chat-template", "--speculative-model")
 """Flags whose value may be a path on the host."""
+
+EXTENSION_LOADS = """\
+import ctypes, glob, importlib.util, sys, torch
+folder = importlib.util.find_spec("lmcache").submodule_search_locations[0]
+parts, why = glob.glob(folder + "/c*_ops.*so"), "it is not there"
+try:
+    loaded = [ctypes.CDLL(part) for part in parts]
+except OSError as error:
+    loaded, why = [], error
+if not loaded:
+    print(f"LMCache would go on without its CUDA extension: {why}; ADVICE", file=sys.stderr)
+    sys.exit(5)
+""".replace("ADVICE", pair.advice(gpu=True))
+"""What ``up`` asks before it starts anything, for an interpreter without kvdemo: of all that can be missing, only this
+goes unnoticed later. It needs no GPU."""
+
+_GUARDED = f'{PYTHON} -c {shlex.quote(EXTENSION_LOADS)} && exec "$0" "$@"'
 
 _OF_THE_HOST = {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "SPT_NOENV"}
 _OF_THE_HOST |= {"VLLM_RPC_BASE_PATH"}
@@ -65,13 +83,18 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) 
         env |= {"HF_HOME": HUB} if fetches else {"HF_HUB_OFFLINE": "1"}
     return Container(
         spec=spec,
-        command=(PYTHON, *spec.argv[1:3]),
+        command=(*(("sh", "-c", literal(_GUARDED)) if uses_extension(spec) else ()), PYTHON, *spec.argv[1:3]),
         args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], adapter)),
         env=env,
         secrets=secrets(spec, fetches=fetches),
         mounts=mounts,
         fetches=fetches,
     )
+
+
+def uses_extension(spec: ServiceSpec) -> bool:
+    """Whether it moves KV of GPUs through LMCache."""
+    return bool(spec.gpus and (spec.cache or spec.kind == "cache"))
 
 
 def secrets(spec: ServiceSpec, *, fetches: bool) -> tuple[str, ...]:
