@@ -93,7 +93,7 @@ def parsed(commands: list[list[str]]) -> tuple[list[str], list[dict[str, str] | 
 def test_vllm_reads_what_the_profile_means(tmp_path: Path) -> None:
     """Each line pairs args of a profile with the words a user would type; vLLM's parser makes the same of both."""
     pairs: list[tuple[dict[str, Any], list[str]]] = [
-        ({"-tp": 2, "pp": 2}, ["-tp", "2", "-pp", "2"]),
+        ({"-tp": 1, "pp": 1}, ["-tp", "1", "-pp", "1"]),
         ({"allowed-origins": "*"}, ["--allowed-origins", '["*"]']),
         ({"middleware": ["a.b", "c.d"]}, ["--middleware", "a.b", "--middleware", "c.d"]),
         ({"lora-modules": [{"name": "x", "path": "o/x"}, "y=o/y"]}, ["--lora-modules", "x=o/x", "y=o/y"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -210,3 +211,51 @@ def test_shards(tmp_path: Path) -> None:
     again = model(tmp_path / "m")
     (again / "consolidated.safetensors").write_bytes(b"weights")
     assert runtime.model(str(again), {}).weight_bytes == 7
+
+
+def safetensors(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    """A safetensors file with these tensors (dtype and shape), all zeros."""
+    sizes = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}
+    head, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * sizes[dtype]
+        head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **head}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "dtype", "size"),
+    [
+        ({"dtype": "float32"}, {"a": ("F32", [10, 10]), "b": ("F32", [10])}, "bfloat16", 220),
+        ({"dtype": "bfloat16"}, {"a": ("F32", [10, 10])}, "bfloat16", 200),
+        ({"dtype": None}, {"a": ("F16", [10, 10]), "b": ("F32", [10])}, "float16", 220),
+        ({"dtype": None}, {"a": ("F32", [10, 10])}, "bfloat16", 200),
+        (
+            {"dtype": "bfloat16", "quantization_config": {"quant_method": "awq"}},
+            {"a": ("U8", [50]), "scale": ("F32", [10])},
+            "bfloat16",
+            90,
+        ),
+    ],
+)
+def test_weights_as_they_are_loaded(
+    tmp_path: Path, config: dict[str, Any], tensors: dict[str, tuple[str, list[int]]], dtype: str, size: int
+) -> None:
+    """A float32 checkpoint is computed in bfloat16: half of the file. Quantized weights take what the file takes."""
+    path = model(tmp_path / "m", CONFIG | config)
+    for file in path.glob("*.safetensors"):
+        file.unlink()
+    safetensors(path / "model.safetensors", tensors)
+    found = runtime.model(str(path), {})
+    assert (found.dtype, found.weight_bytes) == (dtype, size)
+    assert found.loaded_as("float32").weight_bytes == (size if found.quantized else 2 * size)
+
+
+def test_a_quantization_beside_the_config(tmp_path: Path) -> None:
+    """ModelOpt writes hf_quant_config.json: KV of one byte a value, as vLLM takes it by itself."""
+    path = model(tmp_path / "m", CONFIG)
+    (path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"kv_cache_quant_algo": "FP8"}}))
+    found = runtime.model(str(path), {})
+    assert (found.kv_dtype, found.kv_bytes_per_token, found.quantized) == ("fp8", 2 * 8 * 4 * 64, True)
+    assert found.loaded_as("float32").kv_bytes_per_token == found.kv_bytes_per_token

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from kvdemo.config import decisions, exposure, flags
+from kvdemo.config import decisions, exposure, flags, parallel
 from kvdemo.config.findings import Keys
 from kvdemo.config.settings import Cache, Engine, Profile, Settings
 from kvdemo.config.yamlfile import Document
@@ -22,6 +22,7 @@ def check(document: Document, settings: Settings, profile: Profile) -> None:
     _check_secrets(document, settings)
     _check_wiring(document, profile)
     _check_cluster(document, profile)
+    _check_parallel(document, profile)
     _check_variables(document, settings)
     for keys, part in _parts(settings):
         _check_flags(document, keys, part)
@@ -131,6 +132,22 @@ def _check_cluster(document: Document, profile: Profile) -> None:
         return
     for keys in [keys for keys in document.values if keys[-1:] == ("host",) and "args" not in keys]:
         document.find(keys, "on a cluster every service listens on its node's address; leave host out")
+
+
+def _check_parallel(document: Document, profile: Profile) -> None:
+    """Flags that say how many GPUs an engine uses, against the GPUs that it has."""
+    for name, engine in profile.engines.items():
+        arguments = {flags.canonical(flag): value for flag, value in engine.args.items()}
+        gpus = 1 if engine.gpus == "auto" else len(engine.gpus)
+        flag, text = parallel.problem(arguments, gpus)
+        if flag:
+            ways: tuple[Keys, ...] = ("engines", name, "args"), ("defaults", "engine", "args")
+            found = [keys for way in ways for keys in document.keys if keys[:-1] == way and _is(flag, keys)]
+            document.find(found[0] if found else ("engines", name), text, at_key=True, about=("engines", name))
+
+
+def _is(flag: str, keys: Keys) -> bool:
+    return flags.canonical(str(keys[-1])) == flag
 
 
 def _parts(settings: Settings) -> list[tuple[Keys, Engine | Cache]]:

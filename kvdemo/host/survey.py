@@ -20,7 +20,7 @@ import psutil
 from kvdemo.host import gpus, machine, marks, process, runtime, typed
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, projects
-from kvdemo.planning import kinship
+from kvdemo.planning import kinship, window
 from kvdemo.planning.facts import Facts, Gpu, Model
 from kvdemo.planning.plan import Plan, wanted_ports
 from kvdemo.planning.services import is_server
@@ -51,6 +51,7 @@ def survey(
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
         memory=machine.memory() + own,
         shm=machine.free("/dev/shm") + own,
+        any_length=window.allowed(environ),
         open_files=machine.open_files(),
         wide=machine.wide(),
         disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.config import flags
+from kvdemo.config import flags, parallel
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine
@@ -74,7 +74,8 @@ def argv(
         "shutdown-timeout": max(1, int(stop_timeout / 2)),
     }
     if devices:
-        arguments |= {"tensor-parallel-size": devices if devices > 1 else None}
+        tensor = parallel.of(normalized(engine.args), devices).tensor
+        arguments |= {"tensor-parallel-size": tensor if tensor > 1 else None}
         arguments |= {"gpu-memory-utilization": memory, "kv-cache-memory-bytes": engine.kv_cache}
     else:
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}

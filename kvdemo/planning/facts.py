@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from kvdemo.planning.layers import Layers
 from kvdemo.planning.shape import WIDTHS, Shape
 
 
@@ -92,6 +93,9 @@ class Model:
 
     ``path`` is None while something must be downloaded; its config and the size of its weights may be known already.
     ``context`` is the longest sequence by default, ``limit`` the longest at all, in tokens.
+    ``dtype`` is what vLLM computes in by itself, and weights and KV are counted in it. ``kv_dtype`` is the dtype of the
+    KV cache that the checkpoint itself asks for, if it does. ``keeps`` is what each layer keeps of a sequence.
+    ``partial``: the shape is that of the text part, and there are weights besides.
     """
 
     name: str
@@ -99,12 +103,25 @@ class Model:
     digest: str = ""
     dtype: str = ""
     context: int | None = None
-    limit: int | None = None
     kv_bytes_per_token: int | None = None
     weight_bytes: int | None = None
     shape: Shape | None = None
     problem: str = ""
     quantized: bool = False
+    kv_dtype: str = ""
+    keeps: Layers | None = None
+    partial: bool = False
+    limit: int | None = None
+
+    @property
+    def layers(self) -> Layers | None:
+        """What each layer keeps of a sequence; None if that is not known."""
+        return self.keeps or (self.shape.keeps if self.shape else None)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the engine's dtype."""
+        return WIDTHS.get(self.dtype, 2)
 
     def loaded_as(self, dtype: str) -> Model:
         """The model as an engine of this dtype has it: KV and weights (but quantized ones) get larger or smaller."""
@@ -113,6 +130,7 @@ class Model:
             return replace(self, dtype=dtype)
         kv, weights = (size and size * new // old for size in (self.kv_bytes_per_token, self.weight_bytes))
         weights = self.weight_bytes if self.quantized else weights
+        kv = self.kv_bytes_per_token if self.kv_dtype else kv
         return replace(self, dtype=dtype, kv_bytes_per_token=kv, weight_bytes=weights)
 
 
@@ -134,6 +152,8 @@ class Facts:
     shm: int | None = None
     wide: bool = True
     """Whether the processor has AVX-512, or is of a kind without it that does as well."""
+    any_length: bool = False
+    """Whether the user's environment lets engines take contexts that their model's config does not allow."""
     open_files: int | None = None
     """The hard limit of open files a process."""
     disks: Mapping[str, int] = field(default_factory=dict)

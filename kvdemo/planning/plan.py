@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.planning import budget, caches, engines, kinship, sums, window
-from kvdemo.planning.facts import SERVER, Facts
+from kvdemo.config import parallel
+from kvdemo.planning import budget, caches, demand, engines, kinship, sums, window
+from kvdemo.planning.facts import SERVER, Facts, Model
 from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
 
 if TYPE_CHECKING:
-    from kvdemo.config.profile import Profile
+    from kvdemo.config.profile import Engine, Profile
 
 __all__ = ["Node", "Plan", "ServiceSpec", "make", "wanted_ports"]
 
@@ -117,15 +118,7 @@ def _missing(
         if interpreter and interpreter.problem:
             yield f"{name}: {interpreter.problem}"
     for name, engine in profile.engines.items():
-        model = kinship.model_of(engine, facts)
-        if model.problem:
-            yield f"model {engine.model}: {model.problem}"
-        longest, most = window.of_engine(engine, model), model.limit or model.context
-        if longest and most and longest > most and not window.overridden(engine):
-            yield (
-                f"{name}: max_model_len {longest} is more than the {most} of {engine.model}; lower it or, if the model "
-                "can, give `hf-overrides` with its rope scaling in args"
-            )
+        yield from _of_model(name, engine, kinship.model_of(engine, facts), len(assigned[name].gpus), facts)
     for secret in profile.secrets:
         # The Hugging Face token serves the download only: a model that is here does not need it.
         if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
@@ -135,6 +128,25 @@ def _missing(
             yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
     yield from budget.absent(profile, facts, assigned)
     yield from sums.too_small(profile, facts, assigned)
+
+
+def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) -> Iterator[str]:
+    """What an engine asks of its model that the model's files do not give."""
+    if model.problem:
+        yield f"model {engine.model}: {model.problem}"
+    longest, most = window.of_engine(engine, model), model.limit or model.context
+    if longest and most and longest > most and not (facts.any_length or window.overridden(engine)):
+        yield (
+            f"{name}: max_model_len {longest} is more than the {most} of {engine.model}; lower it or, if the model "
+            "can, give `hf-overrides` with its rope scaling in args"
+        )
+    tensor = parallel.of(engines.normalized(engine.args), gpus).tensor
+    if model.shape and model.shape.heads % tensor:
+        counts = " or ".join(str(count) for count in range(1, gpus + 1) if model.shape.heads % count == 0)
+        yield (
+            f"{name}: the {model.shape.heads} attention heads of {engine.model} cannot be divided among {tensor} "
+            f"tensor-parallel ranks; use {counts} GPUs for it, or divide its layers: pipeline-parallel-size in args"
+        )
 
 
 def _cache(
@@ -236,7 +248,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         model=served,
         context=window.of_engine(engine, model),
         chunk_size=cache.chunk_size if cache else None,
-        kv_bytes_per_token=model.kv_bytes_per_token,
+        kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
         budget=kv or share,

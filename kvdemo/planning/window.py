@@ -70,10 +70,14 @@ def of_engine(engine: Engine, model: Model) -> int | None:
     return _written(changed) or model.context
 
 
+def allowed(environ: Mapping[str, str]) -> bool:
+    """Whether this environment lets vLLM go beyond what the model's files say."""
+    return environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
+
+
 def overridden(engine: Engine) -> bool:
     """Whether the profile says that this engine may go beyond what the model's files say."""
-    allowed = engine.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
-    return allowed or any(name in _LENGTHS or name.startswith("rope") for name in overrides(engine))
+    return allowed(engine.env) or any(name in _LENGTHS or name.startswith("rope") for name in overrides(engine))
 
 
 def overrides(engine: Engine) -> dict[str, Any]:
