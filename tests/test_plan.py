@@ -213,3 +213,16 @@ def test_a_cache_sees_the_gpus_of_its_engines() -> None:
     assert made.service("shared").gpus == (2, 3)
     assert made.service("shared").env["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert sum("is not here" in line for line in made.missing) == 3
+
+
+def test_two_revisions_of_one_model_are_two() -> None:
+    """Each engine knows the digest of its own weights and its interpreter's versions, whatever comes first."""
+    other = replace(MODEL, digest="d2")
+    facts = replace(FACTS, models={**FACTS.models, "org/model@v2": other})
+    engines = altered("b", args={"revision": "v2"}, cache=None).engines
+    made = plan.make(profile(engines={**engines, "old": Engine(model="org/model", gpus=[], runtime=Runtime("old"))}),
+                     replace(facts, ports={**FACTS.ports, "old": 7003}))
+    assert made.models == {"org/model": "d1", "org/model@v2": "d2"}
+    assert [made.service(name).weights for name in ("plain", "b")] == ["d1", "d2"]
+    assert made.versions_of(made.service("old"))["vllm"] == "0.31.0"
+    assert made.versions_of(made.service("a"))["vllm"] == "0.32.0"

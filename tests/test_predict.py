@@ -68,8 +68,8 @@ def test_the_tiers_of_the_h200() -> None:
     assert (found.hit, found.kv_bytes) == (30464, 30464 * 131072)
     assert (memory.wins, disk.wins) == (True, False)
     assert 5.5 <= memory.speedup < 6
-    assert "reuse cannot beat computing (1,194 ms); 3.8 GB/s would" in predict.sentence(disk, found.times.cold)
-    assert "first token after 210 ms at best, 5.7x sooner" in predict.sentence(memory, found.times.cold)
+    assert "reuse cannot beat computing (1.19 s); 3.8 GB/s would" in predict.sentence(disk, found.times.cold)
+    assert "first token after 210 ms at best, 5.7x faster (TTFT)" in predict.sentence(memory, found.times.cold)
     assert json.loads(json.dumps(found.to_json()))["tiers"][1]["wins"] is False
 
 

@@ -90,9 +90,9 @@ def test_lengths() -> None:
 )
 def test_the_caption_of_lengths(points: tuple[tuple[int, float, float], ...], caption: str) -> None:
     """It claims all lengths only if reuse won at all of them."""
-    swept = result(CONDITIONS, lengths(*points)).lengths
-    assert swept
-    assert wording.break_even(swept) == caption
+    swept = result(CONDITIONS, lengths(*points))
+    assert swept.lengths
+    assert wording.break_even(swept, swept.lengths) == caption
 
 
 def test_a_length_without_proof_is_no_point() -> None:

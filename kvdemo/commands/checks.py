@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from kvdemo import units
 from kvdemo.planning import pair
 from kvdemo.planning.engines import GIB
 from kvdemo.planning.facts import Driver, Gpu, Interpreter
@@ -175,7 +176,7 @@ def prediction(found: Prediction | None, what: str, why: str) -> Iterator[Check]
     yield ok(
         "prediction",
         f"{what}: {found.tokens:,} tokens, {found.kv_bytes / 1e6:,.0f} MB of KV to share; computing takes "
-        f"{cold * 1000:,.0f} ms, a local hit {found.times.local * 1000:,.0f} ms ({found.times.basis})",
+        f"{units.duration(cold * 1000)}, a local hit {units.duration(found.times.local * 1000)} ({found.times.basis})",
         **found.to_json(),
     )
     for tier in found.tiers:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvdemo.judge.result import Answer
+from kvdemo.judge.result import Answer, Conditions
 from kvdemo.judge.sample import Sample
+from kvdemo.judge.verdict import Verdict, judge
 
 FLAT = 1e-4
 """Log-probabilities of a whole answer closer than this are those of a model that does not look at its input."""
@@ -57,10 +58,42 @@ def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     return None if len(one) == len(other) else min(len(one), len(other))
 
 
-def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sample]) -> Answer:
+def equals(control: Sample, reused: Sequence[Sample]) -> bool:
+    """Whether the control is a local hit of exactly the tokens that every reuse had from the shared cache."""
+    local = judge(control).verdict is Verdict.LOCAL
+    return local and all(control.cached_tokens == sample.cached_tokens for sample in reused)
+
+
+def unequalled(conditions: Conditions, reused: Sequence[Sample], controls: Sequence[Sample]) -> str:
+    """Why there is nothing to compare the reuse with; empty if there is."""
+    if not reused:
+        return "there was no reuse that is proved"
+    if any(equals(control, reused) for control in controls):
+        return ""
+    if conditions.max_concurrency > 1:
+        return "requests that share a batch round differently, so none is the equal of another"
+    if not controls:
+        end = "the run ended before" if conditions.interrupted else "the run holds no"
+        return f"{end} local hit of the same length, which it would have to equal"
+    return _control_missed(controls[0], reused[0], conditions.chunk_size or 0)
+
+
+def _control_missed(control: Sample, reuse: Sample, chunk: int) -> str:
+    """Why a control is no local hit of the reused tokens."""
+    if chunk and (reuse.prompt_tokens or 0) % chunk == 0:
+        return (
+            "the prompt is exactly whole chunks, of which no engine's own prefix cache has all but the last token; "
+            "one word more in the question, and it can be"
+        )
+    judgement = judge(control)
+    if judgement.verdict is not Verdict.LOCAL:
+        return f"the control on {control.engine} is no local hit: {judgement.verdict} {judgement.why}".rstrip()
+    tokens = f"{control.cached_tokens:,} tokens, the reuse of {reuse.cached_tokens:,}"
+    return f"the local hit on {control.engine} is of {tokens}"
+
+
+def check(reused: Sequence[Sample], control: Sample, cold: Sequence[Sample]) -> Answer:
     """Judge every reuse against the control: equal to the last bit, or wrong."""
-    if not reused or control is None:
-        return Answer(None, f"not checked: {_unequalled(reused)}")
     pairs = [(sample, compare(sample, control)) for sample in reused]
     if any(difference is None for _, difference in pairs):
         return Answer(None, "not checked: the engine returned no token ids")
@@ -77,18 +110,6 @@ def check(reused: Sequence[Sample], control: Sample | None, cold: Sequence[Sampl
         f"NO: {len(wrong)} of {len(pairs)} reuses differ from a local prefix hit of the same length; first in trial "
         f"{sample.trial}, in {where} (largest log-probability gap {difference.gap:.3g})",
     )
-
-
-def _unequalled(reused: Sequence[Sample]) -> str:
-    """Why there is nothing to compare."""
-    if not reused:
-        return "there was no reuse"
-    if reused[0].expected + 1 == reused[0].prompt_tokens:
-        return (
-            "the prompt is exactly whole chunks, of which no engine's own prefix cache has all but the last token; "
-            "one word more in the question, and it can be"
-        )
-    return "there is no local hit to equal"
 
 
 def _flat(sample: Sample) -> bool:

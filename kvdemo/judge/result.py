@@ -33,7 +33,8 @@ class ClientOverhead:
 class Conditions:
     """Under what a run was measured. ``everything`` is what its file holds, these fields and others, as it was saved.
 
-    Bandwidths are bytes a second, ``kv_bytes_per_token`` bytes; ``nodes`` is empty on one machine.
+    Bandwidths are bytes a second, ``kv_bytes_per_token`` bytes; ``nodes`` is empty on one machine. A
+    ``history`` is what people asked a page: requests, but no trials of one prompt.
     """
 
     model_id: str
@@ -50,6 +51,7 @@ class Conditions:
     project: str = ""
     run_id: str = ""
     kvdemo_version: str = ""
+    chunk_size: Count | None = None
     kv_bytes_per_token: Amount | None = None
     memory_bandwidth: Amount | None = None
     disk_bandwidth: Amount | None = None
@@ -57,6 +59,7 @@ class Conditions:
     flags: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     nice: Mapping[str, int] = Field(default_factory=dict)
     interrupted: bool = False
+    history: bool = False
     client_overhead: ClientOverhead | None = None
     everything: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
 
@@ -183,6 +186,7 @@ class Point:
     cold_ms: Positive
     reuse_ms: Positive
     floor_ms: Positive | None
+    speedup: Ratio | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True)
@@ -230,13 +234,17 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Result:
-    """The whole run. ``speedup`` is the reuse row's, ``noise_floor`` cold against cold of two plain engines."""
+    """The whole run. ``speedup`` is the reuse row's, ``noise_floor`` cold against cold of two plain engines.
+
+    With ``mixed_prompts`` its requests are no trials of one prompt: there are no ratios.
+    """
 
     conditions: Conditions
     trials_run: int
     completed: int
     failed: int
     prompt_tokens: Count
+    mixed_prompts: bool | None = field(default=None, metadata=ABSENT, kw_only=True)
     rows: tuple[Row, ...]
     speedup: Ratio | None
     noise_floor: Ratio | None

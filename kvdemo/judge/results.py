@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
 from kvdemo.judge import answers, sections, stats
@@ -17,12 +18,19 @@ Judged = Sequence[tuple[Sample, Judgement]]
 def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     """What a run means."""
     longest = max((sample.length for sample in samples), default=0)
-    of_arms = [s for s in samples if s.arm in SUPPORTS_SPEEDUP and not s.writer and s.length == longest]
+    of_length = [sample for sample in samples if sample.length == longest or sample.arm == "decode"]
+    of_arms = [s for s in of_length if s.arm in SUPPORTS_SPEEDUP and not s.writer]
     judged = [(sample, _of_tier(sample, conditions.tier)) for sample in of_arms]
-    rows = [_row(engine, arm, judged, conditions) for engine, arm in dict.fromkeys((s.engine, s.arm) for s in of_arms)]
+    answer = _answer(conditions, of_length, judged)
+    mixed = conditions.history or _mixed(of_arms)
+    # A wrong answer, however early it comes, is no speed-up; prompts that differ are no trials of one thing.
+    paired = [] if mixed or answer.same is False else judged
+    keys = dict.fromkeys((sample.engine, sample.arm) for sample in of_arms)
+    rows = [_row(engine, arm, judged, paired, conditions) for engine, arm in keys]
     rows.sort(key=lambda row: list(SUPPORTS_SPEEDUP).index(row.arm))
     reuse = next((row for row in rows if row.arm == "reuse"), None)
-    answer = _answer([sample for sample in samples if sample.length == longest], judged)
+    noise = _ratio(paired, conditions.baseline, "cold", _other_plain(rows, conditions))
+    store_tax = _ratio(paired, conditions.baseline, "store", conditions.writer)
     everything = [judge(sample).verdict for sample in samples]
     matrix = sections.matrix(conditions, samples)
     proved = [row.verdict is Verdict.SHARED and row.speedup is not None for row in rows if row.arm == "reuse"]
@@ -33,16 +41,37 @@ def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
         completed=sum(verdict is not Verdict.FAILED for verdict in everything),
         failed=sum(verdict is Verdict.FAILED for verdict in everything),
         prompt_tokens=longest or conditions.prompt_tokens,
+        mixed_prompts=True if mixed else None,
         rows=tuple(rows),
         speedup=reuse.speedup if reuse else None,
-        noise_floor=_ratio(judged, conditions.baseline, "cold", _other_plain(rows, conditions)),
+        noise_floor=noise,
         answer=answer,
-        costs=sections.costs(conditions, samples, _ratio(judged, conditions.baseline, "store", conditions.writer)),
-        limit=sections.limit(conditions, rows),
-        lengths=sections.lengths(conditions, samples),
+        costs=None if mixed else sections.costs(conditions, of_length, store_tax),
+        limit=None if mixed else sections.limit(conditions, rows),
+        lengths=sections.lengths(conditions, samples, _points(conditions, samples)),
         matrix=matrix,
         valid=bool(proved + cells) and all(proved + cells) and answer.same is not False,
     )
+
+
+def _mixed(samples: Sequence[Sample]) -> bool:
+    """Whether one arm of one engine was given prompts of different lengths."""
+    sizes: dict[tuple[str, str], set[int]] = {}
+    for sample in samples:
+        if sample.prompt_tokens is not None:
+            sizes.setdefault((sample.engine, sample.arm), set()).add(sample.prompt_tokens)
+    return any(len(lengths) > 1 for lengths in sizes.values())
+
+
+def _points(conditions: Conditions, samples: Sequence[Sample]) -> dict[int, Ratio | None]:
+    """The paired speed-up at each length of a sweep."""
+    lengths = {sample.length: [s for s in samples if s.length == sample.length] for sample in samples if sample.length}
+    return {
+        length: _ratio(
+            [(sample, judge(sample)) for sample in here], conditions.baseline, "reuse", conditions.reader, invert=True
+        )
+        for length, here in lengths.items()
+    }
 
 
 def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float) -> bool:
@@ -52,7 +81,8 @@ def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float
     return sure is not None and sure.width <= share
 
 
-def _row(engine: str, arm: Arm, judged: Judged, conditions: Conditions) -> Row:
+def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Conditions) -> Row:
+    """One row of ``judged`` samples; ``paired`` are those of which ratios may be made."""
     own = [(sample, judgement) for sample, judgement in judged if (sample.engine, sample.arm) == (engine, arm)]
     verdicts = Counter(judgement.verdict for _, judgement in own)
     worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
@@ -78,7 +108,7 @@ def _row(engine: str, arm: Arm, judged: Judged, conditions: Conditions) -> Row:
         itl=_times([gap for sample in counting for gap in sample.itl]),
         e2el=_times([sample.e2el for sample in counting if sample.e2el is not None]),
         waterfall=sections.waterfall(counting),
-        speedup=_ratio(judged, conditions.baseline, arm, engine, invert=True) if supported else None,
+        speedup=_ratio(paired, conditions.baseline, arm, engine, invert=True) if supported else None,
     )
 
 
@@ -133,19 +163,33 @@ def _ratios(judged: Judged, baseline: str, arm: Arm, engine: str, *, invert: boo
     """
     if (engine, arm) in ((baseline, "cold"), (baseline, "store")) or not engine:
         return []
-    cold: dict[int, list[float]] = {}
-    other: dict[int, list[float]] = {}
+    cold: dict[int, list[Sample]] = {}
+    other: dict[int, list[Sample]] = {}
     for sample, judgement in judged:
         if judgement.verdict is Verdict.FAILED and sample.engine == baseline and sample.arm in ("cold", "store"):
             return []  # a baseline that fails is no baseline, whatever its other requests took
         if judgement.verdict not in SUPPORTS_SPEEDUP.get(sample.arm, ()) or not sample.ttft:
             continue
         if sample.engine == baseline and sample.arm in ("cold", "store"):
-            cold.setdefault(sample.trial, []).append(sample.ttft)
+            cold.setdefault(sample.trial, []).append(sample)
         if (sample.engine, sample.arm) == (engine, arm):
-            other.setdefault(sample.trial, []).append(sample.ttft)
-    pairs = [(median(cold[trial]), median(other[trial])) for trial in sorted(cold.keys() & other.keys())]
+            other.setdefault(sample.trial, []).append(sample)
+    trials = [
+        trial for trial in sorted(cold.keys() & other.keys()) if arm != "store" or _alike(cold[trial], other[trial])
+    ]
+    pairs = [[median(s.ttft or 0.0 for s in side[trial]) for side in (cold, other)] for trial in trials]
     return [base / own if invert else own / base for base, own in pairs]
+
+
+def _alike(some: Sequence[Sample], others: Sequence[Sample]) -> bool:
+    """Whether both groups were asked in the same way: one after another, or several at the same time."""
+    return _together(some) == _together(others)
+
+
+def _together(samples: Sequence[Sample]) -> bool:
+    """Whether any two of these requests overlap in time."""
+    spans = sorted((s.started, s.started + (s.e2el or s.ttft or 0.0)) for s in samples)
+    return any(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
 
 def _other_plain(rows: Sequence[Row], conditions: Conditions) -> str:
@@ -153,17 +197,21 @@ def _other_plain(rows: Sequence[Row], conditions: Conditions) -> str:
     return next((row.engine for row in rows if row.arm == "cold" and row.engine != conditions.baseline), "")
 
 
-def _answer(samples: Sequence[Sample], judged: Judged) -> Answer:
-    controls = [s for s in samples if s.arm == "control" and judge(s).verdict is Verdict.LOCAL]
+def _answer(conditions: Conditions, samples: Sequence[Sample], judged: Judged) -> Answer:
+    controls = [s for s in samples if s.arm == "control"]
     proved = [(s, judgement.verdict) for s, judgement in judged]
     reused = [s for s, verdict in proved if s.arm == "reuse" and verdict is Verdict.SHARED]
     cold = [s for s, verdict in proved if s.arm in ("cold", "store") and verdict is Verdict.COLD]
-    comparable = [s for s in controls if all(s.cached_tokens == one.cached_tokens for one in reused)]
+    if conditions.history or _mixed([sample for sample, _ in judged]):
+        return Answer(None, "not checked: the prompts differ")
+    if why := answers.unequalled(conditions, reused, controls):
+        return Answer(None, f"not checked: {why}")
+    comparable = [s for s in controls if answers.equals(s, reused)]
     alike = [s for s in comparable if _rounds_alike(s.engine, cold)]
-    if reused and comparable and not alike:
+    if not alike:
         names = ", ".join(s.engine for s in comparable)
         return Answer(None, f"not checked: cold, {names} already computes other bits than the writer")
-    return answers.check(reused, alike[0] if alike else None, [s for s in cold if s.arm == "cold"])
+    return answers.check(reused, alike[0], [s for s in cold if s.arm == "cold"])
 
 
 def _rounds_alike(engine: str, cold: Sequence[Sample]) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from kvdemo import units
 from kvdemo.judge import stats
 from kvdemo.judge.result import (
     Cell,
@@ -126,7 +127,7 @@ def _proved(row: Row | None, verdict: Verdict) -> Times | None:
     return row.ttft if row and row.verdict is verdict else None
 
 
-def lengths(conditions: Conditions, samples: Sequence[Sample]) -> Lengths | None:
+def lengths(conditions: Conditions, samples: Sequence[Sample], speedups: Mapping[int, Ratio | None]) -> Lengths | None:
     """Cold, reuse and floor over prompt tokens, and where reuse begins to win."""
     points: list[Point] = []
     curve: list[tuple[int, float, float]] = []
@@ -143,7 +144,7 @@ def lengths(conditions: Conditions, samples: Sequence[Sample]) -> Lengths | None
         if again is not None and conditions.kv_bytes_per_token and conditions.memory_bandwidth:
             floor = again + hit * conditions.kv_bytes_per_token / conditions.memory_bandwidth
         in_ms = [None if value is None else round(value * 1000, 3) for value in (cold, reuse, floor)]
-        points.append(Point(length, in_ms[0] or 0.0, in_ms[1] or 0.0, in_ms[2]))
+        points.append(Point(length, in_ms[0] or 0.0, in_ms[1] or 0.0, in_ms[2], speedups.get(length)))
         curve.append((length, cold, reuse))
     return Lengths(tuple(points), ceiling.break_even(curve)) if points else None
 
@@ -173,8 +174,11 @@ def matrix(conditions: Conditions, samples: Sequence[Sample]) -> Matrix | None:
         if cell.verdict is cell.expected is Verdict.SHARED and cell.speedup:
             gains.setdefault(cell.where or "", []).append(cell.speedup)
     reuse = tuple(Gain(where, len(each), round(median(each), 4)) for where, each in sorted(gains.items(), reverse=True))
-    parts = [f"from the {gain.where} {gain.median_speedup:.3g}x ({gain.pairs} pairs)" for gain in reuse]
-    return Matrix(engines, cells, reuse, f"Sooner by reuse: {', '.join(parts) or 'nobody'}.")
+    parts = [
+        f"from the {gain.where} {units.ratio(gain.median_speedup)} ({units.count(gain.pairs, 'pair')})"
+        for gain in reuse
+    ]
+    return Matrix(engines, cells, reuse, f"Faster (TTFT) by reuse: {', '.join(parts) or 'nobody'}.")
 
 
 def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[float], nodes: Mapping[str, str]) -> Cell:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvdemo import units
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -63,8 +65,11 @@ def sentence(tier: str, found: Limit) -> str:
             f"Reuse from {tier} cannot beat computing here: it moves {gigabytes:.2g} GB/s, "
             f"and would need {found.needed / 1e9:.2g} GB/s."
         )
+    share = f"{found.efficiency:.0%} of what this machine can do"
+    if found.efficiency > 1:
+        share = "at the limit of this machine, within noise"
     return (
-        f"Reuse from {tier} is {found.efficiency:.0%} of what this machine can do: {found.kv_bytes / 1e6:,.0f} MB at "
-        f"{gigabytes:.3g} GB/s and a local hit's time make {found.floor * 1000:,.0f} ms; above "
+        f"Reuse from {tier} is {share}: {found.kv_bytes / 1e6:,.0f} MB at "
+        f"{gigabytes:.3g} GB/s and a local hit's time make {units.duration(found.floor * 1000)}; above "
         f"{found.needed / 1e9:.2g} GB/s it beats computing."
     )

@@ -53,6 +53,11 @@ class Plan:
         """The engines among the services."""
         return tuple(spec for spec in self.services if spec.kind == "engine")
 
+    def versions_of(self, spec: ServiceSpec) -> Mapping[str, str]:
+        """The versions in the interpreter of this service; empty if unknown."""
+        python = spec.argv[0] if spec.argv else ""
+        return self.versions.get(f"{spec.node}:{python}" if spec.node else python, {})
+
     @property
     def attached(self) -> bool:
         """Whether something else started it: nothing of it is on this machine, or ours to change."""
@@ -106,7 +111,7 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
         bench=profile.bench.model_dump(mode="json"),
         versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
         stamps={p: facts.interpreters[p].stamp for p in sorted(interpreters) if p in facts.interpreters},
-        models={model.name: model.digest for model in facts.models.values()},
+        models={name: model.digest for name, model in facts.models.items()},
     )
 
 
@@ -246,6 +251,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         node=facts.node,
         pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
         model=served,
+        weights=model.digest,
         context=window.of_engine(engine, model),
         chunk_size=cache.chunk_size if cache else None,
         kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),

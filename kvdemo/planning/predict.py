@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvdemo import units
 from kvdemo.planning import ceiling
 from kvdemo.planning.shape import Shape
 
@@ -127,7 +128,10 @@ def predict(
 
 def sentence(tier: Tier, cold: float) -> str:
     """What to expect of one tier, in plain words."""
-    speed = f"{tier.name}: {tier.bandwidth / 1e9:.3g} GB/s, loading takes {tier.load * 1000:,.0f} ms"
+    speed = f"{tier.name}: {tier.bandwidth / 1e9:.3g} GB/s, loading takes {units.duration(tier.load * 1000)}"
     if not tier.wins:
-        return f"{speed}: reuse cannot beat computing ({cold * 1000:,.0f} ms); {tier.needed / 1e9:.2g} GB/s would"
-    return f"{speed}: first token after {tier.reuse * 1000:,.0f} ms at best, {tier.speedup:.2g}x sooner than computing"
+        return (
+            f"{speed}: reuse cannot beat computing ({units.duration(cold * 1000)}); {tier.needed / 1e9:.2g} GB/s would"
+        )
+    first, gain = units.duration(tier.reuse * 1000), units.ratio(tier.speedup)
+    return f"{speed}: first token after {first} at best, {gain} faster (TTFT) than computing"

@@ -27,7 +27,8 @@ class ServiceSpec:
     ``context`` is the longest sequence in tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` L2: a
     directory or ``redis://HOST:PORT``, and ``kin`` the fingerprint of each model whose KV is in it. ``cache`` is the
     server that an engine is wired to, ``pool`` the profile's name for it: on a cluster each ``node`` has its own.
-    ``uuids`` are those of an engine's GPUs; ``address`` is the base URL of what something else started.
+    ``uuids`` are those of an engine's GPUs, ``weights`` is the digest of its model's files; ``address`` is the base URL
+    of what something else started.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ServiceSpec:
     gpus: tuple[int, ...] = ()
     cache: str = ""
     model: str = ""
+    weights: str = ""
     context: int | None = None
     chunk_size: int | None = None
     kv_bytes_per_token: int | None = None

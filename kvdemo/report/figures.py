@@ -109,8 +109,8 @@ def lengths(result: Result) -> Markup:
     even, shortest = result.lengths.break_even_tokens, points[0].prompt_tokens
     mark = (float(even), f"break-even: {even:,} tokens") if even is not None and even > shortest else None
     plot = svg.curves(lines, (lambda x: f"{x:,.0f}", _tick), mark)
-    table = _table(sections.LENGTHS, [sections.point(point) for point in points])
-    say = f"Time to first token over the length of the prompt in tokens. {sections.break_even(result.lengths)}"
+    table = _table(sections.LENGTHS, [sections.point(result, point) for point in points])
+    say = f"Time to first token over the length of the prompt in tokens. {sections.break_even(result, result.lengths)}"
     legend = svg.legend([key for key, values in curves.items() if values])
     return section("By length of the prompt", say, legend, plot, tag("details", tag("summary", "As a table"), table))
 

@@ -128,6 +128,6 @@ def lengths(one: Result) -> Table | None:
     for point in one.lengths.points:
         bars = Text("█" * max(1, round(20 * point.cold_ms / longest)), style="red")
         bars.append("\n" + "█" * max(1, round(20 * point.reuse_ms / longest)), style="green")
-        grid.add_row(*sections.point(point), bars)
-    grid.caption = sections.break_even(one.lengths)
+        grid.add_row(*sections.point(one, point), bars)
+    grid.caption = sections.break_even(one, one.lengths)
     return grid

@@ -1,4 +1,4 @@
-"""The page's requests as a run that ``kvdemo report`` reads: conditions and samples, as ``bench`` saves them; pure."""
+"""The page's requests as a file that ``kvdemo report`` reads: conditions and samples, as ``bench`` saves them; pure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from kvdemo.planning.plan import Plan
 
 
 def jsonl(plan: Plan, samples: Sequence[Sample], about: Mapping[str, Any]) -> str:
-    """One line of conditions, one for each sample. A turn of the page is a trial."""
+    """One line of conditions, one for each sample. A turn of the page is no trial: it has a prompt of its own."""
     engine = plan.engines[0]
     try:
         cast = workload.roles(plan)
         parts = {"baseline": cast.baseline.name, "writer": cast.writer.name, "reader": cast.reader.name}
+        engine = cast.reader
     except UsageError:
         parts = dict.fromkeys(("baseline", "writer", "reader"), engine.name)
     conditions = {
         "project": plan.project,
         "backend": "openai-chat",
         "model_id": engine.model,
-        "model_digest": next(iter(plan.models.values()), ""),
-        "versions": next(iter(plan.versions.values()), {}),
+        "model_digest": engine.weights,
+        "versions": dict(plan.versions_of(engine)),
+        "history": True,
         "num_trials": len({sample.trial for sample in samples}),
         "prompt_tokens": max((sample.prompt_tokens or 0 for sample in samples), default=0),
         "chunk_size": max((spec.chunk_size or 0 for spec in plan.engines), default=0),

@@ -28,6 +28,9 @@ def headline(result: Result) -> Headline:
     if result.answer.same is False:
         sentence = "What was loaded from the cache gives another answer than computing it: no speed-up is claimed."
         return Headline("Wrong answer", sentence, Tone.BAD)
+    if result.mixed_prompts:
+        sentence = "Its requests had prompts of their own: they are no trials of one, and no ratio is made of them."
+        return Headline("A record, not a measurement", sentence, Tone.PLAIN)
     if result.speedup is None:
         return _without_speedup(result)
     run, ratio = result.conditions, result.speedup
@@ -50,7 +53,7 @@ def headline(result: Result) -> Headline:
 
 def spread(ratio: Ratio | Cost, unit: str) -> str:
     """How sure a median is: its 95 % interval, the range of few trials, or that there is only one."""
-    n = units.count(ratio.n, "trial")
+    n = units.count(ratio.n, "trial" if unit == "x" else "request")
     if ratio.n == 1:
         return n
     if ratio.low is not None and ratio.high is not None and ratio.n >= stats.ENOUGH:
@@ -88,6 +91,8 @@ def answer(result: Result) -> Piece:
 def trials(result: Result) -> str:
     """How many trials there were."""
     wanted = result.conditions.num_trials
+    if result.mixed_prompts:
+        return units.count(result.completed + result.failed, "request")
     if result.conditions.interrupted:
         return f"{units.count(result.trials_run, 'trial')}, interrupted"
     return units.count(result.trials_run or wanted, "trial")
@@ -96,7 +101,8 @@ def trials(result: Result) -> str:
 def facts(result: Result) -> list[str]:
     """What stands beside the title: model, prompt, trials, device."""
     run = result.conditions
-    return [run.model_id, f"{result.prompt_tokens:,} prompt tokens", trials(result), run.device]
+    prompts = "prompts of their own" if result.mixed_prompts else f"{result.prompt_tokens:,} prompt tokens"
+    return [run.model_id, prompts, trials(result), run.device]
 
 
 def complaints(result: Result) -> list[str]:
@@ -141,6 +147,8 @@ def notes(result: Result) -> list[str]:
     lines = []
     if noise := result.noise_floor:
         lines.append(f"Noise: cold against cold is {units.ratio(noise.median)} ({spread(noise, 'x')}).")
+    if result.conditions.max_concurrency > 1 and result.row("store") and "store_tax" not in (result.costs or {}):
+        lines.append(f"{COSTS['store_tax']}: not compared: the writer was asked one at a time, others several.")
     for name, one in (result.costs or {}).items():
         title = COSTS.get(name, name.replace("_", " ").capitalize())
         lines.append(f"{title}: {cost(result, name, one)}, {spread(one, one.unit)} ({one.text}).")

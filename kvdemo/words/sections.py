@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvdemo import units
-from kvdemo.judge.result import Cell, Lengths, Limit, Matrix, Point, Result, Row
+from kvdemo.judge import effect
+from kvdemo.judge.effect import Effect
+from kvdemo.judge.result import Cell, Lengths, Limit, LimitLine, Matrix, Point, Ratio, Result, Row
 from kvdemo.judge.verdict import Verdict
 from kvdemo.words.findings import COSTS, cost, spread
 from kvdemo.words.tones import VERDICTS, Piece, Tone
@@ -40,26 +42,39 @@ def parts(row: Row) -> list[Part]:
 LENGTHS = ("Prompt tokens", "Cold", "Reuse", "Floor", "Faster")
 
 
-def point(one: Point) -> tuple[str, ...]:
+def point(result: Result, one: Point) -> tuple[str, ...]:
     """The cells of one length."""
     gain = one.cold_ms / one.reuse_ms
-    faster = units.ratio(gain) if gain >= 1 else f"{units.ratio(1 / gain)} slower"
+    match _effect(result, one):
+        case Effect.NONE:
+            faster = "within noise"
+        case Effect.SLOWER:
+            faster = f"{units.ratio(1 / gain)} slower"
+        case _:
+            faster = units.ratio(gain)
     times = (units.duration(value) for value in (one.cold_ms, one.reuse_ms, one.floor_ms))
     return f"{one.prompt_tokens:,}", *times, faster
 
 
-def break_even(lengths: Lengths) -> str:
+def _effect(result: Result, one: Point) -> Effect:
+    """Whether reuse is faster at this length; files of older versions hold the medians alone."""
+    gain = one.cold_ms / one.reuse_ms
+    return effect.of(one.speedup or Ratio(1, gain, gain, gain), result.noise_floor)
+
+
+def break_even(result: Result, lengths: Lengths) -> str:
     """From where on reuse is faster."""
-    if all(one.reuse_ms <= one.cold_ms for one in lengths.points):
+    effects = [_effect(result, one) for one in lengths.points]
+    if all(one is Effect.FASTER for one in effects):
         return "Reuse is faster at all of these lengths."
-    if lengths.break_even_tokens is None:
+    if lengths.break_even_tokens is None or Effect.FASTER not in effects:
         return "Reuse is not faster at these lengths."
     return f"Reuse is faster from about {lengths.break_even_tokens:,} tokens on."
 
 
 def matrix(one: Matrix) -> str:
     """How to read the matrix, and what it shows of nodes."""
-    read = "Rows write, columns read; how many times faster (TTFT) than the reader's own cold answer."
+    read = "Rows write, columns read; the TTFT of the reader's own cold answer over that of this one."
     return f"{read} {one.text}" if one.text else read
 
 
@@ -84,4 +99,10 @@ def costs(result: Result) -> list[tuple[str, ...]]:
 
 def limit(one: Limit) -> list[tuple[str, str]]:
     """The arithmetic of the limit: names and figures."""
-    return [(line.name, units.quantity(line.value, line.unit)) for line in one.rows]
+    return [(line.name, _figure(line)) for line in one.rows]
+
+
+def _figure(line: LimitLine) -> str:
+    if line.name == "efficiency":
+        return f"{line.value:.0%}" if line.value <= 1 else "at the limit, within noise"
+    return units.quantity(line.value, line.unit)
