@@ -220,8 +220,10 @@ def test_two_revisions_of_one_model_are_two() -> None:
     other = replace(MODEL, digest="d2")
     facts = replace(FACTS, models={**FACTS.models, "org/model@v2": other})
     engines = altered("b", args={"revision": "v2"}, cache=None).engines
-    made = plan.make(profile(engines={**engines, "old": Engine(model="org/model", gpus=[], runtime=Runtime("old"))}),
-                     replace(facts, ports={**FACTS.ports, "old": 7003}))
+    made = plan.make(
+        profile(engines={**engines, "old": Engine(model="org/model", gpus=[], runtime=Runtime(python="old"))}),
+        replace(facts, ports={**FACTS.ports, "old": 7003}),
+    )
     assert made.models == {"org/model": "d1", "org/model@v2": "d2"}
     assert [made.service(name).weights for name in ("plain", "b")] == ["d1", "d2"]
     assert made.versions_of(made.service("old"))["vllm"] == "0.31.0"
