@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.fleet import diagnose, keystore, launchers, signature, stores, teardown, watch
+from kvdemo.fleet import diagnose, keystore, launchers, precheck, signature, stores, teardown, watch
 from kvdemo.fleet.turns import Turns
 from kvdemo.host import health, survey
 from kvdemo.host.launcher import Event, Launcher, State
@@ -55,6 +55,8 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
+    if problems := list(precheck.writing(project)) if fresh else []:
+        raise ServiceError(problems[0])
     document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
@@ -70,13 +72,11 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
             yield from then()
     except (Exception, KeyboardInterrupt):
         if not keep:
-            yield from teardown.stop(launcher, started, plan)
-            _tidy(launcher)
+            yield from _undo(project, launcher, started, plan)
         raise
     except GeneratorExit:
-        for _ in () if keep else teardown.stop(launcher, started, plan):
+        for _ in () if keep else _undo(project, launcher, started, plan):
             pass
-        _tidy(launcher)
         raise
 
 
@@ -90,10 +90,30 @@ def _note_contexts(project: Project, wanted: Sequence[ServiceSpec], environ: Map
         project.save({**document, "plan": replace(plan, services=services).to_json()})
 
 
-def _tidy(launcher: Launcher) -> None:
+def _undo(project: Project, launcher: Launcher, started: Collection[str], plan: Plan) -> Generator[Event]:
+    """Stop what was started and remove its traces. Whoever interrupts that has it killed at once."""
+    launcher.recover()  # a start that was interrupted may be known by its process only
+    try:
+        yield from teardown.stop(launcher, started, plan)
+    except (KeyboardInterrupt, GeneratorExit):
+        with teardown.undisturbed():
+            launcher.recover()
+            for _ in teardown.stop(launcher, started, plan, timeout=0):
+                pass
+            _tidy(project, launcher, plan)
+        raise
+    with teardown.undisturbed():
+        _tidy(project, launcher, plan)
+
+
+def _tidy(project: Project, launcher: Launcher, plan: Plan) -> None:
     launcher.tidy()
-    if not launcher.running():
-        launcher.release()
+    if launcher.running():
+        return
+    launcher.release()
+    if not plan.on:
+        stores.prune(project.stores)
+        project.clear()
 
 
 def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
@@ -245,6 +265,8 @@ def restart(
     chosen = set(names)
     chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
     launcher = launchers.of(project, lock_fd)
+    launcher.recover()
+    precheck.check(project, [spec for spec in plan.services if spec.name in chosen], environ, launcher)
     yield from teardown.stop(launcher, chosen, plan)
     launcher.tidy()
     yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)

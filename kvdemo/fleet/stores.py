@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from kvdemo.errors import PreflightError
@@ -27,21 +28,22 @@ def make(store: Path, about: dict[str, str], memory: Path) -> None:
         if fresh:
             (store.parent / MARK).write_text("made by kvdemo; `kvdemo down -v` deletes it\n")
         (store / MARK).write_text(json.dumps(about, indent=1, sort_keys=True))
+        if str(store) not in remembered(memory):
+            with memory.open("a", encoding="utf-8") as stream:
+                stream.write(f"{json.dumps(str(store))}\n")
     except OSError as error:
         raise PreflightError(
-            f"KV store {store}: {error.strerror}", "set caches.*.l2 to a directory you can write"
+            f"KV store {store}: {error.strerror}", "set caches.*.l2 to a directory you can write, with space left"
         ) from None
-    if str(store) not in remembered(memory):
-        with memory.open("a", encoding="utf-8") as stream:
-            stream.write(f"{json.dumps(str(store))}\n")
 
 
 def remembered(memory: Path) -> list[str]:
     """The stores that a project used and did not delete."""
     try:
-        return [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
+        listed = [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
+    return [store for store in listed if isinstance(store, str)]
 
 
 def delete(memory: Path) -> int:
@@ -51,9 +53,32 @@ def delete(memory: Path) -> int:
         if (store / MARK).is_file():
             freed += sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             shutil.rmtree(store)
-        root = store.parent
-        if (root / MARK).is_file() and {entry.name for entry in root.iterdir()} == {MARK}:
-            (root / MARK).unlink()
-            root.rmdir()
+        _delete_root(store.parent)
     memory.unlink(missing_ok=True)
     return freed
+
+
+def prune(memory: Path) -> None:
+    """Delete the remembered stores in which nothing was ever kept, as an interrupted start leaves them."""
+    kept = []
+    for store in remembered(memory):
+        if (Path(store) / MARK).is_file() and _only_mark(Path(store)):
+            shutil.rmtree(store, ignore_errors=True)
+            _delete_root(Path(store).parent)
+        else:
+            kept.append(store)
+    with suppress(OSError):
+        if kept:
+            memory.write_text("".join(f"{json.dumps(store)}\n" for store in kept), encoding="utf-8")
+        else:
+            memory.unlink(missing_ok=True)
+
+
+def _only_mark(directory: Path) -> bool:
+    return not any(file.is_file() for file in directory.rglob("*") if file.name != MARK)
+
+
+def _delete_root(root: Path) -> None:
+    if (root / MARK).is_file() and {entry.name for entry in root.iterdir()} == {MARK}:
+        (root / MARK).unlink()
+        root.rmdir()

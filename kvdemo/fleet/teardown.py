@@ -6,7 +6,10 @@ leave in good order. After the last one, the launcher looks for anything that ou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+import signal
+import threading
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 
 from kvdemo.fleet import launchers
 from kvdemo.fleet.stores import delete as delete_stores
@@ -28,6 +31,21 @@ def stop(
     kinds = {spec.name: spec.kind for spec in plan.services} if plan else {}
     yield from launcher.stop([name for name in chosen if kinds.get(name) != "cache"], timeout)
     yield from launcher.stop([name for name in chosen if kinds.get(name) == "cache"], timeout)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C, SIGTERM and SIGHUP: what is done inside is short, and must come to its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Generator[Event | Remains]:

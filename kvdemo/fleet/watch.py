@@ -106,14 +106,17 @@ def until_ready(
         # Ask at once, then ever more seldom: what runs already is found so without a wait.
         ended = launcher.ended(spec.name, min(TICK, (time.monotonic() - began) / 2))
         status = launcher.status(spec.name)
-        if ended or status is None:
+        if ended or status is None or (status.guardian_stopped and not status.alive):
             cause = _cause(spec, launcher, status)
             emit(replace(_caused(event, cause, cause.words), state=State.FAILED, phase=""))
             return
         elapsed = time.time() - status.started_at
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
         if health.healthy(spec.url, spec.kind):
-            doubt = _doubt(spec, launcher, cache_url, key, deadline)
+            doubt, hopeless = _doubt(spec, launcher, cache_url, key, deadline)
+            if hopeless:
+                emit(replace(event, state=State.FAILED, phase="", detail=doubt, fix=hopeless))
+                return
             if not doubt:
                 emit(replace(event, state=State.READY, phase="", elapsed=time.time() - status.started_at))
                 _until_stopped(spec, launcher, stopped, emit)
@@ -156,13 +159,22 @@ def _until_stopped(
             return
 
 
-def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, deadline: float) -> str:
-    """Why a service that says it is healthy is not ready yet; empty when it is."""
+def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, deadline: float) -> tuple[str, str]:
+    """Why a service that says it is healthy is not ready yet, empty when it is; and what helps if no wait can."""
     if stranger := launcher.stranger(spec):
-        return f"port {spec.port} is answered by another program (pid {stranger})"
+        return f"port {spec.port} is answered by another program{_pid(stranger)}, which took it after it was checked", (
+            "end that program, or leave `port` out and kvdemo chooses one; then kvdemo up again"
+        )
     if spec.kind == "cache":
-        return ""
-    models = health.served_models(spec.url, key)
+        return "", ""
+    code, models = health.models(spec.url, key)
+    if code in (401, 403):
+        return _refusal(code, key)
+    return _inability(spec, models, cache_url, key, deadline), ""
+
+
+def _inability(spec: ServiceSpec, models: list[str], cache_url: str, key: str, deadline: float) -> str:
+    """What an engine that answers cannot do yet; empty when it serves."""
     if spec.model not in models:
         return f"it offers {models or 'no models'} instead of {spec.model}"
     if failed := health.generates(spec.url, spec.model, max(1.0, deadline - time.monotonic()), key):
@@ -170,6 +182,22 @@ def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, dead
     if cache_url and not registered(cache_url):
         return "it has not registered with its cache server"
     return ""
+
+
+def _pid(pid: int) -> str:
+    """A pid for people, if it can be seen."""
+    return f" (pid {pid})" if pid > 0 else ""
+
+
+def _refusal(code: int, key: str) -> tuple[str, str]:
+    """What a refused request means, with or without a key of ours."""
+    if key:
+        return f"it refuses the API key that VLLM_API_KEY holds ({code})", (
+            "take `api-key` out of args and env: with `secrets: [VLLM_API_KEY]` engine and kvdemo have the same key"
+        )
+    return f"it asks for an API key ({code}), and kvdemo has none for it", (
+        "write `secrets: [VLLM_API_KEY]` into the profile, set VLLM_API_KEY, and take `api-key` out of args and env"
+    )
 
 
 def registered(cache_url: str) -> int:

@@ -77,11 +77,16 @@ def window(url: str, model: str, key: str = "") -> int | None:
 
 def served_models(url: str, key: str = "") -> list[str]:
     """The model ids that an OpenAI server offers; empty if it does not answer."""
+    return models(url, key)[1]
+
+
+def models(url: str, key: str = "") -> tuple[int, list[str]]:
+    """The status with which an OpenAI server answers, 0 if it does not, and the model ids that it offers."""
     status, body = request(url, "/v1/models", key=key)
     try:
-        return [str(entry["id"]) for entry in json.loads(body)["data"]] if status == 200 else []
+        return status, [str(entry["id"]) for entry in json.loads(body)["data"]] if status == 200 else []
     except (ValueError, KeyError, TypeError):
-        return []
+        return status, []
 
 
 def generates(url: str, model: str, timeout: float, key: str = "") -> str:

@@ -156,7 +156,7 @@ class Launcher(Protocol):
         """Wait for the end of a service, at most ``timeout`` seconds."""
 
     def stranger(self, spec: ServiceSpec) -> int:
-        """The pid of another program that answers on the service's port; 0 if there is none."""
+        """The pid of another program that listens on the service's port; 0 if there is none, -1 if it is hidden."""
 
     def logs(self, *, previous: bool = False) -> list[str]:
         """The services that have a log (of the start before, with ``previous``)."""

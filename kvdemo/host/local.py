@@ -133,11 +133,11 @@ class Local:
         return record is None or bool(process.wait_exit([record], timeout))
 
     def stranger(self, spec: ServiceSpec) -> int:
-        """As far as this user may see who listens."""
+        """As the kernel's table of sockets says: this user sees its own processes there, of others that they are."""
         record = self.record(spec.name)
         ours = {member.pid for member in process.members(record)} if record else set()
-        listening = process.listeners(spec.port)
-        return 0 if ours & set(listening) else next(iter(listening), 0)
+        listening = process.listeners(spec.port, hidden=True)
+        return 0 if not listening or ours & set(listening) else next((pid for pid in listening if pid), -1)
 
     def logs(self, *, previous: bool = False) -> list[str]:
         """By the files there are."""

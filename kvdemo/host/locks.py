@@ -49,6 +49,13 @@ def _since(words: list[str]) -> str:
     return f", since {clock}, {max(0, time.time() - began):.0f} s ago"
 
 
+def holder_stopped(stamped: str) -> bool:
+    """Whether the command that holds the project was stopped: waiting for it is in vain."""
+    pid = stamped.partition(" ")[0]
+    entry = shim.stat(int(pid)) if pid.isdigit() else None
+    return entry is not None and entry.stopped
+
+
 def end_stopped(run_dir: Path) -> str:
     """Kill what was stopped in the middle of starting a service, and keeps the lock so; what that was, or ""."""
     starting: dict[marks.Mark, list[shim.Stat]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvdemo.host import procfs, shim
@@ -69,7 +69,7 @@ def mark_of(entry: shim.Stat) -> Mark | None:
     words = procfs.command_line(entry.pid)
     if mark := guardian_of(words):
         # The process that starts a guardian waits for it with the same words, as the leader of a session.
-        return mark if entry.pid != entry.sid else None
+        return mark if entry.pid != entry.sid else replace(mark, guardian=False)
     pairs = dict(pair.split(b"=", 1) for pair in procfs.environ(entry.pid) or ())
     run_id, slash, service = pairs.get(RUN.encode(), b"").decode(errors="replace").partition("/")
     run_dir = os.fsdecode(pairs.get(RUN_DIR.encode(), b""))

@@ -251,9 +251,9 @@ def remove_segments(names: Collection[str]) -> list[str]:
     return stayed
 
 
-def listeners(port: int) -> list[int]:
-    """The pids that listen on this TCP port, as far as this user may see them."""
-    return sorted({pid for status, pid in _sockets(port) if status == psutil.CONN_LISTEN and pid})
+def listeners(port: int, *, hidden: bool = False) -> list[int]:
+    """The pids that listen on this TCP port; with ``hidden`` 0 stands for those that this user may not see."""
+    return sorted({pid or 0 for status, pid in _sockets(port) if status == psutil.CONN_LISTEN and (pid or hidden)})
 
 
 def _sockets(port: int) -> list[tuple[str, int | None]]:

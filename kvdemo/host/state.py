@@ -186,7 +186,8 @@ class Project:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                what, how = locks.holder(self.name, self.dir, _stamp(fd))
+                stamped = _stamp(fd)
+                what, how = locks.holder(self.name, self.dir, stamped)
                 os.close(fd)
             except BaseException:
                 os.close(fd)
@@ -204,7 +205,7 @@ class Project:
                 if ended := locks.end_stopped(self.dir):
                     waiting(ended, "")
                     deadline = max(deadline, now + RELEASE_PATIENCE)
-            if now >= deadline:
+            if now >= deadline or locks.holder_stopped(stamped):
                 raise LockedError(what, how)
             time.sleep(_LOCK_INTERVAL)
 
@@ -234,6 +235,20 @@ class Project:
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
+
+    def try_writing(self, size: int) -> None:
+        """Write so many bytes where state and logs go, and remove them again. Raises ServiceError if that fails."""
+        for directory in (self.dir, self.dir / "logs"):
+            self._make(directory)
+            probe = directory / f"space.{os.getpid()}.tmp"
+            with _writing(directory):
+                try:
+                    with probe.open("wb") as file:
+                        file.write(bytes(size))
+                        file.flush()
+                        os.fsync(file.fileno())
+                finally:
+                    probe.unlink(missing_ok=True)
 
     def load(self, *, strict: bool = True) -> dict[str, Any] | None:
         """The project's document, or None if there is none.

@@ -159,8 +159,8 @@ def _ports(
         host = hosts[key]
         if port:
             assigned[key] = port
-            if port not in own and (holder := claims.get(port) or _holder(host, port)):
-                busy[port] = holder
+            if port not in own and (occupant := claims.get(port) or holder(host, port)):
+                busy[port] = occupant
             continue
         mine = previous.get(key)
         if (
@@ -187,7 +187,8 @@ def _previous(project: Project) -> dict[str, int]:
     return found
 
 
-def _holder(host: str, port: int) -> str:
+def holder(host: str, port: int) -> str:
+    """Who has this port, in words; empty if a server could bind it."""
     if process.port_free(host, port):
         return ""
     names = []

@@ -15,6 +15,7 @@ Of the process, engine and cache:
     FAKE_CACHE_PATIENCE_S=X engine: end if its cache server does not answer within X seconds (10)
 Of every request, engine:
     FAKE_MODEL_ID=NAME     offer this model instead of --served-model-name
+    FAKE_BEARER=WORD        answer 401 below /v1 without this API key
     FAKE_CANNOT_GENERATE=1 answer completions with 500
     FAKE_TOKEN_US=X        prefill time per computed token, in microseconds (default 20); FAKE_DECODE_MS=X per token (1)
     FAKE_WRONG_SOURCES=1   count fewer prompt tokens by source than the prompt has
@@ -116,6 +117,10 @@ class Handler(BaseHTTPRequestHandler):
             FAULTS.clear()
             FAULTS.update({name.removeprefix("FAKE_"): str(value) for name, value in body.items()})
             self.reply({})
+            return
+        key = fault("BEARER")
+        if key and self.path.startswith("/v1/") and self.headers.get("Authorization") != f"Bearer {key}":
+            self.reply({"error": "Unauthorized"}, 401)
             return
         route = self.server.routes.get(f"{self.command} {self.path.partition('?')[0]}")
         if route is None:
