@@ -203,8 +203,9 @@ def restart(
         frame.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
-for verb in (measuring.bench, measuring.report, measuring.compare):
-    app.command()(verb)
+app.command(cls=measuring.Bench)(measuring.bench)
+app.command()(measuring.report)
+app.command()(measuring.compare)
 
 
 @app.command()

@@ -27,8 +27,10 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from kvdemo.bench.rig import Options, Rig
+from kvdemo.bench import trials
+from kvdemo.bench.session import Session
 from kvdemo.commands import lookup
+from kvdemo.config import benchmark
 from kvdemo.fleet import fleet
 from kvdemo.judge import record, stats
 from kvdemo.judge.sample import Arm, Sample
@@ -94,9 +96,9 @@ def ask(page: Page, *engines: str) -> None:
     expect(page.locator("#ask")).to_be_enabled(timeout=120_000)
 
 
-def rounds(page: Page, url: str, rig: Rig, count: int, scratch: Path) -> list[dict[str, list[Sample]]]:
+def rounds(page: Page, url: str, session: Session, count: int, scratch: Path) -> list[dict[str, list[Sample]]]:
     """For each round the samples of every side, arm by arm."""
-    writer, reader = rig.cast.writer, rig.cast.reader
+    writer, reader = session.roles.writer, session.roles.reader
     arms: dict[Arm, ServiceSpec] = {"store": writer, "reuse": reader, "again": reader}
     numbers = itertools.count(1)
 
@@ -104,7 +106,7 @@ def rounds(page: Page, url: str, rig: Rig, count: int, scratch: Path) -> list[di
         number, found = next(numbers), list[Sample]()
         for arm, engine in arms.items():
             time.sleep(pause)
-            found += rig.arm(rig.prompt, number, arm, engine, 0)
+            found += trials.ask(session, session.prompt, number, arm, engine, 0)
         return found
 
     def by_page() -> list[Sample]:
@@ -121,7 +123,7 @@ def rounds(page: Page, url: str, rig: Rig, count: int, scratch: Path) -> list[di
         found.append({side: sides[side]() for side in order})
         for side, samples in found[-1].items():
             for arm, sample in zip(arms, samples, strict=True):
-                if sample.arm != arm or sample.error or sample.prompt_tokens != rig.prompt.tokens:
+                if sample.arm != arm or sample.error or sample.prompt_tokens != session.prompt.tokens:
                     raise SystemExit(f"round {number}: {side}: not the {arm} that was wanted: {sample}")
         print(f"round {number} of {count}", file=sys.stderr, flush=True)
     return found
@@ -155,17 +157,16 @@ def main() -> int:
     project = lookup.project(arguments.project)
     plan = fleet.loaded(project)
     text = arguments.context.read_text()[: arguments.characters]
-    question, system = plan.bench["questions"][0], plan.bench["system"]
-    options = Options(text, question, system, max_tokens=TOKENS, key=fleet.key_of(plan.engines[0], os.environ),
-                      run_id=f"page{os.getpid()}")  # fmt: skip
+    options = benchmark.saved(plan.bench).with_values({"max_tokens": TOKENS})
+    key = fleet.key_of(plan.engines[0], os.environ)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="kvdemo-measure-") as directory:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         answers, usable = starts(page, project.name, arguments.starts)
         for said, seconds in (("answers", answers), ("usable", usable)):
             print(f"{said:<8} {statistics.median(seconds):.2f} s after the command "
                   f"({min(seconds):.2f} to {max(seconds):.2f}, n={len(seconds)})")  # fmt: skip
-        with served(project.name) as url, Rig(plan, options) as rig:
-            rig.prepare()
+        with served(project.name) as url, Session(plan, options, text, run_id=f"page{os.getpid()}", key=key) as session:
+            session.prepare()
             page.goto(url)
             page.locator("#another").click()
             page.get_by_label("Pasted text").fill(text)
@@ -174,7 +175,7 @@ def main() -> int:
             page.get_by_text("one after another").click()
             page.get_by_label("Length of the answer").click()
             page.get_by_text(f"up to {TOKENS} tokens").click()
-            found = rounds(page, url, rig, arguments.rounds, Path(directory) / "history.jsonl")
+            found = rounds(page, url, session, arguments.rounds, Path(directory) / "history.jsonl")
     return 0 if report(found) and statistics.median(usable) <= SECONDS else 3
 
 

@@ -396,7 +396,7 @@ def test_ctrl_c_ends_a_stalled_stream(bench: Bench) -> None:
     assert json.loads(bench.samples.read_text().splitlines()[-1])["interrupted"] is True
 
 
-@pytest.mark.parametrize("spare", [1500, 9000], ids=["samples", "report"])
+@pytest.mark.parametrize("spare", [1500, 12000], ids=["samples", "report"])
 def test_a_full_disk(bench: Bench, spare: int) -> None:
     """What fits is kept and can be judged again; the error names the file (the limit is the process's own)."""
     bench.run()
@@ -409,7 +409,7 @@ def test_a_full_disk(bench: Bench, spare: int) -> None:
     assert "Exception" not in err
     assert f"cannot write {bench.results}/" in err
     assert "File too large" in err
-    assert ("b answers" in out) == (spare == 9000)
+    assert ("b answers" in out) == (spare == 12000)
     assert not list(bench.results.glob("*.tmp"))
     assert bench.report()["rows"]
 
@@ -439,7 +439,7 @@ def requests(bench: Bench) -> float:
         (("--matrix", "--concurrency", "2"), "--matrix cannot be combined"),
         (("--expected-ttft-gain", "nan"), "nan is not a factor"),
         (("--expected-ttft-gain", "-1"), "-1 is not a factor"),
-        (("--max-trials", "-1"), "-1 is not a number of trials"),
+        (("--max-trials", "-1"), "--max-trials: expected a number of trials of at least 0, got -1"),
         (("--concurrency", "0"), "--concurrency"),
         (("--question", os.fsdecode(b"caf\xe9?")), "--question: is not UTF-8"),
     ],
@@ -463,13 +463,33 @@ def test_a_prompt_shorter_than_a_chunk_is_refused(bench: Bench) -> None:
     assert "too short to share" in done.stderr
 
 
-def test_a_fleet_that_is_not_up(bench: Bench) -> None:
+def kill(bench: Bench, service: str) -> None:
+    """End a service the hard way, and wait until nobody answers."""
+    sigkill(bench.lab.project().records()[service].leader)
+    until(lambda: health.request(bench.plan.service(service).url, "/health")[0] == 0)
+
+
+@pytest.mark.parametrize(("missing", "options"), [("b", ()), ("shared", ()), ("other", ("--baseline", "other"))])
+def test_a_fleet_of_which_something_needed_is_down(bench: Bench, missing: str, options: tuple[str, ...]) -> None:
     """Exit code 7, with the service that is missing."""
-    sigkill(bench.lab.project().records()["other"].leader)
-    until(lambda: health.request(bench.plan.service("other").url, "/health")[0] == 0)
-    done = bench.run()
+    kill(bench, missing)
+    done = bench.run(*options)
     assert done.returncode == 7
-    assert "other" in done.stderr
+    assert missing in done.stderr
+
+
+def test_what_is_up_is_measured_if_it_suffices(bench: Bench) -> None:
+    """A plain engine is missing: the run takes the other one as baseline, and says what it uses and what is not up."""
+    kill(bench, "other")
+    done = bench.run()
+    assert done.returncode == 0, done
+    assert "Measured with what is up: plain, a, b. Not up: other." in done.stderr
+    assert bench.report()["baseline"] == "plain"
+    kill(bench, "plain")
+    done = bench.run()
+    assert done.returncode == 0, done
+    assert "Measured with what is up: a, b. Not up: other, plain." in done.stderr
+    assert bench.report()["baseline"] == "a"
 
 
 @pytest.mark.parametrize(("gain", "code"), [("1.01", 0), ("100000", 3)])

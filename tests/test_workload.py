@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -119,22 +118,6 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     cast = workload.roles(FOUR)
     assert list(workload.interleaved(9, cast, 1)) == list(workload.interleaved(9, cast, 1))
     assert list(workload.interleaved(9, cast, 1)) != list(workload.interleaved(9, cast, 2))
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("", ()), ("1k", (1000,)), ("1K, 2.5k,300", (1000, 2500, 300)), ("16k,,4k", (16000, 4000))]
-)
-def test_lengths(text: str, found: tuple[int, ...]) -> None:
-    """Numbers of tokens, k is a thousand."""
-    assert workload.lengths(text) == found
-
-
-@CALM
-@given(st.text(max_size=12))
-def test_other_lengths_are_refused(text: str) -> None:
-    """Any text is either positive numbers or a UsageError."""
-    with suppress(UsageError):
-        assert all(length > 0 for length in workload.lengths(text))
 
 
 def test_bodies_are_greedy_and_salted() -> None:

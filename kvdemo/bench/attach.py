@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from kvdemo.config.settings import Bench
+from kvdemo.config.benchmark import Bench
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.host import health
 from kvdemo.planning.plan import Plan, ServiceSpec

@@ -11,49 +11,49 @@ from typing import Any
 
 from kvdemo import __version__
 from kvdemo.bench import cacheserver, calibrate
-from kvdemo.bench.rig import Rig
+from kvdemo.bench.session import Session
 from kvdemo.host import bandwidth, gpus
 from kvdemo.planning import environment
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 
-def of(rig: Rig, context: Path | None, environ: Mapping[str, str], *, limit: bool) -> dict[str, Any]:
-    """The conditions of a run whose document is in ``context``, or where the profile says.
+def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The conditions of a run whose document is called ``name``.
 
-    With ``limit`` also what this machine and this client could do at best.
+    With the option ``limit`` also what this machine and this client could do at best.
     """
-    plan, cast, options = rig.plan, rig.cast, rig.options
-    reader = cast.reader
-    url = rig.meter.cache_url(reader)
+    plan, roles, options = session.plan, session.roles, session.options
+    reader = roles.reader
+    url = session.meter.cache_url(reader)
     found: dict[str, Any] = {
         "kvdemo_version": __version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "project": plan.project,
-        "run_id": options.run_id,
+        "run_id": session.run_id,
         "backend": "openai-chat" if options.endpoint == "chat" else "openai",
         "model_id": reader.model,
         "model_digest": reader.weights,
         "versions": plan.versions_of(reader),
-        "device": "unknown" if plan.attached else _device(plan, cast.engines, environ),
+        "device": "unknown" if plan.attached else _device(plan, roles.engines, environ),
         "nodes": {spec.name: spec.node for spec in plan.engines if spec.node},
         "num_trials": options.trials,
         "max_concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
-        "tier": options.tier or "any",
+        "tier": options.tier,
         "drop_page_cache": options.drop_page_cache,
         "seed": options.seed,
-        "question": options.question,
-        "context": (context or Path(plan.bench["context"])).name,
+        "question": options.asked,
+        "context": name,
         "chunk_size": reader.chunk_size,
         "kv_bytes_per_token": (cacheserver.kv_bytes_per_token(url) if url else None) or reader.kv_bytes_per_token,
         "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
-        "baseline": cast.baseline.name,
-        "writer": cast.writer.name,
+        "baseline": roles.baseline.name,
+        "writer": roles.writer.name,
         "reader": reader.name,
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
-    if limit:
-        found |= _client(len(options.document.encode()))
+    if options.limit:
+        found |= _client(len(session.document.encode()))
         # Those of this machine say nothing about another one that the reader runs on.
         if not (plan.attached or reader.node):
             found |= _bandwidths(reader, plan.service(reader.cache).directory, environ)

@@ -143,6 +143,14 @@ class Meter:
                 return after
             time.sleep(POLL)
 
+    def ask_all(
+        self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]], chunks: int = 0
+    ) -> Sequence[Sample]:
+        """One request, or several to one engine at the same time."""
+        if len(steps) > 1:
+            return self.ask_together(steps, path, bodies, chunks)
+        return [self.ask(steps[0], path, bodies[0], chunks)]
+
     def ask_together(
         self, steps: Sequence[Step], path: str, bodies: Sequence[Mapping[str, Any]], chunks: int = 0
     ) -> list[Sample]:

@@ -14,7 +14,6 @@ mix it into every key, so that nothing of another trial or program can match.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,28 +137,14 @@ def reusable(tokens: int, chunk: int) -> int:
     return whole - 1 if whole == tokens else whole
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """``1k,2k,12000`` as tokens (k = 1,000). Raises UsageError for anything else but an empty text."""
-    found = []
-    for word in filter(None, (part.strip().lower() for part in text.split(","))):
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", word, re.ASCII)
-        tokens = int(float(match[1]) * (1000 if match[2] else 1)) if match else 0
-        if tokens < 1:
-            raise UsageError(f"--lengths: {word!r} is not a number of tokens", "for example --lengths 1k,4k,16k")
-        found.append(tokens)
-    if text and not found:
-        raise UsageError(f"--lengths: {text!r} names no length", "for example --lengths 1k,4k,16k")
-    return tuple(found)
-
-
-def interleaved(count: int, cast: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
+def interleaved(count: int, roles: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
     """The arms of ``count`` trials in the order in which to run them.
 
     Odd trials are shuffled, each even one reverses the blocks of the one before it, so that drift hits all arms alike.
     """
     generator = random.Random(seed)  # noqa: S311 (an order, not a secret)
-    shared: list[tuple[Arm, ServiceSpec]] = [("store", cast.writer), ("reuse", cast.reader), ("again", cast.reader)]
-    cold: list[list[tuple[Arm, ServiceSpec]]] = [[("cold", engine)] for engine in cast.plain]
+    shared: list[tuple[Arm, ServiceSpec]] = [("store", roles.writer), ("reuse", roles.reader), ("again", roles.reader)]
+    cold: list[list[tuple[Arm, ServiceSpec]]] = [[("cold", engine)] for engine in roles.plain]
     blocks = [*cold, shared]
     for number in range(1, count + 1):
         if number % 2:

@@ -1,24 +1,27 @@
-"""``kvdemo bench`` from arguments to table: assemble options, drive the story, save, judge, print."""
+"""``kvdemo bench`` from its options to the table: find whom to measure, drive the story, save, judge, print."""
 
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kvdemo.bench import attach, bench, cacheserver, conditions, context, workload
+from kvdemo.bench import attach, bench, cacheserver, conditions, context, modes
+from kvdemo.bench.events import Notice, Saved
 from kvdemo.bench.measure import ReplacedError
-from kvdemo.bench.rig import Options, Rig
-from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
+from kvdemo.bench.session import Session
+from kvdemo.commands import presence
+from kvdemo.commands.fate import Fate
+from kvdemo.commands.progress import Follower
+from kvdemo.config import benchmark
+from kvdemo.config.benchmark import Bench
+from kvdemo.errors import GateError, ServiceError, UsageError
 from kvdemo.fleet import fleet
-from kvdemo.fleet.watch import State
 from kvdemo.host.state import Project
 from kvdemo.judge import document, results
 from kvdemo.judge.record import Recorder
@@ -30,177 +33,134 @@ from kvdemo.words import findings
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What the command line said; None or empty means: as the profile says."""
+class Output:
+    """Where the result goes, and who follows the run."""
 
-    context: Path | None
-    question: str
-    trials: int | None
-    max_trials: int
-    max_tokens: int | None
-    endpoint: Literal["chat", "completions"]
-    tier: Literal["l1", "l2", "any"]
-    drop_page_cache: bool
-    concurrency: int
-    matrix: bool
-    lengths: str
-    costs: bool
-    limit: bool
-    expected_ttft_gain: float | None
-    writer: str
-    reader: str
-    baseline: str
-    seed: int
-    result_dir: Path
+    directory: Path
+    as_json: bool
+    follow: Follower
 
 
-def of_project(project: Project, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
-    """Measure a fleet that is up, as ``run`` does. Raises NotReadyError too, if it is not."""
+@dataclass(frozen=True)
+class Task:
+    """What is measured: ``document`` is the text of the file called ``name``."""
+
+    plan: Plan
+    options: Bench
+    name: str
+    document: str
+    key: str = ""
+    nice: Mapping[str, int] = field(default_factory=dict)
+    fate: Fate | None = None
+
+
+def of_project(project: Project, given: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
+    """Measure a fleet that is up, as ``run`` does; of its services those that are up, if they suffice.
+
+    Raises NotReadyError if they do not.
+    """
     plan = fleet.loaded(project)
-    options = _options(plan, arguments, fleet.key_of(plan.engines[0], environ))
-    nice = _ready(project, environ)
-    run(plan, options, arguments, environ, as_json=as_json, nice=nice, death=partial(fleet.death, project, environ))
+    options = benchmark.saved(plan.bench).with_values(given)
+    modes.chosen(options)
+    name, text = _document(options, ": the profile names none")
+    events = fleet.status(project, environ)
+    part, sentence = presence.usable(plan, options, events)
+    if sentence:
+        output.follow(Notice(sentence))
+    nice = {event.service: event.nice for event in events if event.nice}
+    key, fate = fleet.key_of(plan.engines[0], environ), Fate.of(project, part, environ)
+    run(Task(part, options, name, text, key, nice, fate), environ, output)
 
 
-def of_targets(targets: attach.Targets, arguments: Arguments, environ: Mapping[str, str], *, as_json: bool) -> None:
+def of_targets(targets: attach.Targets, given: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
     """Measure engines that something else started, as ``run`` does. Raises NotReadyError for one that is not there."""
-    _refuse_for_targets(arguments)
+    options = Bench().with_values(given)
+    if options.tier != "any":
+        raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
     key = attach.key_of(environ)
     plan = attach.plan(targets, key)
-    run(plan, _options(plan, arguments, key), arguments, environ, as_json=as_json)
+    modes.chosen(options)
+    name, text = _document(options, "")
+    run(Task(plan, options, name, text, key), environ, output)
 
 
-def run(
-    plan: Plan,
-    options: Options,
-    arguments: Arguments,
-    environ: Mapping[str, str],
-    *,
-    as_json: bool,
-    nice: Mapping[str, int] | None = None,
-    death: Callable[[str], str] = lambda _: "",
-) -> None:
+def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
     """Measure, save, print.
 
-    ``death`` says why an engine has ended; empty while it lives.
-
-    Raises ServiceError when the measurement proves nothing or the answer is wrong, GateError when the gate is missed.
+    Raises ServiceError when the measurement proves nothing, the answer is wrong, or an engine is not the process that
+    it was; GateError when the gate is missed.
     """
+    run_id = secrets.token_hex(6)
     samples: list[Sample] = []
-    with Rig(plan, options) as rig:
-        prepared = rig.prepare()
-        found = conditions.of(rig, arguments.context, environ, limit=arguments.limit) | prepared
-        found["nice"] = dict(nice or {})
-        name = f"{plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{options.run_id[:4]}"
-        recorder = Recorder(arguments.result_dir, name, found)
+    with Session(task.plan, task.options, task.document, run_id=run_id, key=task.key) as session:
+        prepared = session.prepare()
+        bench.check(session)
+        found = conditions.of(session, task.name, environ) | prepared
+        found["nice"] = dict(task.nice)
+        name = f"{task.plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}"
+        recorder = Recorder(output.directory, name, found)
         try:
-            _drive(rig, recorder, samples, death, quiet=as_json)
+            _drive(session, recorder, samples, task, output)
+            if task.fate:
+                task.fate.check()
         except (KeyboardInterrupt, ReplacedError) as error:
             found["interrupted"] = True
             if isinstance(error, ReplacedError):
                 found["stopped"] = str(error)
             recorder.amend(found)
-            _finish(found, samples, recorder, as_json=as_json)
+            _finish(found, samples, recorder, output)
             raise
         finally:
-            cacheserver.forget(plan, f"kvdemo-{options.run_id}-*")
-    result = _finish(found, samples, recorder, as_json=as_json)
-    _judge(result, arguments.expected_ttft_gain, attached=plan.attached)
+            cacheserver.forget(task.plan, f"kvdemo-{run_id}-*")
+    result = _finish(found, samples, recorder, output)
+    _judge(result, task, _deaths(task, samples))
 
 
-def _options(plan: Plan, arguments: Arguments, key: str) -> Options:
-    given = plan.bench
-    path = arguments.context or (Path(given["context"]) if given.get("context") else None)
-    if path is None:
-        whose = "" if plan.attached else ": the profile names none"
+def _document(options: Bench, whose: str) -> tuple[str, str]:
+    """Name and text of the document. Raises UsageError if there is none, or if it is unfit."""
+    if options.context is None:
         raise UsageError(f"no context{whose}", "give a text file: --context FILE")
-    _refuse_contradictions(arguments)
-    return Options(
-        document=context.read(path),
-        question=arguments.question or given["questions"][0],
-        system=given["system"],
-        trials=arguments.trials or given["trials"],
-        max_trials=arguments.max_trials,
-        max_tokens=arguments.max_tokens or given["max_tokens"],
-        seed=arguments.seed,
-        run_id=secrets.token_hex(6),
-        key=key,
-        endpoint=arguments.endpoint,
-        tier="" if arguments.tier == "any" else arguments.tier,
-        drop_page_cache=arguments.drop_page_cache,
-        concurrency=arguments.concurrency,
-        matrix=arguments.matrix,
-        lengths=workload.lengths(arguments.lengths),
-        costs=arguments.costs,
-        writer=arguments.writer,
-        reader=arguments.reader,
-        baseline=arguments.baseline,
-    )
+    return options.context.name, context.read(options.context)
 
 
-def _refuse_contradictions(given: Arguments) -> None:
-    """Options that mean nothing together must not be left out silently. Raises UsageError."""
-    gain = given.expected_ttft_gain
-    other = given.lengths or given.concurrency > 1 or given.tier != "any" or given.max_trials or gain is not None
-    if given.drop_page_cache and given.tier != "l2":
-        raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
-    if given.matrix and other:
-        names = "--lengths, --concurrency, --tier, --max-trials or --expected-ttft-gain"
-        raise UsageError(f"--matrix cannot be combined with {names}")
-    if gain is not None and not (math.isfinite(gain) and gain > 0):
-        raise UsageError(f"--expected-ttft-gain: {gain:g} is not a factor", "for example --expected-ttft-gain 2")
-    if given.max_trials < 0:
-        raise UsageError(f"--max-trials: {given.max_trials} is not a number of trials", "for example --max-trials 30")
-    if given.question != given.question.encode(errors="replace").decode():
-        raise UsageError("--question: is not UTF-8", "check the terminal's encoding")
-
-
-def _refuse_for_targets(given: Arguments) -> None:
-    """What needs a fleet that kvdemo started. Raises UsageError."""
-    if given.tier != "any":
-        raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
-
-
-def _ready(project: Project, environ: Mapping[str, str]) -> dict[str, int]:
-    """The lowered priorities (nice) of a fleet that is ready. Raises NotReadyError if a service is not."""
-    events = fleet.status(project, environ)
-    lame = [event for event in events if event.state is not State.READY]
-    if lame:
-        names = ", ".join(f"{e.service} ({e.detail if e.cause else e.state.value})" for e in lame)
-        fixes = dict.fromkeys(event.fix for event in lame if event.fix)
-        ways = f"kvdemo ps -p {project.name}, then kvdemo up PROFILE"
-        raise NotReadyError(f"the fleet is not ready: {names}", "\n".join((*fixes, ways)))
-    return {event.service: event.nice for event in events if event.nice}
-
-
-def _drive(rig: Rig, recorder: Recorder, samples: list[Sample], death: Callable[[str], str], *, quiet: bool) -> None:
+def _drive(session: Session, recorder: Recorder, samples: list[Sample], task: Task, output: Output) -> None:
     """Run; save every sample before the next is taken. A request that failed with its engine says why that died."""
-    with terminal.Progress(quiet=quiet) as show, closing(bench.run(rig)) as stream:
-        for event in stream:
+    with closing(bench.run(session)) as stream:
+        for each in stream:
+            event = each
             if isinstance(event, Sample):
-                why = death(event.engine) if event.error else ""
-                samples.append(replace(event, error=f"{event.engine} {why}") if why else event)
-                recorder.add(samples[-1])
-            else:
-                show(event.text, event.done, event.total)
+                why = task.fate.death(event.engine) if task.fate and event.error else ""
+                event = replace(event, error=f"{event.engine} {why}") if why else event
+                samples.append(event)
+                recorder.add(event)
+            output.follow(event)
 
 
-def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Recorder, *, as_json: bool) -> Result:
+def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Recorder, output: Output) -> Result:
     """Judge, save and show what there is."""
     result = results.summarize(document.of_mapping(conditions), samples)
-    if as_json:
+    if output.as_json:
         terminal.out.out(json.dumps(document.to_json(result), ensure_ascii=False), highlight=False)
     else:
         terminal.out.print(tables.result(result))
     saved = recorder.close(result, page.render(result, samples))
-    if not as_json:
+    output.follow(Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html"))))
+    if not output.as_json:
         terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
         terminal.err.print(f"interrupted: what was measured is in {recorder.path}")
     return result
 
 
-def _judge(result: Result, gain: float | None, *, attached: bool) -> None:
+def _deaths(task: Task, samples: Sequence[Sample]) -> list[str]:
+    """Why engines have ended of which a request failed, where no sample says it: some take a while to end."""
+    errors = {sample.engine: sample.error for sample in samples if sample.error}
+    deaths = {engine: task.fate.death(engine) for engine in errors} if task.fate else {}
+    return [f"{engine} {why}" for engine, why in deaths.items() if why and why not in errors[engine]]
+
+
+def _judge(result: Result, task: Task, deaths: Sequence[str]) -> None:
+    attached, gain = task.plan.attached, task.options.expected_ttft_gain
     if result.answer.same is False:
         raise ServiceError(
             f"reuse gives another answer than computing: {result.answer.text}",
@@ -208,7 +168,7 @@ def _judge(result: Result, gain: float | None, *, attached: bool) -> None:
         )
     if not result.valid:
         raise ServiceError(
-            "\n  ".join(["the run does not prove the reuse", *findings.complaints(result)]),
+            "\n  ".join(["the run does not prove the reuse", *deaths, *findings.complaints(result)]),
             "the engines' logs show what they say" if attached else "kvdemo logs shows what the services say",
         )
     reached = result.speedup.median if result.speedup else 0.0

@@ -3,65 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kvdemo.commands import options
-from kvdemo.commands.options import JsonOption, ProjectOption
+from kvdemo.commands.options import JsonOption
+from kvdemo.commands.parameters import Command, Deferred
 from kvdemo.errors import UsageError
 
 
-def bench(  # noqa: PLR0913, PLR0917 (one parameter is one option)
-    project_name: ProjectOption = "",
-    target: options.Target = None,
-    context: options.Context = None,
-    question: options.Question = "",
-    trials: options.Trials = None,
-    max_trials: options.MaxTrials = 0,
-    max_tokens: options.MaxTokens = None,
-    endpoint: options.Endpoint = "chat",
-    tier: options.Tier = "any",
-    drop_page_cache: options.DropPageCache = False,
-    concurrency: options.Concurrency = 1,
-    matrix: options.Matrix = False,
-    lengths: options.Lengths = "",
-    costs: options.Costs = False,
-    limit: options.Limit = True,
-    expected_ttft_gain: options.ExpectedTtftGain = None,
-    peer: options.With = None,
-    writer: options.Writer = "",
-    reader: options.Reader = "",
-    baseline: options.Baseline = "",
-    target_model: options.TargetModel = "",
-    chunk_size: options.ChunkSize = None,
-    lmcache_url: options.LmcacheUrl = "",
-    seed: options.Seed = 0,
-    result_dir: options.ResultDir = Path("results"),
-    json: JsonOption = False,
-) -> None:
-    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
-    from kvdemo.bench import attach
-    from kvdemo.commands import benchmark, lookup
-    from kvdemo.export import peers
-    from kvdemo.fleet import fleet
+class Bench(Deferred):
+    """``kvdemo bench``."""
 
-    values = {key: value for key, value in locals().items() if key in benchmark.Arguments.__annotations__}
-    arguments = benchmark.Arguments(**values)
-    if not target and (target_model or chunk_size or lmcache_url):
-        raise UsageError("--target-model, --chunk-size and --lmcache-url need --target", "the profile says them else")
-    if target and project_name:
-        raise UsageError("--target cannot be combined with --project-name", "a project knows its own engines")
-    targets = attach.Targets(target or (), writer, reader, target_model, chunk_size, lmcache_url)
-    if peer:
-        key = attach.key_of(os.environ)
-        plan = attach.plan(targets, key) if target else fleet.loaded(lookup.project(project_name))
-        typer.echo("\n".join(peers.commands(plan, peer)))
-    elif target:
-        benchmark.of_targets(targets, arguments, os.environ, as_json=json)
-    else:
-        benchmark.of_project(lookup.project(project_name), arguments, os.environ, as_json=json)
+    @staticmethod
+    def story(command: Command, given: Mapping[str, Any]) -> None:
+        """Measure the project or the targets, or print how another benchmark would."""
+        from kvdemo.bench import attach
+        from kvdemo.commands import benchmark, lookup, progress
+        from kvdemo.export import peers
+        from kvdemo.fleet import fleet
+
+        if not command.target and (command.target_model or command.chunk_size or command.lmcache_url):
+            raise UsageError(
+                "--target-model, --chunk-size and --lmcache-url need --target", "the profile says them else"
+            )
+        if command.target and command.project_name:
+            raise UsageError("--target cannot be combined with --project-name", "a project knows its own engines")
+        targets = attach.Targets(
+            command.target or (),
+            given.get("writer", ""),
+            given.get("reader", ""),
+            command.target_model,
+            command.chunk_size,
+            command.lmcache_url,
+        )
+        if command.peer:
+            key = attach.key_of(os.environ)
+            plan = attach.plan(targets, key) if command.target else fleet.loaded(lookup.project(command.project_name))
+            typer.echo("\n".join(peers.commands(plan, command.peer)))
+            return
+        with progress.follower(command.progress, quiet=command.json) as follow, progress.failures(follow):
+            output = benchmark.Output(command.result_dir, command.json, follow)
+            if command.target:
+                benchmark.of_targets(targets, given, os.environ, output)
+            else:
+                benchmark.of_project(lookup.project(command.project_name), given, os.environ, output)
+
+
+def bench() -> None:
+    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
 
 
 def report(

@@ -30,43 +30,7 @@ Services = Annotated[list[str] | None, typer.Argument(metavar="SERVICE", help="O
 TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-# What `bench` takes.
-Context = Annotated[Path | None, typer.Option(help="The document to ask about; else the profile's.")]
-Question = Annotated[str, typer.Option(help="What to ask about it; else the profile's first question.")]
-Trials = Annotated[int | None, typer.Option(min=1, help="How often, each time under a fresh salt.")]
-MaxTrials = Annotated[int, typer.Option(help="Go on until the speed-up is known within 5 %, or this often.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Length of each answer in tokens.")]
-Endpoint = Annotated[Literal["chat", "completions"], typer.Option(help="Which OpenAI endpoint to use.")]
-Tier = Annotated[Literal["l1", "l2", "any"], typer.Option(help="l2: clear L1 before the reader is asked.")]
-DropPageCache = Annotated[
-    bool, typer.Option("--drop-page-cache", help="With --tier l2: read the files from the disk itself.")
-]
-Concurrency = Annotated[int, typer.Option(min=1, help="Ask the reader this many documents at once.")]
-Matrix = Annotated[bool, typer.Option("--matrix", help="Every engine writes, every engine reads.")]
-Lengths = Annotated[str, typer.Option(metavar="1k,2k,...", help="Sweep over prompt lengths (tokens).")]
-Costs = Annotated[bool, typer.Option("--costs", help="Also measure what storing costs another engine's decoding.")]
-Limit = Annotated[bool, typer.Option(help="Also measure what this machine and this client can do at best.")]
-ExpectedTtftGain = Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this speed-up.")]
-With = Annotated[
-    Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
-    typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
-]
-Target = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=URL", help="An engine that something else started; repeat it. The last two share."),
-]
-Writer = Annotated[str, typer.Option(metavar="NAME", help="The engine that stores; else the first that shares.")]
-Reader = Annotated[str, typer.Option(metavar="NAME", help="The engine that loads; else the next that shares.")]
-Baseline = Annotated[str, typer.Option(metavar="NAME", help="The plain engine to compare with; else the last one.")]
-TargetModel = Annotated[str, typer.Option(metavar="ID", help="With --target: the model, if they offer several.")]
-ChunkSize = Annotated[
-    int | None, typer.Option(min=1, help="With --target: tokens a chunk; else LMCache's answer, or 256.")
-]
-LmcacheUrl = Annotated[str, typer.Option(metavar="URL", help="With --target: HTTP address of the writer's LMCache.")]
-Seed = Annotated[int, typer.Option(help="Of the order of the arms.")]
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
-
-# What other commands take.
 Host = Annotated[
     str, typer.Option(help="Where the page listens, a name it answers to; whoever reaches it can use the fleet.")
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvdemo.config import flags
-from kvdemo.config.settings import Cache, Engine, Part
+from kvdemo.config.part import Part
+from kvdemo.config.settings import Cache, Engine
 
 OWN_KEYS: dict[type[Part], dict[str, str]] = {
     Engine: {

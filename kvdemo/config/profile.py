@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from kvdemo.config import values
+from kvdemo.config.benchmark import Bench
 from kvdemo.config.consistency import check
 from kvdemo.config.decisions import OWN_KEYS
 from kvdemo.config.findings import Keys, failure, is_stream, place, read
-from kvdemo.config.settings import Bench, Cache, Defaults, Engine, On, Part, Profile, Ray, Runtime, Settings, schema
+from kvdemo.config.part import Part
+from kvdemo.config.settings import Cache, Defaults, Engine, On, Profile, Ray, Runtime, Settings, schema
 from kvdemo.config.variables import dotenv
 from kvdemo.config.yamlfile import Document, parse
 

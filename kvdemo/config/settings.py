@@ -8,23 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator
 from pydantic.json_schema import GenerateJsonSchema
 
 from kvdemo.config import fields, values
+from kvdemo.config.benchmark import Bench
+from kvdemo.config.part import Part
 
 GIB = 1024**3
-
-
-class Part(BaseModel):
-    """A mapping of the file; a key with nothing behind it is an empty one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_mapping(cls, value: Any) -> Any:
-        return value if isinstance(value, cls) else values.mapping(value)
 
 
 class Runtime(Part):
@@ -88,21 +79,6 @@ class Cache(_Service):
     """Port of its HTTP status API, 1024 to 65535. Default: a free one."""
     args: fields.Args = {}
     """Further flags of `lmcache server`, verbatim, as in an engine's args."""
-
-
-class Bench(Part):
-    """What `kvdemo bench` sends."""
-
-    context: fields.OptionalPath = None
-    """Text file with the shared document, relative to the profile. Default: none, and `bench` asks for --context."""
-    questions: fields.Texts = ("What is this document about? Answer in one sentence.",)
-    """Questions about the document, asked in turn. Default: one that asks what it is about."""
-    system: fields.Text = "Answer the question from the document."
-    """The system message. Default: one sentence asking to answer from the document."""
-    max_tokens: fields.Count = 16
-    """Longest answer, in tokens. Default: 16."""
-    trials: fields.Count = 3
-    """Trials: fresh documents that are put to every engine once. Default: 3."""
 
 
 class Ray(Part):

@@ -33,15 +33,6 @@ Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), AfterValida
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What a run is about to do, for whoever watches it."""
-
-    text: str
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True)
 class Sources:
     """Where the prompt's tokens came from, by the engine's own counters around the request (tokens)."""
 

@@ -227,11 +227,10 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
-        """Say what happens now, and how far it is."""
-        share = f"  ({done + 1} of {total})" if total else ""
+    def __call__(self, text: str, share: float = 0.0) -> None:
+        """Say what happens now, and how much of the run is behind."""
         if self.live:
-            self.live.update(f"{escape(text)}{share}")
+            self.live.update(f"{escape(text)}  ({share:.0%})" if share else escape(text))
         elif not self.quiet and text != self.text:
             err.print(text, markup=False)
         self.text = text

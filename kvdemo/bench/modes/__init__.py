@@ -1,0 +1,30 @@
+"""The modes of a benchmark, one module each; a new one is a module here and its line in ``MODES``.
+
+Of the modes that stand alone exactly one runs: the one that the options choose, else the last. Those beside it follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvdemo.bench.modes.decode import Decode
+from kvdemo.bench.modes.latency import Latency
+from kvdemo.bench.modes.lengths import Lengths
+from kvdemo.bench.modes.matrix import Matrix
+from kvdemo.bench.modes.mode import Mode
+from kvdemo.config.benchmark import Bench
+
+MODES: tuple[Mode, ...] = (Matrix(), Lengths(), Decode(), Latency())
+
+
+def chosen(options: Bench) -> Sequence[Mode]:
+    """The modes of a run, in the order in which they run.
+
+    Raises UsageError for options that contradict each other.
+    """
+    options.check_combination()
+    picked = [mode for mode in MODES if mode.chosen(options)]
+    for mode in picked:
+        mode.refuse(options)
+    alone = [mode for mode in picked if not mode.beside] or [MODES[-1]]
+    return [alone[0], *(mode for mode in picked if mode.beside)]

@@ -1,0 +1,111 @@
+"""What every mode of a run works with: the prepared prompt, the roles of the engines, the connections to them.
+
+``prepare`` refuses what cannot work before anything is generated; afterwards failures are samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from kvdemo.bench import workload
+from kvdemo.bench.measure import Meter
+from kvdemo.bench.workload import Roles
+from kvdemo.config.benchmark import Bench
+from kvdemo.errors import NotReadyError, ServiceError, UsageError
+from kvdemo.host import health
+from kvdemo.planning.plan import Plan, ServiceSpec
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One document as it is sent, and its length in tokens of the model."""
+
+    path: str
+    payload: dict[str, Any]
+    ids: tuple[int, ...]
+    max_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens."""
+        return len(self.ids)
+
+    def body(self, engine: ServiceSpec, salt: str) -> dict[str, Any]:
+        """The request to this engine under this salt."""
+        logprobs = 1 if "prompt" in self.payload else True
+        return workload.body(engine.model, self.payload, max_tokens=self.max_tokens, salt=salt, logprobs=logprobs)
+
+
+class Session:
+    """A fleet that is up, what to ask it, and the connections to it; use it under ``with``.
+
+    ``run_id`` is a part of every salt, so that no request of this run meets the KV of another. Raises UsageError if the
+    fleet has no two engines that share a cache.
+    """
+
+    def __init__(self, plan: Plan, options: Bench, document: str, *, run_id: str = "run", key: str = "") -> None:
+        self.plan, self.options, self.document, self.run_id = plan, options, document, run_id
+        self.roles: Roles = workload.roles(plan, options.writer, options.reader, options.baseline)
+        self.meter = Meter(plan, key)
+        self.chunk = self.roles.reader.chunk_size or 256
+        self.prompt: Prompt
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.closing.close()
+
+    def prepare(self) -> dict[str, Any]:
+        """Check readiness and length before anything is generated; the facts of the run.
+
+        Raises NotReadyError for a fleet that does not answer, UsageError for a context that does not fit.
+        """
+        caches = dict.fromkeys(engine.cache for engine in (self.roles.writer, self.roles.reader))
+        for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
+            if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
+                raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
+            if spec.kind == "engine":
+                self.meter.counters(spec)
+        self.prompt = self.make_prompt(self.document)
+        tokens = self.prompt.tokens
+        window = min((spec.context for spec in self.roles.engines if spec.context), default=None)
+        if window and tokens + self.options.max_tokens > window:
+            raise UsageError(
+                f"the context is too long: {tokens:,} prompt tokens and {self.options.max_tokens} of answer, "
+                f"the model's window is {window:,}",
+                "use a shorter context, or raise max_model_len in the profile if the model allows it",
+            )
+        if tokens <= self.chunk:
+            raise UsageError(
+                f"the context is too short to share: {tokens:,} tokens, a chunk is {self.chunk}",
+                "use a longer context, or lower chunk_size in the profile",
+            )
+        if self.options.tier == "l2" and not self.plan.service(self.roles.writer.cache).store:
+            raise UsageError("there is no L2 to read from", "give the cache one: caches.*.l2 in the profile")
+        return {
+            "prompt_tokens": tokens,
+            "expected_hit_tokens": workload.reusable(tokens, self.chunk),
+            "prompt_sha256": hashlib.sha256(repr(list(self.prompt.ids)).encode()).hexdigest(),
+        }
+
+    def make_prompt(self, document: str) -> Prompt:
+        """The request for this document, tokenized by the reader. Raises ServiceError if it does not answer."""
+        words = (self.options.system, document, self.options.asked)
+        chat = self.options.endpoint == "chat"
+        payload = {"messages": workload.messages(*words)} if chat else {"prompt": workload.text(*words)}
+        reader = self.roles.reader
+        try:
+            ids = self.meter.client(reader).tokenize(reader.model, payload)
+        except httpx.HTTPError as error:
+            raise ServiceError(f"{reader.name} cannot tokenize the prompt: {error}") from error
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        return Prompt(path, payload, tuple(ids), self.options.max_tokens)
+
+    def salt(self, part: object) -> str:
+        """A salt that nobody else has: this run's id and a part of it."""
+        return f"kvdemo-{self.run_id}-{part}"

@@ -1,0 +1,137 @@
+"""The options of ``kvdemo bench`` as the command line takes them, made from their one declaration.
+
+What is measured is declared in ``kvdemo.config.benchmark.Bench``, what is only about this command in ``Command`` below.
+Reading the first needs pydantic, which no other verb should pay for: ``Deferred`` waits until somebody asks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import typer.core
+import typer.main
+import typer.models
+
+from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir
+
+
+@dataclass(frozen=True)
+class Command:
+    """Whom ``kvdemo bench`` measures and where its words go."""
+
+    project_name: ProjectOption = ""
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=URL", help="An engine that something else started; repeat it. The last two share."),
+    ] = None
+    target_model: Annotated[
+        str, typer.Option(metavar="ID", help="With --target: the model, if they offer several.")
+    ] = ""
+    chunk_size: Annotated[
+        int | None, typer.Option(min=1, help="With --target: tokens a chunk; else LMCache's answer, or 256.")
+    ] = None
+    lmcache_url: Annotated[
+        str, typer.Option(metavar="URL", help="With --target: HTTP address of the writer's LMCache.")
+    ] = ""
+    peer: Annotated[
+        Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,
+        typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
+    ] = None
+    result_dir: ResultDir = Path("results")
+    progress: Annotated[
+        Literal["text", "json"], typer.Option(help="json: each event is one JSON object on a line of stderr.")
+    ] = "text"
+    json: JsonOption = False
+
+
+Story = Callable[[Command, Mapping[str, Any]], None]
+"""What a command does with its own options and those of the measurement that were given."""
+
+
+def function(story: Story, doc: str) -> Callable[..., None]:
+    """``story`` as a function whose signature typer can read."""
+
+    def command(**values: Any) -> None:
+        own = {field.name: values.pop(field.name) for field in fields(Command)}
+        story(Command(**own), {name: value for name, value in values.items() if value is not None})
+
+    command.__doc__ = doc
+    parameters = [*_of_command(), *_of_bench()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _of_command() -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(Command, include_extras=True)
+    return [_parameter(field.name, hints[field.name], field.default) for field in fields(Command)]
+
+
+def _of_bench() -> list[inspect.Parameter]:
+    """Every option without a default here: what was not given is decided by the environment, then by the profile."""
+    from kvdemo.config.benchmark import Bench, Flag  # noqa: PLC0415 (see above)
+
+    found = []
+    for name, field in Bench.model_fields.items():
+        shown = next((each for each in field.metadata if isinstance(each, Flag)), Flag())
+        if shown.hidden:
+            continue
+        option = typer.Option(
+            envvar=f"KVDEMO_BENCH_{name.upper()}",
+            show_envvar=False,
+            metavar=shown.metavar or None,
+            help=field.description,
+        )
+        found.append(_parameter(name, Annotated[_typed(field.annotation), option], None))
+    return found
+
+
+def _typed(annotation: Any) -> Any:
+    """The type by which the command line reads an option, or nothing."""
+    if typing.get_origin(annotation) in {tuple, list}:
+        return str | None
+    optional = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    return annotation if optional else annotation | None
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(
+        name, kind, annotation=annotation, default=inspect.Parameter.empty if default is MISSING else default
+    )
+
+
+class Deferred(typer.core.TyperCommand):
+    """A command whose options are made when they are needed: other verbs do not pay for them."""
+
+    @staticmethod
+    def story(command: Command, given: Mapping[str, Any]) -> None:
+        """What it does."""
+        raise NotImplementedError
+
+    @cached_property
+    def whole(self) -> Any:
+        """The command with its options."""
+        info = typer.models.CommandInfo(name=self.name, callback=function(type(self).story, self.help or ""))
+        return typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
+
+    @property
+    def params(self) -> Any:
+        """All options."""
+        return self.whole.params
+
+    @params.setter
+    def params(self, _: Any) -> None:
+        """What typer reads in a function without parameters."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        return self.whole.invoke(ctx)

@@ -1,0 +1,145 @@
+"""The options of ``kvdemo bench``: one declaration for the command line, the environment, the profile and the page."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import Lab
+from kvdemo.bench import modes
+from kvdemo.bench.modes.mode import Mode
+from kvdemo.config import benchmark
+from kvdemo.config.benchmark import Bench
+from kvdemo.errors import UsageError
+from runs import CALM
+
+VALUES: dict[str, tuple[object, str]] = {
+    "context": ("doc.txt", "doc.txt"),
+    "question": ("Why?", "Why?"),
+    "system": ("Read.", "Read."),
+    "trials": (7, "7"),
+    "max_trials": (9, "9"),
+    "max_tokens": (5, "5"),
+    "endpoint": ("completions", "completions"),
+    "tier": ("l1", "l1"),
+    "drop_page_cache": (True, "true"),
+    "concurrency": (2, "2"),
+    "matrix": (True, "true"),
+    "lengths": ((1000, 2500), "1k,2.5k"),
+    "costs": (True, "true"),
+    "limit": (False, "false"),
+    "expected_ttft_gain": (2.5, "2.5"),
+    "writer": ("b", "b"),
+    "reader": ("a", "a"),
+    "baseline": ("plain", "plain"),
+    "seed": (3, "3"),
+}
+"""One value of each option other than its default, and the text of it."""
+
+
+def test_every_option_has_a_value_here() -> None:
+    """The tests below are about all of them."""
+    hidden = {"questions"}
+    assert set(VALUES) == set(Bench.model_fields) - hidden
+    assert not [name for name, (value, _) in VALUES.items() if Bench.model_fields[name].default == value]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_option_is_read_from_text_as_from_a_value(name: str) -> None:
+    """What an environment variable or a profile with a variable in it says is what a value of the right type says."""
+    value, text = VALUES[name]
+    by_text, by_value = Bench().with_values({name: text}), Bench().with_values({name: value})
+    assert by_text == by_value != Bench()
+    assert by_text.changed(*VALUES) == [benchmark.flag(name)]
+    assert benchmark.saved(by_value.model_dump(mode="json")) == by_value
+
+
+def test_the_command_line_decides_before_the_environment_and_the_profile(lab: Lab) -> None:
+    """One value wins: the flag, else KVDEMO_BENCH_NAME, else the profile's key; a switch can be turned off again."""
+    lab.up(lab.profile(bench={"context": "./none.txt", "lengths": [64, 128], "matrix": True}))
+    clash = lab.run("bench")
+    assert (clash.returncode, "--matrix cannot be combined with --lengths" in clash.stderr) == (2, True), clash.stderr
+    for arguments, variable, words in (
+        (["--no-matrix"], "", "none.txt: no such file"),
+        (["--no-matrix"], "other.txt", "other.txt: no such file"),
+        (["--no-matrix", "--context", "third.txt"], "other.txt", "third.txt: no such file"),
+    ):
+        done = lab.run("bench", *arguments, KVDEMO_BENCH_CONTEXT=variable)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_help_shows_every_option_with_its_default(lab: Lab) -> None:
+    """The help is the text under the key of the profile."""
+    done = lab.run("bench", "--help", COLUMNS="400")
+    flat = re.sub(r"[\s│]+", " ", done.stdout)
+    for name in VALUES:
+        assert benchmark.flag(name) in flat
+        assert re.sub(r"\s+", " ", str(Bench.model_fields[name].description)) in flat
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lengths", "1k,many", "--lengths: 'many' is not a number of tokens"),
+        ("trials", 0, "--trials: expected a whole number of at least 1, got 0"),
+        ("max_trials", -1, "--max-trials: expected a number of trials of at least 0, got -1"),
+        ("expected_ttft_gain", float("nan"), "--expected-ttft-gain: nan is not a factor"),
+        ("expected_ttft_gain", True, "--expected-ttft-gain: expected a factor such as 2, got true"),
+        ("matrix", "yes", "--matrix: expected true or false, got 'yes'"),
+        ("tier", "l3", "--tier: expected any or l1 or l2, got 'l3'"),
+        ("seed", "x", "--seed: expected a whole number, got 'x'"),
+        ("question", "caf\udce9?", "--question: is not UTF-8"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_flag(name: str, value: object, words: str) -> None:
+    """In plain words, whoever gave it."""
+    with pytest.raises(UsageError) as refused:
+        Bench().with_values({name: value})
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("", ()), ("1k", (1000,)), ("1K, 2.5k,300", (1000, 2500, 300)), ("16k,,4k", (16000, 4000))]
+)
+def test_lengths(text: str, tokens: tuple[int, ...]) -> None:
+    """Numbers of tokens, k is a thousand."""
+    assert Bench().with_values({"lengths": text}).lengths == tokens
+
+
+@CALM
+@given(st.text(max_size=12))
+def test_other_lengths_are_refused(text: str) -> None:
+    """Any text is either positive numbers or a UsageError."""
+    with suppress(UsageError):
+        assert all(length > 0 for length in Bench().with_values({"lengths": text}).lengths)
+
+
+@pytest.mark.parametrize(
+    ("options", "sections"),
+    [
+        ({}, ["rows"]),
+        ({"matrix": True}, ["matrix"]),
+        ({"lengths": "1k"}, ["lengths"]),
+        ({"costs": True}, ["rows", "costs"]),
+        ({"lengths": "1k", "costs": True}, ["lengths", "costs"]),
+    ],
+)
+def test_options_choose_modes(options: dict[str, Any], sections: list[str]) -> None:
+    """One mode that stands alone, then those beside it; each names its section of the result."""
+    assert [mode.section for mode in modes.chosen(Bench().with_values(options))] == sections
+
+
+@pytest.mark.parametrize("mode", modes.MODES, ids=lambda mode: type(mode).__name__)
+def test_a_mode_refuses_what_contradicts_it(mode: Mode) -> None:
+    """Every option that means nothing in a mode is refused with both names, never left out silently."""
+    assert not mode.option or mode.option in VALUES
+    for other in mode.contradictory:
+        with pytest.raises(UsageError) as refused:
+            modes.chosen(Bench().with_values({mode.option: VALUES[mode.option][0], other: VALUES[other][0]}))
+        assert benchmark.flag(mode.option) in str(refused.value)
+        assert benchmark.flag(other) in str(refused.value)
