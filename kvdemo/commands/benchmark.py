@@ -130,7 +130,7 @@ def _drive(session: Session, recorder: Recorder, samples: list[Sample], task: Ta
             event = each
             if isinstance(event, Sample):
                 why = task.fate.death(event.engine) if task.fate and event.error else ""
-                event = replace(event, error=f"{event.engine} {why}") if why else event
+                event = replace(event, error=f"{event.error}; {event.engine} {why}") if why else event
                 samples.append(event)
                 recorder.add(event)
             output.follow(event)
