@@ -6,7 +6,10 @@ ratio       310x, 21x, 4.3x, 0.85x
 
 from __future__ import annotations
 
+import unicodedata
+
 NO_VALUE = "-"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def digits(value: float) -> str:
@@ -59,6 +62,12 @@ def quantity(value: float, unit: str) -> str:
     if unit.startswith("of "):
         return f"{digits(100 * value)} % {unit}"
     return f"{digits(value)} {unit}".rstrip()
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor, colour it or turn the direction of writing is replaced."""
+    kept = (c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else REPLACEMENT for c in text)
+    return "".join(kept)
 
 
 def count(number: int, what: str) -> str:

@@ -1,188 +1,206 @@
-"""Damaged and foreign state: each of it is named, and disturbs nothing else."""
+"""Files of results that are damaged, foreign or of several runs: one error with file and line, never a traceback."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import shutil
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from conftest import Lab
-from guarding import until
-from kvdemo.errors import ServiceError
-from kvdemo.host import state, survey, typed
-from kvdemo.planning.plan import Plan
+from kvdemo.errors import UsageError
+from kvdemo.report import compare, page, saved, tables
+from runs import edit, run, samples, save
 
-DEEP = "[" * 100_000
-
-
-def _file(path: Path) -> None:
-    path.write_text("x")
-
-
-def _fifo(path: Path) -> None:
-    path.mkdir()
-    os.mkfifo(path / "project.json")
-
-
-def _loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def _inner_loop(path: Path) -> None:
-    path.mkdir()
-    (path / "project.json").symlink_to("project.json")
-    (path / "services").symlink_to("services")
-
-
-def _documents(text: str) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        (path / "services").mkdir(parents=True)
-        (path / "project.json").write_text(text)
-        (path / "services" / "a.json").write_text(text)
-
-    return damage
-
-
-def _directories(path: Path) -> None:
-    (path / "project.json").mkdir(parents=True)
-    (path / "services" / "a.json").mkdir(parents=True)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**70,
+    -0.5,
+    1e-320,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "NaN",
+    "1",
+    "\x1b[31m\u202e\a",
+    "a\nb",
+    [],
+    [None],
+    [[]],
+    {},
+    {"a": {}},
+    [1, "x"],
+    {"computed": 1},
+    "\N{SNOWMAN}" * 200,
+    [0.1] * 3,
+    {"": None},
+)
+"""What an editor, another program or a broken disk might leave where something else should be."""
 
 
-def _binary(path: Path) -> None:
-    path.mkdir()
-    (path / "project.json").write_bytes(bytes(range(256)))
+def show(path: Path, other: Path) -> str:
+    """Everything that `report` and `compare` make of a file; UsageError is the only error that may come."""
+    console = Console(width=80, color_system=None, file=io.StringIO(), record=True)
+    held = saved.any_result(path)
+    if isinstance(held, saved.SavedRun):
+        json.loads(held.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+        for verbose in (True, False):
+            console.print(tables.result(held.result, verbose=verbose))
+        page.render(held.result, held.samples or ()).encode()
+        tables.as_html(held.result)
+    for pair in ((held, saved.any_result(other)), (saved.any_result(other), held)):
+        try:
+            compare.text(compare.compare(*pair)).encode()
+        except UsageError as error:
+            str(error).encode()
+    text = console.export_text()
+    assert not set(text) & set("\x1b\a\b\r\u202e")
+    return text
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "file": _file,
-    "loop": _loop,
-    "inner-loop": _inner_loop,
-    "fifo": _fifo,
-    "directories": _directories,
-    "binary": _binary,
-    "empty": _documents(""),
-    "other-version": _documents('{"schema_version": 99, "plan": {}}'),
-    "list": _documents("[1]"),
-    "deep": _documents(DEEP),
-    "infinite": _documents(
-        '{"schema_version": 1, "service": "a", "run_id": "r", "started_at": 1, "exit": null, "leader": null,'
-        ' "guardian": {"pid": 1e999, "starttime": 1, "boot_id": "b", "pidns": 1, "uid": 0}}'
-    ),
-}
+def value(path: Path, generator: random.Random) -> None:
+    """A value anywhere in one line becomes an odd one."""
+    lines = path.read_text().split("\n")
+    number = generator.choice([0, generator.randrange(len(lines) - 1)])
+    document = json.loads(lines[number])
+    target = document
+    while True:
+        keys = list(target) if isinstance(target, dict) else list(range(len(target)))
+        key = generator.choice(keys)
+        if isinstance(target[key], dict | list) and target[key] and generator.random() < 0.6:
+            target = target[key]
+            continue
+        target[key] = generator.choice(ODD)
+        break
+    lines[number] = json.dumps(document)
+    path.write_text("\n".join(lines))
 
 
-def test_one_damaged_project_disturbs_no_other(lab: Lab) -> None:
-    """`up`, `ps`, `ps --all` and `down --all` go on beside every kind of damage, and name what is damaged."""
-    base = state.root(lab.environ)
-    base.mkdir(parents=True)
-    for name, damage in DAMAGES.items():
-        damage(base / f"bad-{name}")
-    shut = base / "bad-shut"
-    shut.mkdir(mode=0)
-    run = lab.run("up", lab.profile({"a": {}}))
-    assert run.returncode == 0, run.stderr
-    run = lab.run("ps")
-    assert (run.returncode, "ready" in run.stdout) == (0, True)
-    run = lab.run("ps", "--all", "--json")
-    assert run.returncode == 0, run.stderr
-    document = json.loads(run.stdout)
-    states = {one["project"]: [row["state"] for row in one["services"]] for one in document["projects"]}
-    assert states[lab.name] == ["ready"]
-    named = {Path(row["path"]).relative_to(base).parts[0] for row in document["damaged"]}
-    assert named >= {f"bad-{name}" for name in DAMAGES}
-    assert all(row["problem"] and "kvdemo down -p bad-" in row["remedy"] for row in document["damaged"])
-    run = lab.run("down", "--all")
-    assert (run.returncode, "1 services ended" in run.stdout) == (0, True), run.stdout + run.stderr
-    assert "bad-loop cannot be used" in run.stderr
-    assert "Traceback" not in run.stderr
-    shut.chmod(0o700)
+def key(path: Path, generator: random.Random) -> None:
+    """A key of one line is missing, or one of the result's own is there."""
+    lines = path.read_text().split("\n")
+    number = generator.choice([0, generator.randrange(len(lines) - 1)])
+    document = json.loads(lines[number])
+    if generator.random() < 0.5:
+        del document[generator.choice(list(document))]
+    else:
+        names = [
+            "limit",
+            "rows",
+            "answer",
+            "matrix",
+            "lengths",
+            "costs",
+            "valid",
+            "speedup",
+            "nice",
+            "history",
+            "nodes",
+        ]
+        document[generator.choice(names)] = generator.choice(ODD)
+    lines[number] = json.dumps(document)
+    path.write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_down_and_up_of_a_damaged_project_go_on_or_say_what_to_do(lab: Lab, name: str) -> None:
-    """`down` clears what it can; where it cannot, it and `up` name the place in one sentence, never a traceback."""
-    path = lab.profile({"a": {}})
-    place = lab.project().dir
-    place.parent.mkdir(parents=True, exist_ok=True)
-    DAMAGES[name](place)
-    run = lab.run("down", "-p", lab.name)
-    assert run.returncode in (0, 1)
-    assert "Traceback" not in run.stderr
-    if run.returncode:
-        assert str(place) in run.stderr
-        assert "remove what stands there" in run.stderr
-        place.unlink()
-    run = lab.run("up", path)
-    assert run.returncode == 0, run.stderr
+def bytes_(path: Path, generator: random.Random) -> None:
+    """Some bytes are others, or missing, or the end is."""
+    content = bytearray(path.read_bytes())
+    at = generator.randrange(len(content))
+    match generator.randrange(3):
+        case 0:
+            content[at : at + 8] = generator.randbytes(generator.randrange(12))
+        case 1:
+            del content[at:]
+        case _:
+            del content[at : at + generator.randrange(1, 2000)]
+    path.write_bytes(content)
 
 
-def test_a_plan_of_wrong_types_is_no_plan(lab: Lab) -> None:
-    """Whatever is changed in a saved plan, it is the same plan, another one, or none; never one of wrong types."""
-    lab.up(lab.profile())
-    project = lab.project()
-    document = project.load()
-    assert document is not None
-    good = survey.saved_plan(project)
-    assert typed.fits(good, Plan)
-    for value in (None, 7, "x", [], {}, [None], {"x": 1}, True):
-        for key in document["plan"]:
-            changed = json.loads(json.dumps(document))
-            changed["plan"][key] = value
-            project.save(changed)
-            plan = survey.saved_plan(project)
-            assert plan is None or typed.fits(plan, Plan)
-        for key in document["plan"]["services"][0]:
-            changed = json.loads(json.dumps(document))
-            changed["plan"]["services"][0][key] = value
-            project.save(changed)
-            plan = survey.saved_plan(project)
-            assert plan is None or all(isinstance(port, int) for spec in plan.services for port in spec.ports)
-    project.save(document)
-    assert survey.saved_plan(project) == good
+def order(path: Path, generator: random.Random) -> None:
+    """Lines are shuffled, repeated, lost."""
+    lines = path.read_text().rstrip("\n").split("\n")
+    picked = [generator.choice(lines) for _ in range(generator.randrange(1, 30))]
+    path.write_text("\n".join(picked))
 
 
-def test_a_private_directory_is_real_ours_and_closed(tmp_path: Path) -> None:
-    """A link, a file, and a directory open to others are refused with the way out; a fresh one is made 0700."""
-    made = state.private_directory(tmp_path / "fresh")
-    assert made.stat().st_mode & 0o777 == 0o700
-    assert state.private_directory(made) == made
-    (tmp_path / "link").symlink_to(made)
-    (tmp_path / "file").touch()
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o755)
-    for name, why in (("link", "a link"), ("file", "not a directory"), ("open", "open to others"), ("no/no", "make")):
-        with pytest.raises(ServiceError, match=why) as caught:
-            state.private_directory(tmp_path / name)
-        assert "TMPDIR" in caught.value.hint
+@pytest.mark.parametrize("damage", [value, key, bytes_, order])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_no_damage_is_a_traceback(tmp_path: Path, damage: Callable[[Path, random.Random], None], suffix: str) -> None:
+    """480 damaged files in all: each is either read, or refused as a user's mistake that names the file."""
+    good = save(tmp_path, "good", samples(), memory_bandwidth=1e9, nodes={"a": "n1"}, tier="l1")
+    whole = good.with_suffix(suffix).read_text()
+    if suffix == ".json":
+        whole = f"{json.dumps(json.loads(whole))}\n"
+    refused = named = 0
+    for seed in range(60):
+        path = tmp_path / f"damaged{suffix}"
+        path.write_text(whole)
+        damage(path, random.Random(seed))  # noqa: S311 (which damage, no secret)
+        try:
+            show(path, good)
+        except UsageError as error:
+            named += path.name in str(error)
+            refused += 1
+    assert named == refused > 0
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
-def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
-    """Whoever makes the directory of our sockets before us gets none of them."""
-    (tmp_path / "theirs").mkdir(mode=0o700)
-    os.chown(tmp_path / "theirs", 12345, 12345)
-    with pytest.raises(ServiceError, match="another user"):
-        state.private_directory(tmp_path / "theirs")
+@pytest.mark.parametrize(
+    ("line", "changes", "said"),
+    [
+        (1, {"nodes": []}, "1: not a line of a kvdemo run: nodes"),
+        (2, {"itl": [0.1, float("nan")]}, "2: not a line of a kvdemo run: itl.1"),
+        (2, {"ttft": 1e-320}, "2: not a line of a kvdemo run: ttft"),
+        (2, {"prompt_tokens": 2**70}, "2: not a line of a kvdemo run: prompt_tokens"),
+        (4, {"kind": "odd"}, "4: not a line of a kvdemo run: kind"),
+        (14, {"kind": "odd"}, "14: not a line of a kvdemo run: kind"),
+        (3, {"kind": "run", "run_id": "other"}, "3: not a line of a kvdemo run: model_id is missing"),
+    ],
+)
+def test_damage_is_named_with_its_line(tmp_path: Path, line: int, changes: dict[str, Any], said: str) -> None:
+    """`report` and `compare` alike: exit code 2, the file, the line and the field."""
+    good, bad = save(tmp_path, "good", samples()), edit(save(tmp_path, "bad", samples()), line, **changes)
+    for command in (("report", bad), ("compare", good, bad)):
+        done = run(*command)
+        assert done.returncode == 2, done
+        assert "Traceback" not in done.stderr
+        assert f"bad.jsonl:{said}" in re.sub(r"\s+", " ", done.stderr)
 
 
-def test_up_refuses_a_sockets_directory_that_is_not_private(lab: Lab) -> None:
-    """Nothing is started, the link's target is untouched, and the way out is said."""
-    path = lab.profile({"a": {}})
-    target = lab.path / "target"
-    target.mkdir()
-    sockets = lab.project().sockets
-    sockets.symlink_to(target)
-    try:
-        run = lab.run("up", path)
-        assert run.returncode == 1
-        assert f"{sockets} is not a directory, but a link" in run.stderr
-        until(lambda: not lab.pids())
-        assert list(target.iterdir()) == []
-        assert sockets.is_symlink()
-    finally:
-        sockets.unlink()
-        shutil.rmtree(target)
+def test_two_runs_in_one_file_are_not_judged_as_one(tmp_path: Path) -> None:
+    """The second is refused with the line where it begins."""
+    one, other = save(tmp_path, "one", samples()), save(tmp_path, "other", samples(), run_id="another")
+    both = tmp_path / "both.jsonl"
+    both.write_text(one.read_text() + other.read_text())
+    with pytest.raises(UsageError, match=r"both\.jsonl:15: another run begins here \(another after abcdef\)"):
+        saved.run(both)
+
+
+def test_samples_without_times_have_no_limit(tmp_path: Path) -> None:
+    """A run whose requests have no time to first token is shown without ratio and limit."""
+    path = save(tmp_path, "run", samples(), memory_bandwidth=1e9)
+    for line in range(2, 15):
+        edit(path, line, ttft=None)
+    held = saved.run(path)
+    assert (held.result.limit, held.result.speedup) == (None, None)
+    assert "Nothing proved" in page.render(held.result, held.samples or ())
+
+
+def test_conditions_cannot_pretend_to_be_findings(tmp_path: Path) -> None:
+    """Keys of the result in a run's conditions are ignored: what the samples mean is judged from them alone."""
+    path = edit(save(tmp_path, "run", samples()), 1, limit=[], matrix={}, speedup={"median": 99}, valid=True, rows=[])
+    held = saved.run(path)
+    document = json.loads(held.to_json())
+    assert {"limit", "matrix"}.isdisjoint(document)
+    assert document["speedup"]["median"] == 20.0

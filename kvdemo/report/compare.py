@@ -191,4 +191,4 @@ def text(comparison: Comparison) -> str:
             lines.append(f"The speed-up differs by {d.median:+.1f} ({d.kind} {d.low:+.1f} to {d.high:+.1f}).")
         if line.lost:
             lines.append(f"Lost: {line.lost}.")
-    return "\n".join([*lines, *(f"Note: {note}." for note in comparison.notes)])
+    return units.printable("\n".join([*lines, *(f"Note: {note}." for note in comparison.notes)]))

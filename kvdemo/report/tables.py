@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from kvdemo import units
 from kvdemo.judge.result import Result
 from kvdemo.words import findings, sections
 from kvdemo.words.table import COLUMNS, PHASES
@@ -63,18 +64,22 @@ def as_html(one: Result) -> str:
 
 def text(*pieces: Piece) -> Text:
     """Pieces one after the other, each in the style of its tone."""
-    return Text.assemble(*((piece.text, STYLES[piece.tone]) for piece in pieces))
+    return Text.assemble(*((units.printable(piece.text), STYLES[piece.tone]) for piece in pieces))
 
 
 def _heading(one: Result) -> Text:
-    return Text("\n").append("Time to First Token", style="bold").append(f"  {', '.join(findings.facts(one))}")
+    return (
+        Text("\n")
+        .append("Time to First Token", style="bold")
+        .append(units.printable(f"  {', '.join(findings.facts(one))}"))
+    )
 
 
 def _grid(headings: Sequence[tuple[str, bool]]) -> Table:
     """An empty table; headings with whether their column is numeric."""
     grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
     for heading, numeric in headings:
-        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+        grid.add_column(units.printable(heading), justify="right" if numeric else "left", no_wrap=True)
     return grid
 
 
@@ -98,7 +103,7 @@ def waterfall(one: Result) -> Table | None:
         for part in parts:
             size = round(BAR * part.milliseconds / longest)
             bar.append("█" * size or ("▏" if part.milliseconds else ""), style=PARTS[part.style])
-        grid.add_row(row.engine, PHASES.get(row.arm, row.arm), bar)
+        grid.add_row(text(Piece(row.engine)), PHASES.get(row.arm, row.arm), bar)
     legend = Text()
     for style, words in sections.PARTS.values():
         legend.append("█", style=PARTS[style]).append(f" {words}  ")
@@ -114,8 +119,8 @@ def matrix(one: Result) -> Table | None:
     cells = {(cell.writer, cell.reader): cell for cell in one.matrix.cells}
     for writer in one.matrix.engines:
         row = [text(sections.cell(cells.get((writer, reader)))) for reader in one.matrix.engines]
-        grid.add_row(writer, *row)
-    grid.caption = one.matrix.text
+        grid.add_row(text(Piece(writer)), *row)
+    grid.caption = text(Piece(one.matrix.text)) if one.matrix.text else None
     return grid
 
 

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from kvdemo import units
 from kvdemo.fleet.teardown import Remains
 from kvdemo.fleet.watch import Event, State
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -176,9 +177,9 @@ def _service_text(spec: ServiceSpec) -> Text:
 
 def failure(message: str, hint: str) -> None:
     """An error and its hint, to standard error."""
-    err.print(Text("error: ", style="bold red").append(message, style="not bold default"))
+    err.print(Text("error: ", style="bold red").append(units.printable(message), style="not bold default"))
     for row in hint.splitlines():
-        err.print(Text(f"  {row}"))
+        err.print(Text(f"  {units.printable(row)}"))
 
 
 def log_line(service: str, text: str, services: list[str], *, prefix: bool = True) -> None:
