@@ -51,7 +51,7 @@ def test_an_engine_that_died_while_serving_is_told_with_its_cause(lab: Lab, tmp_
     assert row["fix"].startswith("lower `memory`")
     logs = lab.run("logs", "plain", "--no-log-prefix")
     assert (OOM in logs.stdout, TOLD in logs.stderr, TOLD in logs.stdout) == (True, True, False)
-    again = lab.run("bench", "--context", text)
+    again = lab.run("bench", "--context", text, "--baseline", "plain")
     assert (again.returncode, TOLD in again.stderr) == (7, True)
 
 
@@ -72,10 +72,8 @@ def test_an_end_without_a_word_is_told_as_it_was(lab: Lab) -> None:
 
 def test_logs_command_no_terminal(lab: Lab) -> None:
     """What an engine writes cannot colour, move or rename the terminal of whoever reads its log."""
-    assert (
-        lab.run("up", lab.profile({"one": {"env": {"FAKE_DIE": "\x1b]0;owned\x07\x1b[2J\u202eevil\x08"}}})).returncode
-        == 1
-    )
+    assert lab.run("up", lab.profile({"one": {"env": {"FAKE_DIE": "no"}}})).returncode == 1
+    lab.project().log("one").write_text("\x1b]0;owned\x07\x1b[2J\u202eevil\x08\n")
     assert lab.run("logs", "one", "--no-log-prefix").stdout == "evil\n"
 
 

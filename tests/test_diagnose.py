@@ -3,13 +3,17 @@
 # ruff: noqa: E501 (lines as programs print them)
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvdemo.fleet import diagnose, logtext
+from kvdemo.fleet import diagnose, excerpts, logtext
 from kvdemo.planning.plan import ServiceSpec
+from printed import CHAINED, DURING, POINTER, READY, traceback
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -70,6 +74,20 @@ def test_the_cause_of_a_real_failure() -> None:
     assert cause.fix == "lower max_model_len to what the model supports"
 
 
+def test_a_real_core_that_was_killed() -> None:
+    """SIGKILL of the engine core of a serving vLLM 0.32: it exits with 0, and only says that its core is gone."""
+    cause = diagnose.root_cause((LOGS / "engine-killed.log").read_text(), code=0)
+    assert (cause.code, cause.title) == ("killed", "a process of the engine ended without a word")
+    assert "engine core exited unexpectedly" in cause.line
+    assert "memory" in cause.fix
+
+
+def test_a_real_refusal_of_arguments() -> None:
+    """Of vLLM's usage, which fills two screens, the last line."""
+    cause = diagnose.root_cause((LOGS / "engine-flag.log").read_text(), code=2)
+    assert (cause.code, cause.line) == ("flag-unknown", "error: unrecognized arguments: --frobnicate")
+
+
 @pytest.mark.parametrize("name", ["engine-start.log", "cache-start.log"])
 def test_a_good_start_holds_no_cause(name: str) -> None:
     """Warnings about open files, NUMA and deprecations explain no death: then its exit status is told."""
@@ -112,24 +130,8 @@ def test_an_empty_log(code: int | None, number: int | None, line: str) -> None:
     assert diagnose.root_cause("", code, number).line == line
 
 
-def traceback(exception: str, *frames: str, prefix: str = "") -> str:
-    """A traceback as Python prints it; a frame is "file.py:9 source"."""
-    rows = ["Traceback (most recent call last):"]
-    for frame in frames:
-        place, _, source = frame.partition(" ")
-        file, _, number = place.partition(":")
-        rows += [f'  File "/venv/{file}", line {number}, in f', f"    {source}", "    ^^^^^"]
-    return "".join(f"{prefix}{row}\n" for row in [*rows, *exception.split("\n")])
-
-
 CORE = "(EngineCore_DP0 pid=7) ERROR 11-24 02:28:40 [core.py:9] "
 WORKER = "(Worker pid=8) (Worker_TP1 pid=8) ERROR 11-24 02:28:40 [multiproc_executor.py:880] "
-READY = "INFO:     Application startup complete.\n"
-POINTER = (
-    "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
-)
-CHAINED = "\nThe above exception was the direct cause of the following exception:\n\n"
-DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
 @pytest.mark.parametrize("prefix", ["", CORE, "(EngineCore_0 pid=3) ", "[rank0]: ", WORKER])
@@ -351,8 +353,14 @@ def test_a_remedy_knows_what_kvdemo_set() -> None:
 
 def test_kills_for_memory_that_the_kernel_counted() -> None:
     """The count of the control group turns "most often" into a fact."""
-    assert "the kernel killed 2 processes for want of memory" in diagnose.root_cause("", signal=9, oom_kills=2).fix
+    assert "the kernel killed 2 processes of its control group" in diagnose.root_cause("", signal=9, oom_kills=2).fix
+    assert "of this machine" in diagnose.root_cause("", signal=9, oom_kills=1, oom_ours=False).fix
     assert "most often" in diagnose.root_cause("", signal=9).fix
+    core = "ERROR 11-24 02:28:40 [a.py:3] Engine core proc EngineCore_DP0 died unexpectedly, shutting down client.\n"
+    assert "the kernel killed a process" in diagnose.root_cause(core, 0, oom_kills=1).fix
+    assert diagnose.root_cause("", 1, oom_kills=1).code == "killed"
+    assert diagnose.root_cause("", 1, oom_kills=1, oom_ours=False).code == "exit-status"
+    assert diagnose.root_cause(traceback("ValueError: said"), 1, oom_kills=1).line == "ValueError: said"
 
 
 def test_excerpts_are_safe_to_show() -> None:
@@ -360,7 +368,45 @@ def test_excerpts_are_safe_to_show() -> None:
     evil = "ValueError: \x1b]0;owned\x07\x1b[2Ja\x08b\u202ec redis://u:pw12345@h:1 --api-key abcdef api_key='abcdef9' Bearer zzz"
     line = diagnose.root_cause(evil + " hf_abcdefghijklmnopqrst\n", 1).line
     assert line == "ValueError: abc redis://u:***@h:1 --api-key *** api_key='***' Bearer *** hf_***"
-    assert len(diagnose.root_cause("ValueError: " + "x" * 9000, 1).line) == diagnose.LINE
+    assert len(diagnose.root_cause("ValueError: " + "x" * 9000, 1).line) == excerpts.LINE
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "Traceback (most recent call last):",
+                '  File "/x.py", line 3, in f',
+                "    raise X",
+                "ValueError: x",
+                "AssertionError",
+                CORE,
+                CORE + "EngineCore failed to start.",
+                CORE + "ValueError: 1 validation error for X",
+                CHAINED,
+                DURING,
+                READY,
+                POINTER,
+                "terminate called after throwing an instance of 'x'",
+                "usage: x",
+                "x: error: y",
+                "h:1:1 [0] NCCL WARN x",
+                "[2026-11-24 02:39:32,646] LMCache ERROR: x",
+            ]
+        )
+        | st.text(max_size=40),
+        max_size=12,
+    ),
+    st.none() | st.integers(0, 255),
+    st.none() | st.integers(1, 64),
+)
+def test_any_log_has_a_cause(rows: list[str], code: int | None, number: int | None) -> None:
+    """Whatever was written in whatever order: one line that can be shown, and never an exception."""
+    cause = diagnose.root_cause("\n".join(rows), code, number)
+    assert cause.line
+    assert cause.line == excerpts.excerpt(cause.line)
+    assert not {unicodedata.category(letter) for letter in cause.line} & {"Cc", "Zl", "Zp"}
 
 
 def test_only_the_end_of_a_long_log_is_read() -> None:
@@ -375,5 +421,5 @@ def test_only_the_end_of_a_long_log_is_read() -> None:
 def test_redact() -> None:
     """Values of secrets and whatever looks like a token; short values would blank ordinary words."""
     text = "key=correct-horse t=hf_abcdefghijklmnopqrst o=sk-abcdefghijklmnopqrst a b"
-    found = diagnose.redact(text, {"KEY": "correct-horse", "SHORT": "a"})
+    found = excerpts.redact(text, {"KEY": "correct-horse", "SHORT": "a"})
     assert found == "key=${KEY} t=hf_*** o=sk-*** a b"

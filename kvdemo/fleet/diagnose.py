@@ -13,15 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvdemo.fleet import logtext, signatures
+from kvdemo.fleet import excerpts, logtext, signatures
 from kvdemo.fleet.logtext import Fault, Line, Log, Raised
-from kvdemo.fleet.signature import GPU_MEMORY, INTERNAL_PORT, OFFLINE, PORT_TAKEN, Signature
+from kvdemo.fleet.signature import GPU_MEMORY, INTERNAL_PORT, KILLED, OFFLINE, PORT_TAKEN, Signature
 
 if TYPE_CHECKING:
     from kvdemo.planning.plan import ServiceSpec
-
-LINE = 400
-"""Characters of an excerpt."""
 
 UNKNOWN = "unknown"
 STATUS = "exit-status"
@@ -97,21 +94,10 @@ _CHILD = re.compile(
     r"Failed core proc\(s\): \{[^}]*: -\d+)"
 )
 _STATUS = re.compile(r"exit ?code:? (-?\d+)|: (-\d+)[,}]")
+_TOOLS = ("compile", "nccl")
+_COMPILER = re.compile(r": (?:fatal )?error: |: (?:command )?not found|^nvcc fatal|^(?:\S*ld|collect2): ")
 _LOOKUPS = re.compile(
     r"(?:Key|Index|Attribute|Name|Import|ModuleNotFound|FileNotFound|Stop\w*|StopIteration)(?:Error)?$"
-)
-_SECRETS = (
-    (re.compile(r"\b(hf_|sk-|ghp_|xox[abp]-|AKIA|nvapi-)[A-Za-z0-9_-]{12,}"), r"\1***"),
-    (re.compile(r"(?i)(\bBearer )\S+"), r"\1***"),
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
-    (
-        re.compile(
-            r"(?i)((?:api[_-]?key|token|passw(?:or)?d|secret|credential)s?['\"]?\s*[=:]\s*['\"]?)(?!None|null|\$)"
-            r"[^\s'\",;)}\]]{4,}"
-        ),
-        r"\1***",
-    ),
-    (re.compile(r"(?i)(--[\w-]*(?:api-key|token|password|secret)[ =])\S+"), r"\1***"),
 )
 
 
@@ -122,32 +108,28 @@ def root_cause(
     *,
     spec: ServiceSpec | None = None,
     oom_kills: int = 0,
+    oom_ours: bool = True,
 ) -> Cause:
     """Why a service ended: from its log, its exit ``code`` or ``signal``, and what kvdemo knows of it (``spec``).
 
-    ``oom_kills`` counts processes of its control group that the kernel killed for memory while it ran.
+    ``oom_kills`` counts what the kernel killed for want of memory while it ran: processes of its control group
+    (``oom_ours``), or of the whole machine.
     """
     read = _Read(logtext.parse(log))
-    served = read.served
+    memory = _memory(oom_kills, oom_ours)
     causes = (
-        _explained(_of_the_failure(read), spec, served),
-        _killed_child(read, oom_kills),
-        _by_signal(signal, oom_kills, spec),
-        _explained(_elsewhere(read), spec, served),
+        _explained(_of_the_failure(read), spec, read),
+        _by_record(read, spec, dying=True),
+        _killed_child(read, memory),
+        _by_signal(signal, memory, spec),
+        _explained(_elsewhere(read), spec, read),
         _by_record(read, spec),
-        _explained(_secondary(read), spec, served),
+        _by_kernel(memory, oom_ours),
+        _explained(_secondary(read), spec, read),
         _by_status(read, code),
     )
     cause = next(cause for cause in causes if cause)
-    return replace(cause, line=excerpt(cause.line))
-
-
-def excerpt(text: str) -> str:
-    """A line of a log that may be shown: one line, short, without control characters and what looks like a secret."""
-    text = " ".join(logtext.plain(text).split())
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text if len(text) <= LINE else f"{text[: LINE - 3]}..."
+    return replace(cause, line=excerpts.excerpt(cause.line))
 
 
 class _Read:
@@ -233,26 +215,39 @@ def _secondary(read: _Read) -> Iterator[Fault]:
     yield from (f for f in read.faults if not read.survived(f) and any(not _points(r) for r in f.chain))
 
 
-def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, served: bool) -> Cause | None:
+def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, read: _Read) -> Cause | None:
     """The cause that the first of these faults is."""
     for fault in faults:
-        return _chain(fault.chain, spec, served)
+        return _chain(fault, spec, read)
     return None
 
 
-def _chain(chain: Sequence[Raised], spec: ServiceSpec | None, served: bool) -> Cause:
+def _chain(fault: Fault, spec: ServiceSpec | None, read: _Read) -> Cause:
     """Of chained exceptions the one with a signature, the least general and the first; else the one that explains."""
     known = [
         (signature.general, number, signature, text, raised)
-        for number, raised in enumerate(chain)
+        for number, raised in enumerate(fault.chain)
         if not _points(raised)
-        for signature, text in signatures.lookup(raised.name, raised.message, raised.more)
+        for signature, text in signatures.lookup(raised.name, raised.message, raised.more, raised.frame)
     ]
     if known:
         _, _, signature, text, raised = min(known, key=lambda entry: entry[:2])
-        return _remedied(signature, _line(raised, text), raised, spec, served)
-    raised = _explaining([raised for raised in chain if not _points(raised)] or list(chain))
+        above = _above(fault, read) if signature.code in _TOOLS else None
+        signature, text = above or (signature, text)
+        return _remedied(signature, _line(raised, text), raised, spec, read.served)
+    raised = _explaining([raised for raised in fault.chain if not _points(raised)] or list(fault.chain))
     return Cause(_line(raised, ""))
+
+
+def _above(fault: Fault, read: _Read) -> tuple[Signature, str] | None:
+    """What a compiler or NCCL wrote by itself just before an exception that says no more than that it failed."""
+    near = [line for line in read.lines if fault.first - NEAR <= line.number < fault.first]
+    for line in reversed(near):
+        if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text)):
+            for signature, text in signatures.lookup("", line.text):
+                if not signature.general:
+                    return signature, text
+    return None
 
 
 def _explaining(chain: Sequence[Raised]) -> Raised:
@@ -270,7 +265,7 @@ def _line(raised: Raised, text: str) -> str:
     if re.match(r"\d+ validation errors? for", message):
         told = [line.strip() for line in raised.more if line.strip() and "For further information" not in line]
         value = next((line for line in told if line.startswith(("Value error", "Assertion failed"))), "")
-        return value or f"{raised.short}: {message} {' '.join(told[:2])}"
+        return re.sub(r" \[type=\w+, input_value=.*", "", value or f"{raised.short}: {message} {' '.join(told[:2])}")
     if message.startswith(("Value error, ", "Assertion failed, ", "error: ")) or not raised.name:
         return message
     line = f"{raised.name}: {message}" if message else raised.name
@@ -314,7 +309,7 @@ def _port(line: str, raised: Raised, spec: ServiceSpec | None) -> tuple[str, str
     return PORT_TAKEN, f"another program took {what} since it was checked: leave `port` out, or free it"
 
 
-def _killed_child(read: _Read, oom_kills: int) -> Cause | None:
+def _killed_child(read: _Read, memory: str) -> Cause | None:
     """A process of the service that ended without a word of its own."""
     lines = [line for line in read.lines if line.level not in ("INFO", "DEBUG") and _CHILD.match(line.text)]
     if not lines:
@@ -327,34 +322,47 @@ def _killed_child(read: _Read, oom_kills: int) -> Cause | None:
     code, words, fix = signatures.SIGNALS.get(number, (f"signal-{number}", f"signal {number}", ""))
     told = f"ended by {words}" if statuses else "ended without a word"
     if number == 9:
-        fix = _memory(oom_kills) or (
-            "one of the engine's processes was killed: most often by the kernel for want of host memory (dmesg "
-            "tells), or by somebody; lower l1, kv_cache or the number of engines"
+        fix = memory or (
+            "most often the kernel killed it for want of host memory (dmesg tells), or somebody did; lower l1, "
+            "kv_cache or the number of engines"
         )
     return Cause(line.text, fix.format(name="NAME"), code, f"a process of the engine {told}")
 
 
-def _memory(oom_kills: int) -> str:
+def _memory(oom_kills: int, oom_ours: bool) -> str:
     """The remedy when the kernel counted kills for memory; empty if it did not."""
     if not oom_kills:
         return ""
+    whose = "its control group" if oom_ours else "this machine"
+    many = f"{oom_kills} processes" if oom_kills > 1 else "a process"
     return (
-        f"the kernel killed {oom_kills} process{'es' if oom_kills > 1 else ''} for want of memory while it ran "
-        "(oom_kill of the control group): lower l1, kv_cache or the number of engines, or raise the limit of memory"
+        f"the kernel killed {many} of {whose} for want of memory while it ran (its count oom_kill): lower l1, kv_cache "
+        "or the number of engines, or raise the limit of memory"
     )
 
 
-def _by_signal(signal: int | None, oom_kills: int, spec: ServiceSpec | None) -> Cause | None:
+def _by_signal(signal: int | None, memory: str, spec: ServiceSpec | None) -> Cause | None:
     if not signal:
         return None
     code, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
-    fix = (_memory(oom_kills) if signal == 9 else "") or fix
+    fix = (memory if signal == 9 else "") or fix
     return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), code, logged=False)
 
 
-def _by_record(read: _Read, spec: ServiceSpec | None) -> Cause | None:
-    """A record at level ERROR that names a known cause, if nothing was done after it."""
+def _by_kernel(memory: str, oom_ours: bool) -> Cause | None:
+    """A service that ended without any other cause, while the kernel killed processes of its control group."""
+    if not memory or not oom_ours:
+        return None
+    line = "it ended while the kernel killed processes of its control group for want of memory"
+    return Cause(line, memory, KILLED, logged=False)
+
+
+def _by_record(read: _Read, spec: ServiceSpec | None, *, dying: bool = False) -> Cause | None:
+    """A record at level ERROR that names a known cause, if nothing was done after it; ``dying``: of a dead child's."""
     records = [line for line in read.lines if line.level in ("ERROR", "CRITICAL") and not _NO_CAUSE.search(line.text)]
+    if dying:
+        deaths = [line.number for line in records if _CHILD.match(line.text)]
+        records = [line for line in records if deaths and deaths[0] - NEAR <= line.number < deaths[0]]
     for line in records[-RECORDS:]:
         if read.worked.get(line.process, -1) < line.number:
             for signature, _ in signatures.lookup("", line.text):
@@ -386,14 +394,6 @@ def phase(log: str, current: str = "import") -> str:
     found = current
     for line in log.splitlines():
         for pattern, name in PHASES:
-            if re.search(pattern, line[:LINE]):
+            if re.search(pattern, line[: excerpts.LINE]):
                 found = name
     return found
-
-
-def redact(text: str, secrets: dict[str, str]) -> str:
-    """Replace secret values, and whatever looks like a token of Hugging Face or OpenAI, by their names."""
-    for name, value in secrets.items():
-        if len(value) >= 4:
-            text = text.replace(value, f"${{{name}}}")
-    return re.sub(r"\b(hf_|sk-)[A-Za-z0-9_-]{16,}", r"\1***", text)

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.fleet import diagnose, keystore, launchers, precheck, signature, stores, teardown, watch
+from kvdemo.fleet import excerpts, keystore, launchers, precheck, signature, stores, teardown, watch
 from kvdemo.fleet.turns import Turns
 from kvdemo.host import health, survey
 from kvdemo.host.launcher import Event, Launcher, State
@@ -312,7 +312,7 @@ def _look(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> 
 
 def _blanked(event: Event, secrets: dict[str, str]) -> Event:
     """An event whose words come from a log, without the secrets of its service."""
-    detail, line = (diagnose.redact(text, secrets) for text in (event.detail, event.line))
+    detail, line = (excerpts.redact(text, secrets) for text in (event.detail, event.line))
     return replace(event, detail=detail, line=line)
 
 

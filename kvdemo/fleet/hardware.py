@@ -114,6 +114,12 @@ GPU = (
         "the host's memory cannot be pinned: lower l1, or raise the limit (ulimit -l unlimited)",
     ),
     Signature(
+        "pinned-memory",
+        r"CUDA error: invalid argument|register ptr failed",
+        "the host's memory cannot be pinned: lower l1, or raise the limit (ulimit -l unlimited)",
+        frame=r"pin_memory|pinned|[Hh]ost_?[Rr]egister|[Hh]ost_?[Aa]lloc",
+    ),
+    Signature(
         "gpu-ipc",
         r"~(?:MapBufferObjectFailed|mapping of buffer object failed)|CUDA error: invalid resource handle|"
         r"Device UUID .* not found in the discovered|CUDA error: peer access is not supported",
@@ -233,6 +239,13 @@ NETWORK = (
         r"Timed out waiting for (?:engines?|engine core)|~did not (?:start|become ready) within|"
         r"Timeout waiting for .* to (?:start|be ready)",
         "raise start_timeout (and VLLM_ENGINE_READY_TIMEOUT_S in env)",
+    ),
+    Signature(
+        "nccl-timeout",
+        r"~Watchdog caught collective operation timeout",
+        "the GPUs of this engine waited for each other in vain: look for another worker's error in its log; often "
+        "NCCL_P2P_DISABLE: '1' or disable-custom-all-reduce: true helps",
+        title="the GPUs of this engine waited for each other in vain",
     ),
     Signature(
         "step-timeout",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 
 from kvdemo.errors import UsageError
-from kvdemo.fleet import diagnose, launchers, logtext
+from kvdemo.fleet import excerpts, launchers, logtext
 from kvdemo.host.launcher import BEGIN, Launcher
 from kvdemo.host.state import Project
 from kvdemo.host.survey import saved_plan
@@ -56,7 +56,7 @@ def lines(
 
 def _shown(row: str, secrets: dict[str, str]) -> str:
     """A line as a terminal may get it: without secrets, and without what would command the terminal."""
-    return logtext.plain(diagnose.redact(row, secrets))
+    return logtext.plain(excerpts.redact(row, secrets))
 
 
 class _Book:

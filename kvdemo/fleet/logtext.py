@@ -23,6 +23,9 @@ LINE_LIMIT = 4000
 MORE_LIMIT = 60
 """Lines below an exception that belong to its message: what a compiler or NCCL printed."""
 
+CHAIN_LIMIT = 30
+"""Exceptions that are read as one chain."""
+
 LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -35,7 +38,7 @@ _FORMATS = tuple(
         rf"(?P<level>{LEVELS}): {{1,8}}(?P<text>\S.*)",
         rf"(?P<level>{LEVELS}):(?P<where>[\w.]+):(?P<text>.*)",
         rf"\d{{4}}-\d\d-\d\d[ T][\d:.,+Z]+[^\w]+(?P<level>{LEVELS})\b\W*(?P<text>.*)",
-        r"\[?(?P<letter>[IWEF])\d{4} [\d:.]+ (?:\d+ )?(?P<where>\S+?:\d+)\] ?(?P<text>.*)",
+        r"\[?(?P<letter>[IWEF])(?:\d{4} [\d:.]+)? (?:\d+ )?(?P<where>[\w./-]+:\d+)\] ?(?P<text>.*)",
         r"\S+:\d+:\d+ \[\d+\] (?:\S+ )?NCCL (?P<nccl>INFO|WARN|TRACE) ?(?P<text>.*)",
         r"(?P<where>\S+:\d+): (?P<warning>\w*Warning): (?P<text>.*)",
     )
@@ -46,7 +49,7 @@ _HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):
 _FILE = re.compile(r'\s+File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<where>.+))?')
 _CARETS = re.compile(r"\s*[\^~]+\s*$")
 _GROUP = re.compile(r"^\s+(?:\+-?\+?-*(?: \d+ -+)?|\|) ?")
-_NAME = re.compile(r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?::\s*(?P<message>.*))?$")
+_NAME = re.compile(r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:\(\w+\))?(?::\s*(?P<message>.*))?$")
 _RAISED = re.compile(
     r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Failure|ModeIsEnabled))"
     r"(?::\s*(?P<message>.*))?$"
@@ -200,7 +203,7 @@ class _Stream:
                 self.at = begin + 1
                 continue
             chain = [raised]
-            while following := self._linked():
+            while len(chain) < CHAIN_LIMIT and (following := self._linked()):
                 chain.append(following)
             head, level = self._origin(line, kind)
             last = self.stream[self.at - 1][0].number
@@ -229,7 +232,7 @@ class _Stream:
             self.at += 1
         elif not _RAISED.match(self._text(self.at)) or self.stream[self.at][1] != self.stream[self.at - 1][1]:
             return None
-        raised = self._next(link)[1]
+        raised = self._next(link)[1] if self.at < len(self.stream) else None
         if raised is None:
             self.at = begin
         return raised

@@ -16,8 +16,9 @@ SHM = "shm-too-small"
 
 @dataclass(frozen=True)
 class Signature:
-    """One cause: its code, the pattern of its message, the remedy; ``raised`` limits it to exceptions of these names.
+    """One cause: its code, the pattern of its message, the remedy.
 
+    ``raised`` limits it to exceptions of these names, ``frame`` to those raised by source code with these words.
     ``title`` says it in plain words where the line itself does not. ``general`` gives way to any other signature of the
     same chain of exceptions. ``~`` in a pattern stands for anything before a quotation mark: what a message quotes (a
     prompt, a request) is not the message. In a remedy ``{cache}`` stands for the service's cache server.
@@ -27,10 +28,13 @@ class Signature:
     pattern: str
     remedy: str
     raised: str = ""
+    frame: str = ""
     title: str = ""
     general: bool = False
 
-    def matches(self, name: str, text: str) -> bool:
-        """Whether this exception (its name without modules) and this line are it."""
+    def matches(self, name: str, text: str, frame: str = "") -> bool:
+        """Whether this exception (its name without modules), this line and the source code that raised it are it."""
+        if self.frame and not re.search(self.frame, frame):
+            return False
         pattern = self.pattern.replace("~", "[^'\"]*?")
         return bool((not self.raised or re.fullmatch(self.raised, name)) and re.match(pattern, text))

@@ -28,13 +28,21 @@ SIGNATURES: tuple[Signature, ...] = (
 """In this order; a general one gives way to any other."""
 
 
-def lookup(name: str, message: str, more: tuple[str, ...] = ()) -> Iterator[tuple[Signature, str]]:
+SHOWN = 1000
+"""Characters of a line that are held against the patterns."""
+
+
+def lookup(name: str, message: str, more: tuple[str, ...] = (), frame: str = "") -> Iterator[tuple[Signature, str]]:
     """The signatures of an exception with the line that bears each: its message, or what a tool printed below it."""
     short = name.rpartition(".")[2]
-    texts = [re.sub(r"^(?:Value error|Assertion failed), ", "", line.strip()) for line in (message, *more)]
+    texts = [re.sub(r"^(?:Value error|Assertion failed), ", "", line.strip()[:SHOWN]) for line in (message, *more)]
     for signature in SIGNATURES:
         for position, text in enumerate(texts):
-            if (text or not position) and signature.matches(short, text) and not (position and not signature.pattern):
+            if (
+                (text or not position)
+                and signature.matches(short, text, frame)
+                and not (position and not signature.pattern)
+            ):
                 yield signature, text
                 break
 

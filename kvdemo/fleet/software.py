@@ -45,8 +45,8 @@ PYTHON = (
     ),
     Signature(
         "python-headers",
-        r"~fatal error: Python\.h: No such file",
-        "Triton compiles at first use: install the headers of the engine's Python (python3-dev)",
+        r".*fatal error: (?:Python|stddef|stdio|stdlib|string|stdint)\.h: No such file",
+        "Triton compiles at first use: install gcc with its headers, and those of the engine's Python (python3-dev)",
     ),
     Signature(
         "nvcc",
@@ -65,7 +65,7 @@ PYTHON = (
     Signature(
         "compile",
         r"Ninja build failed|Error building extension|~CppCompileError|~C\+\+ compile error|PassManager::run failed|"
-        r"Command '\[.*(?:ninja|nvcc|gcc|g\+\+).*returned non-zero",
+        r"(?:CalledProcessError: )?Command '\[.*(?:ninja|nvcc|gcc|g\+\+|clang|/cc\b).*returned non-zero",
         "a kernel could not be compiled (the lines below it in the log say why): check CUDA_HOME and the compiler, or "
         "add `enforce-eager: true` to args",
         general=True,
@@ -209,7 +209,8 @@ MODEL = (
     ),
     Signature(
         "hub-network",
-        r"(?:We )?couldn't connect to 'https://huggingface|~(?:Max retries exceeded|Failed to resolve|"
+        r"(?:We )?couldn't connect to 'https://huggingface|\(?(?:MaxRetryError|ProtocolError)\(|"
+        r"HTTPSConnectionPool\(host='[\w.-]*huggingface|~(?:Max retries exceeded|Failed to resolve|"
         r"Name or service not known).*|An error happened while trying to locate the file",
         "Hugging Face cannot be reached: check the network and its proxy, or give `model` as a local path",
         general=True,

@@ -211,4 +211,8 @@ def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diag
         return diagnose.Cause(status.lost, code="node-lost")
     text = launcher.log_end(spec.name).decode(errors="replace")
     ended = status.exit if status else None
-    return diagnose.root_cause(text, ended.code if ended else None, ended.signal if ended else None, spec=spec)
+    if ended is None:
+        return diagnose.root_cause(text, spec=spec)
+    return diagnose.root_cause(
+        text, ended.code, ended.signal, spec=spec, oom_kills=ended.oom_kills, oom_ours=ended.oom_ours
+    )

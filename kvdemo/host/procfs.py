@@ -48,7 +48,8 @@ class Identity:
 class Exit:
     """How a leader ended: ``code`` or ``signal``, when (unix seconds), how many processes had to be killed after it.
 
-    ``error`` says why the program could not even be executed (``code`` is 127 then).
+    ``error`` says why the program could not even be executed (``code`` is 127 then). ``oom_kills`` counts processes
+    that the kernel killed for want of memory meanwhile: of its control group (``oom_ours``) or of the machine.
     """
 
     code: int | None
@@ -56,6 +57,8 @@ class Exit:
     at: float
     swept: int
     error: str = ""
+    oom_kills: int = 0
+    oom_ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def _exit(raw: Mapping[str, Any]) -> Exit:
         at=float(raw["at"]),
         swept=int(raw["swept"]),
         error=str(raw.get("error", "")),
+        oom_kills=int(raw.get("oom_kills", 0)),
+        oom_ours=bool(raw.get("oom_ours", False)),
     )
 
 

@@ -203,6 +203,34 @@ def identity(pid: int) -> dict[str, object]:
     }
 
 
+def oom_kills() -> tuple[bool, int]:
+    """Whether the count is of our control group alone (else of the machine), and the kernel's kills for memory there.
+
+    Cgroup v2 first, then v1, then the whole machine; -1 where the kernel tells none of them.
+    """
+    places = []
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.strip().split(":", 2) for line in file]
+    except OSError:
+        groups = []
+    for number, controllers, path in groups:
+        if number == "0" and path != "/":
+            places.append(f"/sys/fs/cgroup{path}/memory.events")
+        elif "memory" in controllers.split(",") and path != "/":
+            places.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+    for place in (*places, "/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            with open(place) as file:
+                for line in file:
+                    name, _, count = line.partition(" ")
+                    if name == "oom_kill":
+                        return place != "/proc/vmstat", int(count)
+        except (OSError, ValueError):
+            pass
+    return False, -1
+
+
 def boot_id() -> str:
     """The random name of this boot of the kernel."""
     with open("/proc/sys/kernel/random/boot_id") as file:
@@ -226,6 +254,7 @@ class Guardian:
         fd, _, grace = lease.partition(":")
         self.lease, self.grace = (int(fd), float(grace)) if grace else (-1, 0.0)
         self.deadline = 0.0
+        self.oom = oom_kills()
         self.record: dict[str, object] = {
             "schema": 1,
             "service": service,
@@ -392,6 +421,7 @@ class Guardian:
             "at": at,
             "swept": len(killed),
             "error": error,
+            **self.killed_for_memory(),
         }
         try:
             with open(self.path) as file:
@@ -399,6 +429,12 @@ class Guardian:
                     self.save()
         except (OSError, ValueError):
             pass  # `down` has cleared the directory: nobody wants the record any more
+
+    def killed_for_memory(self) -> dict[str, object]:
+        """How many processes the kernel has killed for want of memory since the start, and whether only ours count."""
+        before, now = self.oom, oom_kills()
+        same = before[0] == now[0] and before[1] >= 0
+        return {"oom_kills": max(0, now[1] - before[1]) if same else 0, "oom_ours": now[0]}
 
     def run(self, argv: list[str], lock: int | None, report: int) -> None:
         """The whole life of the guardian; says "ok", or what failed, to ``report`` once the leader runs."""
