@@ -43,9 +43,7 @@ def test_an_engine_without_a_gpu() -> None:
     argv = words(engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=0)
     assert "--enforce-eager" in argv
     assert "--gpu-memory-utilization" not in argv
-    env = engines.env(
-        engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=(), local_model=True, sockets="/s", start_timeout=9
-    )
+    env = engines.env(engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=(), offline=True, sockets="/s", start_timeout=9)
     assert (env["VLLM_CPU_KVCACHE_SPACE"], env["CUDA_VISIBLE_DEVICES"], env["HF_HUB_OFFLINE"]) == ("2", "", "1")
 
 
@@ -83,7 +81,7 @@ def test_the_engine_gets_half_of_the_patience_to_shut_down() -> None:
 def test_env_of_the_profile_wins() -> None:
     """An engine's own variables replace kvdemo's; its GPUs are pinned in nvidia-smi's order."""
     one = engine(env={"PYTHONHASHSEED": "7"})
-    env = engines.env(one, devices=("1", "GPU-3"), local_model=False, sockets="/s", start_timeout=9.9)
+    env = engines.env(one, devices=("1", "GPU-3"), offline=False, sockets="/s", start_timeout=9.9)
     assert (env["PYTHONHASHSEED"], env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == (
         "7",
         "1,GPU-3",

@@ -14,8 +14,11 @@ import pytest
 
 from conftest import FAKES, Lab
 from hub_server import Hub, serve
+from kvdemo.config.profile import Engine
 from kvdemo.errors import PreflightError
 from kvdemo.host import hub, procfs, runtime
+from kvdemo.planning import repositories
+from kvdemo.planning.repositories import Format
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="needs huggingface_hub, which comes with vLLM"
@@ -68,6 +71,131 @@ def test_step_by_step(server: Hub, asked: list[str], tmp_path: Path) -> None:
     hub.fetch("org/model", sys.executable, here)
     assert files_of(asked) == {"model.safetensors"}
     assert runtime.model("org/model", here).path
+
+
+PARAMS = {"dim": 64, "n_layers": 2, "head_dim": 16, "hidden_dim": 128, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 99}
+OWN = {"params.json": json.dumps(PARAMS).encode(), "consolidated.safetensors": b"w" * 1000, "tekken.json": b"{}"}
+
+
+@pytest.fixture
+def holding(server: Hub, asked: list[str]) -> Iterator[Hub]:
+    """The hub for a test that changes the files it holds."""
+    assert asked == []
+    yield server
+    server.name, server.files = "org/model", FILES
+
+
+@pytest.mark.parametrize(
+    ("files", "form", "wanted"),
+    [
+        (OWN, "", set(OWN)),
+        (OWN, "mistral", set(OWN)),
+        ({**FILES, **OWN}, "mistral", {*OWN, "config.json"}),
+        ({**FILES, **OWN}, "", {"config.json", "model.safetensors", "params.json", "tekken.json"}),
+        ({**FILES, **OWN}, "hf", {"config.json", "model.safetensors", "params.json", "tekken.json"}),
+    ],
+)
+def test_mistrals_own_format(
+    holding: Hub, asked: list[str], tmp_path: Path, files: dict[str, bytes], form: Format, wanted: set[str]
+) -> None:
+    """The files of the format that the engine reads, and no weights twice; its sizes come from params.json."""
+    holding.files = files
+    here = environ(holding, tmp_path)
+    assert hub.fetch("org/model", sys.executable, here, form=form) == 1000
+    assert files_of(asked) == wanted
+    model = runtime.model("org/model", here, form=form)
+    assert model.path
+    assert model.weight_bytes == 1000
+    if "config.json" not in files or form == "mistral":
+        assert (model.context, model.kv_bytes_per_token) == (128_000, 2 * 2 * 2 * 16 * 2)
+        assert model.shape
+        assert (model.shape.layers, model.shape.hidden, model.shape.inner) == (2, 64, 128)
+
+
+def test_a_directory_in_mistrals_own_format(tmp_path: Path) -> None:
+    """As vLLM decides: Mistral's where its weights and params.json are, or told so; what is neither says what it is."""
+    for name, body in OWN.items():
+        (tmp_path / name).write_bytes(body)
+    assert runtime.model(str(tmp_path), {}).context == 128_000
+    (tmp_path / "config.json").write_bytes(FILES["config.json"])
+    assert [runtime.model(str(tmp_path), {}, form=form).context for form in ("", "mistral", "hf")] == [
+        128_000,
+        128_000,
+        65536,
+    ]
+    (tmp_path / "params.json").unlink()
+    assert runtime.model(str(tmp_path), {}).context == 65536
+    assert "no params.json" in runtime.model(str(tmp_path), {}, form="mistral").problem
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "x.gguf").touch()
+    assert "only GGUF files, which are not supported" in runtime.model(str(tmp_path), {}).problem
+
+
+@pytest.mark.parametrize(
+    ("files", "form", "said"),
+    [
+        ({"model.Q4_K_M.gguf": b"g"}, "", "it holds GGUF files only, which are not supported"),
+        ({"adapter_config.json": b"{}"}, "", "it has no config.json"),
+        (FILES, "mistral", "it is not in Mistral's own format"),
+    ],
+)
+def test_a_repository_of_no_known_format_is_not_called_unknown(
+    holding: Hub, tmp_path: Path, files: dict[str, bytes], form: str, said: str
+) -> None:
+    """It is there: what it lacks is told, and its files, not a mistake in spelling."""
+    holding.files = files
+    with pytest.raises(PreflightError) as caught:
+        hub.fetch("org/model", sys.executable, environ(holding, tmp_path), form=form)
+    assert said in str(caught.value)
+    assert "spelling" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (
+            {"speculative-config": {"method": "eagle3", "model": "o/draft", "revision": "v2"}},
+            [("o/draft", "v2", "other")],
+        ),
+        ({"-sc": '{"model": "o/draft"}'}, [("o/draft", "main", "other")]),
+        ({"speculative-config.model": "o/draft"}, [("o/draft", "main", "other")]),
+        ({"spec-model": "o/draft"}, [("o/draft", "main", "other")]),
+        ({"speculative-config": {"method": "ngram", "model": "ngram"}}, []),
+        (
+            {"lora-modules": ["x=o/x", {"name": "y", "path": "o/y"}, "z=./z"]},
+            [("o/x", "main", "other"), ("o/y", "main", "other")],
+        ),
+        ({"lora_modules": '{"name": "y", "path": "o/y"}'}, [("o/y", "main", "other")]),
+        ({"tokenizer": "o/t", "tokenizer-revision": "v1"}, [("o/t", "v1", "tokenizer")]),
+        ({"hf-config-path": "o/c", "generation-config": "vllm", "tokenizer": "o/m"}, [("o/c", "main", "tokenizer")]),
+    ],
+)
+def test_what_else_an_engine_reads(args: dict[str, Any], wanted: list[tuple[str, str, str]]) -> None:
+    """Draft models, adapters, tokenizers and configs that are repositories, in every way to write them."""
+    found = repositories.others(Engine(model="o/m", args=args))
+    assert [(one.name, one.revision, one.kind) for one in found] == wanted
+
+
+def test_up_fetches_a_draft_model_too(holding: Hub, asked: list[str], lab: Lab) -> None:
+    """Before that its engine may ask the hub; afterwards everything is here, and nobody asks again."""
+    holding.name, holding.files = "org/draft", {"config.json": b"{}", "model.safetensors": b"w"}
+    python = lab.path / "python-with-hub"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKES} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    lab.environ |= {"HF_ENDPOINT": holding.url, "HF_HOME": str(lab.path / "hub")}
+    args = {"speculative-config": {"method": "eagle3", "model": "org/draft", "num_speculative_tokens": 3}}
+    path = lab.profile({"a": {"args": args}, "b": {}}, runtime={"python": str(python)})
+    planned = lab.plan(path)
+    assert planned.fetch == ("org/draft",)
+    assert [spec.env.get("HF_HUB_OFFLINE") for spec in planned.services] == [None, "1"]
+    done = lab.run("up", path)
+    assert done.returncode == 0, done.stderr
+    assert "Downloading org/draft" in done.stdout
+    assert "model.safetensors" in files_of(asked)
+    assert [spec.env.get("HF_HUB_OFFLINE") for spec in lab.plan(path).services] == ["1", "1"]
+    asked.clear()
+    assert "unchanged" in lab.run("up", path).stdout
+    assert asked == []
 
 
 BAD_TOKEN = (401, {"X-Error-Message": "Invalid credentials in Authorization header"})

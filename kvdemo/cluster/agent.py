@@ -59,9 +59,8 @@ class Agent:
 
     def fetch(self, profile: Profile, facts: Facts, secrets: Mapping[str, str], part: Part) -> None:
         """Download this part of the models that are not here."""
-        for engine in kinship.absent(profile, facts):
-            python, environ = engine.runtime.python or facts.default_python, {**self.environ, **secrets, **engine.env}
-            hub.fetch(engine.model, python, environ, part=part, revision=kinship.revision_of(engine))
+        for repository in kinship.absent(profile, facts):
+            hub.download(repository, facts.default_python, {**self.environ, **secrets}, part)
 
     def prepare(self, plan: Mapping[str, Any], fresh: bool) -> None:
         """Note what ``remains`` will compare with, and the plan, by which the next survey knows what is ours."""

@@ -106,23 +106,19 @@ def _interpreter(
 
 def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Iterator[Check]:
     """Whether the Hugging Face models of the profile are here, or can be had."""
-    absent = kinship.absent(profile, facts)
-    for key, model in facts.models.items():
+    for model in facts.models.values():
         if model.path and not model.name.startswith("/"):
             yield checks.ok("model", f"{model.name} is here complete: engines start without a network")
-        engine = next((engine for engine in absent if kinship.model_key(engine) == key), None)
-        if engine is None:
-            continue
-        variables = {**environ, **engine.env}
-        python = engine.runtime.python or facts.default_python
+    for repository in kinship.absent(profile, facts):
         try:
-            size = hub.fetch(engine.model, python, variables, part="access", revision=kinship.revision_of(engine))
+            size = hub.download(repository, facts.default_python, environ, "access")
         except PreflightError as error:
             yield checks.failure("model", str(error), error.hint)
             continue
-        home = runtime.cache_dir(variables)
+        home = runtime.cache_dir({**environ, **repository.engine.env})
         free = machine.free(home)
-        text = f"{model.name} can be downloaded: {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free in {home}"
+        name = repository.name
+        text = f"{name} can be downloaded: {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free in {home}"
         enough = free > size
         yield checks.ok("model", text) if enough else checks.failure("model", text, "set HF_HOME to a larger disk")
 

@@ -90,11 +90,10 @@ def _here(profile: Profile, project: Project, fetch: bool) -> Plan:
     for part in ("config", "weights"):
         if not fetch or not planned.fetch or planned.missing:
             break
-        for engine in kinship.absent(profile, facts):
+        for repository in kinship.absent(profile, facts):
             if part == "weights":
-                terminal.out.print(f"Downloading {engine.model} from Hugging Face (once) ...")
-            python, environ = engine.runtime.python or facts.default_python, {**os.environ, **engine.env}
-            hub.fetch(engine.model, python, environ, part=part, revision=kinship.revision_of(engine))
+                terminal.out.print(f"Downloading {repository.name} from Hugging Face (once) ...")
+            hub.download(repository, facts.default_python, os.environ, part)
         facts = survey.survey(profile, project, os.environ)
         planned = planning.make(profile, facts)
     return planned

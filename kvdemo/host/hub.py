@@ -11,28 +11,52 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kvdemo.errors import PreflightError
+from kvdemo.planning.repositories import Repository
 
 Part = Literal["access", "config", "weights"]
 
 # Prints one JSON document: what was found, or the names of the error's classes, its HTTP status and its text.
 _ASK = """
-import json, sys
-name, part, revision = sys.argv[1:]
+import fnmatch, json, sys
+name, part, revision, form, kind = sys.argv[1:]
+class FormatError(Exception): pass
+class NoConfigError(FormatError): pass
+class OnlyGgufError(FormatError): pass
+class NotMistralError(FormatError): pass
+def has(pattern): return any(fnmatch.fnmatch(one, pattern) for one in files)
 try:
     from huggingface_hub import HfApi, get_hf_file_metadata, get_token, hf_hub_url, snapshot_download
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    # The list of files is public even where the files are not.
-    get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
     files = {one.rfilename: one.size or 0 for one in info.siblings or ()}
-    new = any(one.endswith(".safetensors") for one in files)
-    skip = ["*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "original/*", "onnx/*"] + (["*.bin"] if new else [])
-    if new and any(not one.startswith("consolidated") for one in files if one.endswith(".safetensors")):
-        skip.append("consolidated*")
+    own = has("params.json") and has("consolidated*.safetensors")
+    if kind != "model":
+        file, mistral = next(iter(files), ""), False
+    else:
+        mistral = form == "mistral" or (form == "" and own and not has("config.json"))
+        file = "params.json" if mistral else "config.json"
+        if mistral and not own:
+            raise NotMistralError("its files: " + ", ".join(sorted(files)))
+        if not has(file):
+            raise (OnlyGgufError if has("*.gguf") else NoConfigError)("its files: " + ", ".join(sorted(files)))
+    # The list of files is public even where the files are not.
+    get_hf_file_metadata(hf_hub_url(name, file, revision=revision))
+    skip = ["*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "original/*", "onnx/*"]
+    weights = ["*.safetensors", "*.bin"]
+    others = [one for one in files if one.endswith(".safetensors") and not one.startswith("consolidated")]
+    if kind == "tokenizer":
+        skip += weights
+    elif mistral:
+        weights = ["consolidated*.safetensors"]
+        skip += ["*.bin", *others]
+    elif has("*.safetensors"):
+        weights = ["*.safetensors"]
+        skip += ["*.bin"]
+        skip += ["consolidated*"] if others else []
     if part != "access":
         wanted = ["*.json"] if part == "config" else None
         snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=skip)
-    kind = ".safetensors" if new else ".bin"
-    print(json.dumps({"bytes": sum(n for f, n in files.items() if f.endswith(kind) and "consolidated" not in f)}))
+    kept = {one: size for one, size in files.items() if not any(fnmatch.fnmatch(one, pattern) for pattern in skip)}
+    print(json.dumps({"bytes": sum(n for f, n in kept.items() if any(fnmatch.fnmatch(f, one) for one in weights))}))
 except Exception as error:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
@@ -62,7 +86,26 @@ _REFUSALS: tuple[tuple[set[str | int], str, str, str], ...] = (
     ),
     ({"RevisionNotFoundError"}, "no such revision", "check `revision` in args", ""),
     (
-        {"RepositoryNotFoundError", "RemoteEntryNotFoundError", 404},
+        {"OnlyGgufError"},
+        "it holds GGUF files only, which are not supported",
+        "name the repository that they were made from",
+        "",
+    ),
+    (
+        {"NotMistralError"},
+        "it is not in Mistral's own format, which needs params.json and consolidated*.safetensors",
+        "leave `load-format: mistral` and `config-format: mistral` out",
+        "",
+    ),
+    (
+        {"NoConfigError", "RemoteEntryNotFoundError"},
+        "it has no config.json",
+        "kvdemo reads Hugging Face's format, and Mistral's (params.json and consolidated*.safetensors); is this an "
+        "adapter or a data set? Then name the model it belongs to",
+        "",
+    ),
+    (
+        {"RepositoryNotFoundError", 404},
         "no such model (404)",
         "check the spelling; if it is private, your token may not see it",
         "check the spelling; if it is private, set HF_TOKEN",
@@ -92,12 +135,42 @@ _REFUSALS: tuple[tuple[set[str | int], str, str, str], ...] = (
 )
 
 
-def fetch(name: str, python: str, environ: Mapping[str, str], *, part: Part = "weights", revision: str = "main") -> int:
+def download(repository: Repository, python: str, environ: Mapping[str, str], part: Part) -> int:
+    """Download what an engine reads of this repository, where that engine looks for it; bytes of its weights.
+
+    ``python`` and ``environ`` are the defaults of all engines. What is no model has no ``config`` of its own: that part
+    of it is nothing. Raises PreflightError as ``fetch`` does.
+    """
+    engine = repository.engine
+    if part == "config" and repository.kind != "model":
+        return 0
+    return fetch(
+        repository.name,
+        engine.runtime.python or python,
+        {**environ, **engine.env},
+        part=part,
+        revision=repository.revision,
+        form=repository.form,
+        kind=repository.kind,
+    )
+
+
+def fetch(
+    name: str,
+    python: str,
+    environ: Mapping[str, str],
+    *,
+    part: Part = "weights",
+    revision: str = "main",
+    form: str = "",
+    kind: str = "model",
+) -> int:
     """Download a model, or only its ``config`` files, or just ask for ``access``; bytes of its weights.
 
-    Raises PreflightError that tells a missing token, an unaccepted licence, an unknown name and no network apart.
+    ``form`` and ``kind`` are those of a ``Repository``. Raises PreflightError that tells a missing token, an unaccepted
+    licence, an unknown name, a format that is not supported and no network apart.
     """
-    words = [python, "-c", _ASK, name, part, revision]
+    words = [python, "-c", _ASK, name, part, revision, form, kind]
     try:
         done = subprocess.run(words, capture_output=True, text=True, env=dict(environ), check=False)
     except OSError as error:

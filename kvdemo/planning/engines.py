@@ -105,14 +105,12 @@ def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:
     }
 
 
-def env(
-    engine: Engine, *, devices: Sequence[str], local_model: bool, sockets: str, start_timeout: float
-) -> dict[str, str]:
+def env(engine: Engine, *, devices: Sequence[str], offline: bool, sockets: str, start_timeout: float) -> dict[str, str]:
     """The variables this engine gets on top of the user's own."""
     variables = dict(QUIET)
     variables["VLLM_RPC_BASE_PATH"] = sockets
     variables["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(start_timeout))
-    if local_model:
+    if offline:
         variables["HF_HUB_OFFLINE"] = "1"
     if devices:
         variables |= visible(devices)

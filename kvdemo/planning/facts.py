@@ -142,6 +142,8 @@ class Facts:
     gpus: tuple[Gpu, ...] = ()
     interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
+    """Keys of the repositories besides the models that are here complete."""
     ports: Mapping[str, int] = field(default_factory=dict)
     """Port of each key of ``plan.wanted_ports``."""
     busy: Mapping[int, str] = field(default_factory=dict)

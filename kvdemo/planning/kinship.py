@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvdemo.errors import ProfileError
-from kvdemo.planning import engines
+from kvdemo.planning import engines, repositories
 from kvdemo.planning.facts import Facts, Interpreter, Model
+from kvdemo.planning.repositories import Repository
 from kvdemo.planning.services import is_server
 
 if TYPE_CHECKING:
@@ -41,22 +42,9 @@ def python_of(profile: Profile, name: str, facts: Facts) -> str:
     return service.runtime.python or facts.default_python
 
 
-HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
-"""Where an engine looks for Hugging Face models; the first one that is set decides."""
-
-
 def model_key(engine: Engine) -> str:
-    """What tells one model of the profile from another: its name, and for Hugging Face the revision and the place."""
-    if engine.model.startswith("/"):
-        return engine.model
-    place = next((engine.env[name] for name in HUB_VARIABLES if engine.env.get(name)), "")
-    revision = revision_of(engine)
-    return engine.model + (f"@{revision}" if revision != "main" else "") + (f" in {place}" if place else "")
-
-
-def revision_of(engine: Engine) -> str:
-    """The revision of its model that an engine loads."""
-    return str(engines.normalized(engine.args).get("revision") or "main")
+    """What tells one model of the profile from another."""
+    return repositories.model(engine).key
 
 
 def model_of(engine: Engine, facts: Facts) -> Model:
@@ -80,14 +68,23 @@ def dtype_of(engine: Engine, facts: Facts) -> str:
     return "" if engine.gpus or facts.wide or quantized else "float32"
 
 
-def absent(profile: Profile, facts: Facts) -> list[Engine]:
-    """One engine for each model that must be downloaded."""
-    found: dict[str, Engine] = {}
+def absent(profile: Profile, facts: Facts) -> list[Repository]:
+    """What must be downloaded, each repository once: models, then draft models, adapters and tokenizers."""
+    wanted: dict[str, Repository] = {}
     for engine in profile.engines.values():
-        model = model_of(engine, facts)
-        if not (model.path or model.problem):
-            found.setdefault(model_key(engine), engine)
-    return list(found.values())
+        known = model_of(engine, facts)
+        if not (known.path or known.problem):
+            wanted.setdefault(model_key(engine), repositories.model(engine))
+    for engine in profile.engines.values():
+        for other in repositories.others(engine):
+            if other.key not in facts.others:
+                wanted.setdefault(other.key, other)
+    return list(wanted.values())
+
+
+def complete(engine: Engine, facts: Facts) -> bool:
+    """Whether everything that an engine reads from Hugging Face is here, so that it can do without."""
+    return bool(model_of(engine, facts).path) and all(one.key in facts.others for one in repositories.others(engine))
 
 
 def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:

@@ -97,7 +97,7 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
-    fetch = sorted({engine.model for engine in kinship.absent(profile, facts)})
+    fetch = sorted({repository.name for repository in kinship.absent(profile, facts)})
     counted = list(sums.sums(profile, facts, assigned))
     missing = [*_missing(profile, facts, assigned, bool(fetch)), *(str(s) for s in counted if s.hard and not s.fits)]
     return Plan(
@@ -237,7 +237,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         env=engines.env(
             engine,
             devices=assignment.devices,
-            local_model=bool(model.path),
+            offline=kinship.complete(profile.engines[name], facts),
             sockets=facts.sockets,
             start_timeout=profile.start_timeout,
         ),
