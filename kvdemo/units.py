@@ -66,6 +66,8 @@ def quantity(value: float, unit: str) -> str:
 
 def printable(text: str) -> str:
     """Text for a terminal: what would move its cursor, colour it or turn the direction of writing is replaced."""
+    if text.isprintable():
+        return text
     kept = (c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else REPLACEMENT for c in text)
     return "".join(kept)
 

@@ -82,9 +82,9 @@ class Agent:
         """The services that have a log here."""
         return self.local.logs(previous=previous)
 
-    def log_of(self, service: str, place: Place, previous: bool) -> tuple[Place, bytes]:
-        """What was written since."""
-        return self.local.read_log(service, place, previous=previous)
+    def log_of(self, service: str, place: Place, previous: bool, last: int) -> tuple[Place, bytes]:
+        """A piece of what was written since."""
+        return self.local.read_log(service, place, previous=previous, last=last)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Any other question to the local launcher."""

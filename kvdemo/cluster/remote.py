@@ -168,12 +168,15 @@ class Remote:
         there = {name for names in self._each("logs_of", previous).values() for name in names}
         return sorted(there | set(self.copies.logs(previous=previous)))
 
-    def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
+    def read_log(
+        self, service: str, place: Place = BEGIN, *, previous: bool = False, last: int = 0
+    ) -> tuple[Place, bytes]:
         """From its node, or else what was copied of it."""
         try:
-            found: tuple[Place, bytes] = self._ask(self.homes[service], "log_of", service, place, previous, timeout=30)
+            words = ("log_of", service, place, previous, last)
+            found: tuple[Place, bytes] = self._ask(self.homes[service], *words, timeout=30)
         except (Lost, KeyError):
-            return self.copies.read_log(service, place, previous=previous)
+            return self.copies.read_log(service, place, previous=previous, last=last)
         return found
 
     def log_end(self, service: str) -> bytes:
@@ -200,9 +203,17 @@ class Remote:
     def _stop_there(self, node: str, names: list[str], timeout: float) -> list[Event]:
         events: list[Event] = self._ask(node, "stop", names, timeout, timeout=timeout + 60, create=True)
         for name in names:
-            _, text = self._ask(node, "log_of", name, BEGIN, False, timeout=60)
-            self.project.rotate_log(name).write_bytes(text)
+            self._copy_log(node, name)
         return [event for event in events if event.state is not State.STOPPING]
+
+    def _copy_log(self, node: str, name: str) -> None:
+        place = BEGIN
+        with self.project.rotate_log(name).open("wb") as copy:
+            while True:
+                place, piece = self._ask(node, "log_of", name, place, False, 0, timeout=60)
+                if not piece:
+                    return
+                copy.write(piece)
 
     def tidy(self) -> None:
         """On every node."""

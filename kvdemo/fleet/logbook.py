@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kvdemo.errors import UsageError
 from kvdemo.fleet import excerpts, launchers, logtext
@@ -13,6 +14,10 @@ from kvdemo.host.survey import saved_plan
 
 POLL = 0.2
 """Seconds between two looks at the files while following: reading a growing file gives no event to wait for."""
+
+
+LONGEST = 64 * 1024
+"""Bytes of one line that are shown."""
 
 
 def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
@@ -44,8 +49,8 @@ def lines(
     launcher = launchers.of(project)
     books = {service: _Book(launcher, service, previous) for service in services}
     for service, book in books.items():
-        rows = book.read_on() if follow else book.read()
-        for row in rows if tail is None else rows[max(0, len(rows) - tail) :]:
+        rows: Iterable[str] = book.read_on() if follow else book.read()
+        for row in rows if tail is None else deque(rows, maxlen=tail):
             yield service, _shown(row, secrets)
     while follow and not previous:
         for service, book in books.items():
@@ -60,22 +65,46 @@ def _shown(row: str, secrets: dict[str, str]) -> str:
 
 
 class _Book:
-    """One service's log and how far it was read; a last line without its end waits for it."""
+    """One service's log and how far it was read; a last line without its end waits for it.
+
+    Of a line longer than LONGEST only the beginning is kept, whatever its length, with a word about the rest.
+    """
 
     def __init__(self, launcher: Launcher, service: str, previous: bool) -> None:
         self.launcher, self.service, self.previous = launcher, service, previous
-        self.place, self.rest = BEGIN, b""
+        self.place, self.rest, self.dropped = BEGIN, b"", 0
 
-    def read(self) -> list[str]:
+    def read(self) -> Iterator[str]:
         """Every line there is, the last one whole or not."""
-        rows = self.read_on()
+        yield from self.read_on()
         if self.rest:
-            rows.append(self.rest.decode(errors="replace"))
-            self.rest = b""
-        return rows
+            yield from self._rows(self.rest)
+            self.rest, self.dropped = b"", 0
 
-    def read_on(self) -> list[str]:
+    def read_on(self) -> Iterator[str]:
         """The whole lines since the last call."""
-        self.place, new = self.launcher.read_log(self.service, self.place, previous=self.previous)
-        whole, newline, self.rest = (self.rest + new).rpartition(b"\n")
-        return (whole + newline).decode(errors="replace").splitlines()
+        while True:
+            self.place, piece = self.launcher.read_log(self.service, self.place, previous=self.previous)
+            if not piece:
+                return
+            first, newline, others = piece.partition(b"\n")
+            self._add(first)
+            if newline:
+                yield from self._rows(self.rest)
+                whole, newline, last = others.rpartition(b"\n")
+                self.rest, self.dropped = b"", 0
+                for line in whole.split(b"\n") if newline else ():
+                    self._add(line)
+                    yield from self._rows(self.rest)
+                    self.rest, self.dropped = b"", 0
+                self._add(last)
+
+    def _add(self, data: bytes) -> None:
+        kept = data[: max(0, LONGEST - len(self.rest))]
+        self.rest += kept
+        self.dropped += len(data) - len(kept)
+
+    def _rows(self, line: bytes) -> list[str]:
+        """What is one line of the file may be several: a progress bar writes over itself."""
+        more = f" ... ({self.dropped:,} more bytes in this line)" if self.dropped else ""
+        return f"{line.decode(errors='replace')}{more}".splitlines() or [""]

@@ -23,6 +23,10 @@ TICK = 0.5
 """Seconds between two questions to a service that is not ready yet."""
 
 
+RECENT = 64 * 1024
+"""Bytes at the end of a log in which the phase of a start is looked for."""
+
+
 def place(spec: ServiceSpec) -> str:
     """Where a service lives, for people: port and GPUs."""
     gpus = f" GPU {','.join(map(str, spec.gpus))}" if spec.gpus else ""
@@ -78,7 +82,7 @@ class Follower:
 
     def update(self) -> str:
         """The phase of starting, after whatever was written since the last call."""
-        self.place, new = self.launcher.read_log(self.service, self.place)
+        self.place, new = self.launcher.read_log(self.service, self.place, last=RECENT)
         self.phase = diagnose.phase(new.decode(errors="replace"), self.phase)
         return self.phase
 

@@ -20,6 +20,9 @@ Place = tuple[int, int]
 
 BEGIN: Place = (0, 0)
 
+PIECE = 1024**2
+"""Bytes of a log that are read at once: a log may hold a line of any length."""
+
 
 class State(StrEnum):
     """What a service is, in every table, JSON document and event."""
@@ -161,8 +164,14 @@ class Launcher(Protocol):
     def logs(self, *, previous: bool = False) -> list[str]:
         """The services that have a log (of the start before, with ``previous``)."""
 
-    def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
-        """What was written since ``place``, of that file and then of the one that took its place; how far that is."""
+    def read_log(
+        self, service: str, place: Place = BEGIN, *, previous: bool = False, last: int = 0
+    ) -> tuple[Place, bytes]:
+        """A piece of what was written since ``place``, of that file, then of the one in its place; how far that is.
+
+        No piece is larger than PIECE bytes; when it is empty, nothing more was written. With ``last`` all but the last
+        so many bytes of each file are passed over.
+        """
 
     def log_end(self, service: str) -> bytes:
         """The last lines of the current log, cut as ``logend`` does; costs the same for a log of any size."""

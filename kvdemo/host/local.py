@@ -15,7 +15,7 @@ from typing import Any
 
 from kvdemo.errors import ServiceError
 from kvdemo.host import gpus, logend, marks, process, procfs
-from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
+from kvdemo.host.launcher import BEGIN, PIECE, Event, Place, Remains, State, Status
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, private_directory
 from kvdemo.planning import environment
@@ -144,18 +144,20 @@ class Local:
         suffix = ".1" if previous else ""
         return sorted(path.name.removesuffix(f".log{suffix}") for path in self.project.dir.glob(f"logs/*.log{suffix}"))
 
-    def read_log(self, service: str, place: Place = BEGIN, *, previous: bool = False) -> tuple[Place, bytes]:
+    def read_log(
+        self, service: str, place: Place = BEGIN, *, previous: bool = False, last: int = 0
+    ) -> tuple[Place, bytes]:
         """A file that was put aside by a new start is read to its end first."""
         log = self.project.log(service)
         if previous:
-            return _read(Path(f"{log}.1"), place[1])
-        here, data = _inode(log), b""
-        if place != BEGIN and here != place[0]:
+            return _read(Path(f"{log}.1"), place[1], last)
+        if place != BEGIN and _inode(log) != place[0]:
             aside = next((file for file in log.parent.glob(f"{log.name}.*") if _inode(file) == place[0]), None)
-            data = _read(aside, place[1])[1] if aside else b""
+            there, data = _read(aside, place[1], last) if aside else (BEGIN, b"")
+            if data:
+                return there, data
             place = BEGIN
-        place, more = _read(log, place[1])
-        return place, data + more
+        return _read(log, place[1], last)
 
     def log_end(self, service: str) -> bytes:
         """Read backwards."""
@@ -259,15 +261,17 @@ def _inode(path: Path) -> int:
         return 0
 
 
-def _read(path: Path, offset: int) -> tuple[Place, bytes]:
+def _read(path: Path, offset: int, last: int) -> tuple[Place, bytes]:
     try:
         with path.open("rb") as stream:
-            inode = os.fstat(stream.fileno()).st_ino
+            status = os.fstat(stream.fileno())
+            if last:
+                offset = max(offset, status.st_size - last)
             stream.seek(offset)
-            data = stream.read()
+            data = stream.read(PIECE)
     except OSError:
         return BEGIN, b""
-    return (inode, offset + len(data)), data
+    return (status.st_ino, offset + len(data)), data
 
 
 def _strangers(port: int, runs: Collection[str]) -> bool:

@@ -14,9 +14,10 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -37,8 +38,23 @@ STYLES = {
 }
 GIB = 1024**3
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+class PlainConsole(Console):
+    """The edge of the terminal: whatever is printed, no text in it commands the terminal; only rich itself does."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Every line, cell, label and error passes here in segments; rich's own control segments stay."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else units.printable(segment.text)
+            yield segment if text is segment.text else segment._replace(text=text)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string becomes a text of the width that it is shown with."""
+        return super().render_str(units.printable(text), **options)
+
+
+out = PlainConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = PlainConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 class Fleet:
@@ -81,7 +97,7 @@ class Fleet:
 def line(event: Event) -> Text:
     """One event as one line of plain text."""
     phase = f" ({event.phase})" if event.phase and event.state is State.STARTING else ""
-    detail = f"  {event.detail}" if event.detail else ""
+    detail = f"  {units.printable(event.detail)}" if event.detail else ""
     elapsed = f" {event.elapsed:.0f}s" if event.elapsed else ""
     text = f"{event.service:<14} {event.state.value}{phase}{elapsed} {f'{event.node} {event.at}'.strip()}{detail}"
     return Text(text.rstrip(), style=STYLES.get(event.state, ""))
@@ -178,7 +194,7 @@ def _service_text(spec: ServiceSpec) -> Text:
 def failure(message: str, hint: str) -> None:
     """An error and its hint, to standard error."""
     err.print(Text("error: ", style="bold red").append(units.printable(message), style="not bold default"))
-    for row in hint.splitlines():
+    for row in hint.split("\n") if hint else ():
         err.print(Text(f"  {units.printable(row)}"))
 
 
