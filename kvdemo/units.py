@@ -53,6 +53,14 @@ def duration(milliseconds: float | None) -> str:
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
+def about(seconds: float) -> str:
+    """A time as exact as an estimate can be: 8 s, 50 s, 4 min, 2 h 10 min."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def quantity(value: float, unit: str) -> str:
     """A value with its unit; ``x`` is a factor, ``ms`` a time, ``of ...`` a share."""
     if unit == "x":

@@ -120,7 +120,7 @@ def _document(options: Bench, whose: str) -> tuple[str, str]:
     """Name and text of the document. Raises UsageError if there is none, or if it is unfit."""
     if options.context is None:
         raise UsageError(f"no context{whose}", "give a text file: --context FILE")
-    return options.context.name, context.read(options.context)
+    return context.name(options.context), context.read(options.context)
 
 
 def _drive(session: Session, recorder: Recorder, samples: list[Sample], task: Task, output: Output) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from kvdemo.bench.events import Doing, Estimate, Event, Failure, Notice, to_json
 from kvdemo.errors import KvdemoError
 from kvdemo.report import terminal
+from kvdemo.words import forecast
 
 
 class Follower(Protocol):
@@ -59,7 +60,7 @@ class Words:
         elif isinstance(event, Notice):
             terminal.err.print(event.text, markup=False)
         elif isinstance(event, Estimate) and not self.quiet:
-            terminal.err.print(estimate(event), markup=False)
+            terminal.err.print(forecast.sentence(event), markup=False)
 
 
 @contextmanager
@@ -75,19 +76,3 @@ def failures(follow: Follower) -> Iterator[None]:
 def follower(kind: str, *, quiet: bool) -> Lines | Words:
     """The one that ``--progress`` names."""
     return Lines() if kind == "json" else Words(quiet=quiet)
-
-
-def estimate(event: Estimate) -> str:
-    """How long it will take, and why."""
-    computed = f"{event.computed:,} of them compute the whole prompt, about {duration(event.seconds_each)} each here"
-    return f"This takes about {duration(event.seconds)}: {event.requests:,} requests; {computed}."
-
-
-def duration(seconds: float) -> str:
-    """``4 min``, ``50 s``, ``2 h 10 min``: as exact as an estimate can be."""
-    if seconds < 100:
-        return f"{max(1, round(seconds)):,} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"

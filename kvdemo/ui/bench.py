@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from nicegui import app, ui
 
 from kvdemo.bench import workload
+from kvdemo.config import benchmark
 from kvdemo.errors import UsageError
 from kvdemo.report import tables
 from kvdemo.ui.benchrun import BenchRun
@@ -33,7 +34,9 @@ class Bench:
             text("Measure with proof", "question", "h2")
             self.about = text("", "dim")
             with box("div", "bits"):
-                self.trials = ui.number("Trials", value=stage.plan.bench.get("trials", 3), min=1, max=99, precision=0)
+                self.trials = ui.number(
+                    "Trials", value=benchmark.saved(stage.plan.bench).trials, min=1, max=99, precision=0
+                )
                 self.trials.props("outlined dense").style("width: 7rem")
                 self.go = button("Start", self._start, "go", id="bench-start")
                 self.halt = button("Stop", self._stop, "plain", id="bench-stop")
@@ -65,7 +68,8 @@ class Bench:
         change(self.progress, aria_valuenow=f"{100 * share:.0f}")
         if run is not None:
             self.command.text = run.command
-            self.doing.text = run.doing if running else f"ended with exit code {run.code}"
+            state = run.doing if running else f"ended with exit code {run.code}"
+            self.doing.text = " ".join([*run.notices, state])
             self.complaint.text = "" if running else run.complaint
         self.table.set_content("" if run is None or run.result is None else tables.as_html(run.result))
         self.table.set_visibility(bool(self.table.content))
@@ -85,11 +89,11 @@ class Bench:
             return
         scratch = tempfile.TemporaryDirectory(prefix="kvdemo-")
         try:
-            cast = workload.roles(self.stage.plan)
+            workload.roles(self.stage.plan)
             options = ["--trials", str(int(self.trials.value or 1)), "--result-dir", str(self.result_dir)]
             options += self._context(Path(scratch.name))
             project, environ = self.stage.project.name, self.stage.environ
-            run = BenchRun(project, options, environ, len(cast.plain) + 3, self.stage.bell)
+            run = BenchRun(project, options, environ, self.stage.bell)
         except UsageError as error:
             scratch.cleanup()
             self.stage.release()

@@ -1,36 +1,40 @@
 """``kvdemo bench`` as a process of its own: the terminal's command, which a page can neither slow nor alter.
 
-Its lines of progress, its table and the files that it saved are what the page shows.
+It is asked for ``--progress json``: its events and the files that it saved are what the page shows, never its words.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import re
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from kvdemo.bench.events import Estimate
 from kvdemo.judge import document
 from kvdemo.judge.result import Result
 from kvdemo.ui.conversation import Bell
+from kvdemo.words import forecast
 
-TRIAL = re.compile(r"trial (\d+) of (\d+)")
-SAVED = re.compile(r"^Saved: (.+)\.json \(samples", re.MULTILINE)
+LONGEST_LINE = 1 << 20
+"""Characters of an event; the longest words are those of an engine's error."""
 
 
 class BenchRun:
-    """One run; ``share`` is how far it is, ``code`` its exit code once it has ended."""
+    """One run; ``share`` is how far it is, ``code`` its exit code once it has ended, ``notices`` what it announced."""
 
-    def __init__(self, project: str, options: Sequence[str], environ: Mapping[str, str], arms: int, bell: Bell) -> None:
-        self.argv = [sys.executable, "-m", "kvdemo", "bench", "-p", project, *options]
-        self.environ = {**environ, "COLUMNS": "160", "NO_COLOR": "1"}
-        self.arms, self.bell = max(arms, 1), bell
-        self.doing, self.table, self.complaint = "starting", "", ""
+    def __init__(self, project: str, options: Sequence[str], environ: Mapping[str, str], bell: Bell) -> None:
+        self.words = ["bench", "-p", project, *options]
+        self.environ, self.bell = {**environ, "NO_COLOR": "1"}, bell
+        self.doing, self.complaint, self.notices = "starting", "", list[str]()
         self.share = 0.0
+        self.failed = False
         self.code: int | None = None
         self.result: Result | None = None
         self.report: Path | None = None
@@ -40,39 +44,46 @@ class BenchRun:
     @property
     def command(self) -> str:
         """What a person would type."""
-        return " ".join(["kvdemo", *self.argv[3:]])
+        return shlex.join(["kvdemo", *self.words])
 
     async def run(self) -> None:
         """To its end."""
-        pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
-            *self.argv, env=self.environ, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            *(sys.executable, "-m", "kvdemo", *self.words, "--progress", "json"),
+            env=self.environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
         )
-        assert self.process.stdout  # noqa: S101 (what PIPE makes)
-        out, _ = await asyncio.gather(self.process.stdout.read(), self._follow())
+        assert self.process.stderr  # noqa: S101 (what PIPE makes)
+        async for line in self.process.stderr:
+            self._follow(line.decode(errors="replace").rstrip())
+            self.bell.ring()
         self.code = await self.process.wait()
-        self.table = out.decode(errors="replace").strip("\n")
-        if found := SAVED.search(self.table):
-            self.result = document.from_json_text(Path(f"{found[1]}.json").read_text(encoding="utf-8"))
-            self.report = Path(f"{found[1]}.html")
         self.bell.ring()
 
-    async def _follow(self) -> None:
-        """Its progress, line by line; from ``error:`` on, its complaint."""
-        steps, latest = 0, ""
-        assert self.process  # noqa: S101 (run has just started it)
-        assert self.process.stderr  # noqa: S101
-        async for line in self.process.stderr:
-            said = line.decode(errors="replace").rstrip()
-            if self.complaint or said.startswith("error: "):
-                self.complaint += f"{said}\n"
-            else:
-                self.doing = said
-            if trial := TRIAL.search(said):
-                steps = steps + 1 if trial[0] == latest else 0
-                latest = trial[0]
-                self.share = min(1.0, (int(trial[1]) - 1 + steps / self.arms) / int(trial[2]))
-            self.bell.ring()
+    def _follow(self, line: str) -> None:
+        """Take one event; a line that is none is of a failure before there were events, such as a wrong option."""
+        try:
+            event: dict[str, Any] = json.loads(line)
+            kind = event.pop("event")
+        except (ValueError, TypeError, KeyError):
+            self.complaint += "" if self.failed else f"{line}\n"
+            return
+        if kind == "doing":
+            self.doing, self.share = event["text"], event["share"]
+        elif kind == "estimate":
+            self.notices.append(
+                forecast.sentence(Estimate(**{key: value for key, value in event.items() if key != "event"}))
+            )
+        elif kind == "notice":
+            self.notices.append(event["text"])
+        elif kind == "saved":
+            self.result = document.from_json_text(Path(event["result"]).read_text(encoding="utf-8"))
+            self.report = Path(event["report"])
+        elif kind == "failure":
+            self.failed, self.complaint = True, f"{event['message']}\n{event['hint']}".strip()
 
     def stop(self) -> None:
         """As Ctrl-C: it saves what it has."""
