@@ -121,6 +121,8 @@ def _wide(data: bytes) -> str:
         except UnicodeDecodeError:
             continue
         plain = sum(character.isascii() for character in text)
-        if 8 * plain > len(text) and all(character.isprintable() or character in "\t\r\n\f" for character in text):
+        if plain > max(1, len(text) / 8) and all(
+            character.isprintable() or character in "\t\r\n\f" for character in text
+        ):
             return encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
     return ""
