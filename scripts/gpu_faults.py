@@ -189,6 +189,8 @@ def failing(path: Path, engine: str) -> tuple[str, int, int]:
         yaml.safe_dump(document, file, sort_keys=False)
         file.flush()
         code, said = finish(kvdemo("up", file.name, engine, "-p", "faults-failing"))
+    if code == 0:
+        finish(kvdemo("down", "-p", "faults-failing"))
     told = next((text for text in said.splitlines() if text.startswith("error: ")), said[-200:])
     return f"a start that fails ({told.removeprefix('error: ')[:80]})", code, used()
 

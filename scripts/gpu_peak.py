@@ -140,7 +140,9 @@ def measure(path: Path, leave: float, tokens: int, rounds: int) -> dict[str, Any
     """Everything, as a document; the fleet is down and the ballast gone at the end."""
     with ballast(leave):
         before = used()
-        planned = json.loads(kvdemo("plan", str(path), "-p", PROJECT, "--format", "json").stdout)["sums"]
+        plan = kvdemo("plan", str(path), "-p", PROJECT, "--format", "json")
+        if plan.returncode:
+            raise SystemExit(f"kvdemo plan failed with exit code {plan.returncode}:\n{plan.stderr}")
         done = kvdemo("up", str(path), "-p", PROJECT)
         try:
             if done.returncode:
@@ -156,7 +158,7 @@ def measure(path: Path, leave: float, tokens: int, rounds: int) -> dict[str, Any
         "left_free_gib": leave or None,
         "mib": {name: size // MIB for name, size in sizes.items()},
         "fleet_gib": {name: round((size - before) / GIB, 2) for name, size in sizes.items()},
-        "planned": planned,
+        "planned": json.loads(plan.stdout)["sums"],
         "rounds": answers,
         "ready_afterwards": check.returncode == 0,
         "ps": check.stdout + check.stderr,
