@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from kvdemo.judge.result import Conditions, Result, Times
+from kvdemo.judge.result import Conditions, Result, Row, Times
 from kvdemo.judge.sample import Sample
 
 SCHEMA_VERSION = 1
-METRICS = ("ttft", "itl", "e2el")
+METRICS = tuple(field.name for field in fields(Row) if "seconds" in field.metadata)
 RESULT_KEYS = ("schema_version", *(field.name for field in fields(Result) if field.name != "conditions"))
 
 

@@ -116,6 +116,7 @@ class Row:
     """One arm on one engine: the worst verdict of its samples, their times, and how many times faster than cold.
 
     Token counts are those of the first sample that counts. ``speedup`` is None where the verdict carries no ratio.
+    A field of times says in ``seconds`` which times of a sample it sums up.
     """
 
     engine: str
@@ -130,9 +131,9 @@ class Row:
     local_cached_tokens: Count | None
     external_cached_tokens: Count | None
     tiers: Mapping[str, Count] | None
-    ttft: Times | None
-    itl: Times | None
-    e2el: Times | None
+    ttft: Times | None = field(metadata={"seconds": lambda sample: (sample.ttft,)})
+    itl: Times | None = field(metadata={"seconds": lambda sample: sample.itl})
+    e2el: Times | None = field(metadata={"seconds": lambda sample: (sample.e2el,)})
     waterfall: Waterfall | None
     speedup: Ratio | None
 

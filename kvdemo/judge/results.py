@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from statistics import median
 
 from kvdemo.judge import answers, sections, stats
 from kvdemo.judge.result import Answer, Conditions, Dropped, Ratio, Result, Row, Times
 from kvdemo.judge.sample import Arm, Sample, Sources
-from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, WORST_FIRST, Judgement, Verdict, judge
+from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
 
 Judged = Sequence[tuple[Sample, Judgement]]
 
@@ -85,7 +86,7 @@ def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Cond
     """One row of ``judged`` samples; ``paired`` are those of which ratios may be made."""
     own = [(sample, judgement) for sample, judgement in judged if (sample.engine, sample.arm) == (engine, arm)]
     verdicts = Counter(judgement.verdict for _, judgement in own)
-    worst = next(verdict for verdict in WORST_FIRST if verdict in verdicts)
+    worst = next(verdict for verdict in Verdict if verdict in verdicts)
     supported = worst in SUPPORTS_SPEEDUP[arm]
     supporting = [sample for sample, judgement in own if judgement.verdict in SUPPORTS_SPEEDUP[arm]]
     counting = supporting or [sample for sample, _ in own]
@@ -104,9 +105,7 @@ def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Cond
         local_cached_tokens=first.sources.local if first.sources else None,
         external_cached_tokens=first.sources.shared if first.sources else None,
         tiers=first.tiers,
-        ttft=_times([sample.ttft for sample in counting if sample.ttft is not None]),
-        itl=_times([gap for sample in counting for gap in sample.itl]),
-        e2el=_times([sample.e2el for sample in counting if sample.e2el is not None]),
+        **_measured(counting),
         waterfall=sections.waterfall(counting),
         speedup=_ratio(paired, conditions.baseline, arm, engine, invert=True) if supported else None,
     )
@@ -132,6 +131,15 @@ def _dropped(arm: Arm, own: Judged) -> tuple[Dropped, ...]:
             )
             dropped.append(Dropped(sample.trial, judgement.verdict, why))
     return tuple(dropped)
+
+
+def _measured(samples: Sequence[Sample]) -> dict[str, Times | None]:
+    """The times of a row, each as its field says."""
+    metrics = {field.name: field.metadata["seconds"] for field in fields(Row) if "seconds" in field.metadata}
+    return {
+        name: _times([value for sample in samples for value in seconds(sample) if value is not None])
+        for name, seconds in metrics.items()
+    }
 
 
 def _times(seconds: Sequence[float]) -> Times | None:

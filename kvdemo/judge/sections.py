@@ -24,7 +24,7 @@ from kvdemo.judge.result import (
     Waterfall,
 )
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.verdict import WORST_FIRST, Verdict, judge
+from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning import ceiling
 
 
@@ -186,7 +186,7 @@ def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[fl
     promised = Verdict.COLD if not samples[0].expected else Verdict.LOCAL if writer == reader else Verdict.SHARED
     judgements = [judge(sample) for sample in samples]
     broken = {judgement.verdict: judgement.why for judgement in judgements if judgement.verdict is not promised}
-    verdict = next((verdict for verdict in WORST_FIRST if verdict in broken), promised)
+    verdict = next((verdict for verdict in Verdict if verdict in broken), promised)
     times = [sample.ttft for sample in samples if sample.ttft]
     middle = median(times) if times else None
     same = "same node" if nodes.get(writer) == nodes.get(reader) else "other node"

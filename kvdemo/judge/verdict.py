@@ -15,15 +15,15 @@ from kvdemo.judge.sample import Sample
 
 
 class Verdict(StrEnum):
-    """See the module's table."""
+    """See the module's table. The worst comes first: of several verdicts a row shows that one."""
 
-    COLD = "COLD"
-    SHARED = "SHARED"
-    LOCAL = "LOCAL"
-    PARTIAL = "PARTIAL"
-    MISS = "MISS"
-    UNPROVEN = "UNPROVEN"
     FAILED = "FAILED"
+    UNPROVEN = "UNPROVEN"
+    MISS = "MISS"
+    PARTIAL = "PARTIAL"
+    COLD = "COLD"
+    LOCAL = "LOCAL"
+    SHARED = "SHARED"
 
 
 @dataclass(frozen=True)
@@ -178,17 +178,6 @@ def why_missing(facts: CacheFacts) -> str:
     ]
     return next((text for holds, text in reasons if holds), "")
 
-
-WORST_FIRST = (
-    Verdict.FAILED,
-    Verdict.UNPROVEN,
-    Verdict.MISS,
-    Verdict.PARTIAL,
-    Verdict.COLD,
-    Verdict.LOCAL,
-    Verdict.SHARED,
-)
-"""What a row shows of several verdicts."""
 
 SUPPORTS_SPEEDUP = {
     "cold": {Verdict.COLD},

@@ -7,10 +7,12 @@ from typing import Any
 
 from nicegui import ui
 
+from kvdemo import units
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.verdict import Verdict, judge
+from kvdemo.judge.verdict import judge
 from kvdemo.ui.parts import box, style, text
 from kvdemo.ui.stage import Stage
+from kvdemo.words.tones import SOURCES, VERDICTS
 
 COLOURS = {"computed": "#8f9aa6", "local": "#4d8be8", "shared": "#1fa67a", "not proved": "#d98c1f"}
 SHOWN = 200
@@ -19,14 +21,7 @@ SHOWN = 200
 
 def source(sample: Sample) -> str:
     """Where most of a request's prompt came from, if that is proved."""
-    match judge(sample).verdict:
-        case Verdict.COLD:
-            return "computed"
-        case Verdict.SHARED:
-            return "shared"
-        case Verdict.LOCAL:
-            return "local"
-    return "not proved"
+    return SOURCES.get(VERDICTS[judge(sample).verdict], "not proved")
 
 
 class History:
@@ -72,11 +67,11 @@ class History:
         text(str(sample.trial), "r", "td")
         text(time.strftime("%H:%M:%S", time.localtime(sample.started)), "", "td")
         text(sample.engine, "wrap", "td")
-        text(f"{sample.ttft * 1000:,.0f} ms" if sample.ttft is not None else "-", "r", "td")
+        text(units.duration(None if sample.ttft is None else sample.ttft * 1000), "r", "td")
         for count in counts:
             text("-" if count is None else f"{count:,}", "r", "td")
         with box("td"):
-            text(judgement.verdict.value, f"verdict {judgement.verdict.value}", "span")
+            text(judgement.verdict.value, f"verdict tone-{VERDICTS[judgement.verdict]}", "span")
             if judgement.why:
                 style(text(judgement.why), "why")
 

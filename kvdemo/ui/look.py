@@ -101,8 +101,9 @@ select { font: inherit; color: inherit; background: var(--card); padding: .3rem 
 .lane { min-width: 0; display: grid; grid-template-rows: auto auto auto 1fr; gap: .4rem; align-content: start; }
 .lane .head { display: flex; justify-content: space-between; gap: .5rem; align-items: baseline; font-weight: 650; }
 .verdict { font-size: .85rem; font-weight: 700; letter-spacing: .04em; color: var(--dim); white-space: nowrap; }
-.verdict.SHARED { color: var(--shared); } .verdict.LOCAL { color: var(--local); } .verdict.COLD { color: var(--dim); }
-.verdict.FAILED, .verdict.MISS { color: var(--bad); } .verdict.PARTIAL, .verdict.UNPROVEN { color: var(--warn); }
+.verdict.tone-shared { color: var(--shared); } .verdict.tone-local { color: var(--local); }
+.verdict.tone-computed { color: var(--dim); } .verdict.tone-bad { color: var(--bad); }
+.verdict.tone-warn { color: var(--warn); }
 .source { display: flex; height: 1.5rem; border-radius: .3rem; overflow: hidden; background: var(--soft); }
 .source i { display: block; width: 0; } .computed { background: var(--computed); }
 .local { background: var(--local); } .shared { background: var(--shared); }

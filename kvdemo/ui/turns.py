@@ -12,6 +12,8 @@ from kvdemo.ui import story
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
 from kvdemo.ui.parts import box, change, style, text
 from kvdemo.ui.stage import Stage
+from kvdemo.words.tones import DEEDS, VERDICTS
+from kvdemo.words.tones import SOURCES as PROVED
 
 SOURCES = ("computed", "local", "shared")
 SAID = {"computed": "computed", "local": "own cache", "shared": "shared"}
@@ -139,7 +141,7 @@ class Answer:
             return
         judgement, sample = lane.judgement, lane.sample
         self.verdict.text = judgement.verdict.value if judgement else ""
-        style(self.verdict, f"verdict {self.verdict.text}")
+        style(self.verdict, f"verdict tone-{VERDICTS[judgement.verdict]}" if judgement else "verdict")
         if judgement and judgement.why:
             dead = [e.detail for e in self.stage.events if e.service == lane.engine and lane.phase is Phase.FAILED]
             self.why.text = " · ".join(filter(None, [judgement.why, *dead]))
@@ -163,21 +165,18 @@ def order(turn: Turn) -> str:
 
 def did(lane: Lane) -> str:
     """What an engine did with the document, in words."""
-    match lane.verdict:
-        case Verdict.SHARED:
-            return "loaded the shared KV"
-        case Verdict.LOCAL:
-            return "had it in its own cache"
-        case Verdict.COLD:
-            return "computed and stored it" if lane.cache else "computed it"
-    return lane.verdict.value.lower() if lane.verdict else ""
+    if lane.verdict is None:
+        return ""
+    if lane.verdict is Verdict.COLD and lane.cache:
+        return "computed and stored it"
+    return DEEDS.get(VERDICTS[lane.verdict], lane.verdict.value.lower())
 
 
 def colour(lane: Lane) -> str:
     """The class of its bar: what most of its prompt came from, once that is proved."""
     if lane.phase is Phase.FAILED:
         return "failed"
-    return {Verdict.SHARED: "shared", Verdict.LOCAL: "local"}.get(lane.verdict or Verdict.COLD, "")
+    return PROVED.get(VERDICTS[lane.verdict], "") if lane.verdict else ""
 
 
 class StepOfStory:

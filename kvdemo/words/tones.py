@@ -34,6 +34,13 @@ VERDICTS: Mapping[Verdict, Tone] = {
 }
 
 
+SOURCES = {Tone.COMPUTED: "computed", Tone.LOCAL: "local", Tone.SHARED: "shared"}
+"""Where most of a request's prompt came from, if its verdict proves that."""
+
+DEEDS = {Tone.COMPUTED: "computed it", Tone.LOCAL: "had it in its own cache", Tone.SHARED: "loaded the shared KV"}
+"""What an engine did with a document that it was asked about."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Text, and how it is meant."""
