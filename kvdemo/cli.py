@@ -36,8 +36,21 @@ def _main(version: options.Version = False) -> None:
 
 
 @app.command()
+def init(
+    kind: options.Kind = None,
+    output: options.ProfileOutput = Path("kvdemo.yaml"),
+    python: options.Python = "",
+    force: options.Force = False,
+) -> None:
+    """Write a commented profile that fits this machine, and the document that it asks about."""
+    from kvdemo.commands import starter
+
+    starter.run(kind, output, python, force=force)
+
+
+@app.command()
 def up(
-    profile: ProfileArgument,
+    profile: ProfileArgument = None,
     services: Services = None,
     timeout: TimeoutOption = None,
     wait: options.Wait = True,
@@ -46,21 +59,22 @@ def up(
     project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
-    from kvdemo.commands import guard, lookup
+    from kvdemo.commands import guard, here, lookup
     from kvdemo.fleet import fleet
     from kvdemo.report import terminal
 
     if preheat and not wait:
         raise UsageError("--preheat cannot be combined with --no-wait", "an engine that is not ready cannot read")
-    project = lookup.project_of(profile, project_name)
+    path, chosen = here.arguments(profile, services or ())
+    project = lookup.project_of(path, project_name)
     with project.lock("up") as lock:
-        plan = lookup.plan(profile, project, fetch=True)
+        plan = lookup.plan(path, project, fetch=True)
         if plan.missing:
             problems = "\n  ".join(plan.missing)
             raise PreflightError(
                 f"this machine cannot run the plan:\n  {problems}", "kvdemo plan PROFILE shows it whole"
             )
-        names, heat = services or (), None
+        names, heat = chosen, None
         for question in guard.questions(plan, names, os.environ):
             terminal.err.print(question.text, markup=False)
             if doubt := guard.refuse(question):
@@ -82,17 +96,18 @@ def up(
 
 @app.command()
 def plan(
-    profile: ProfileArgument,
+    profile: ProfileArgument = None,
     format: options.Format = "text",
     project_name: options.ProjectName = "",
 ) -> None:
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo.commands import lookup
+    from kvdemo.commands import here, lookup
     from kvdemo.report import terminal
 
-    planned = lookup.plan(profile, lookup.project_of(profile, project_name))
+    path = here.profile(profile)
+    planned = lookup.plan(path, lookup.project_of(path, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
     else:
@@ -104,24 +119,25 @@ def doctor(
     profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
 ) -> None:
     """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
-    from kvdemo.commands import checkup
+    from kvdemo.commands import checkup, here
 
-    checkup.run(profile, project_name, as_json=json)
+    checkup.run(profile or here.found(), project_name, as_json=json)
 
 
 @app.command()
 def export(
     format: options.ExportFormat,
-    profile: ProfileArgument,
+    profile: ProfileArgument = None,
     output: options.Output = None,
     nodes: options.Nodes = 1,
     project_name: options.ProjectName = "",
 ) -> None:
     """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
-    from kvdemo.commands import lookup
+    from kvdemo.commands import here, lookup
     from kvdemo.export import formats
 
-    text = formats.export(lookup.elsewhere(profile, lookup.project_of(profile, project_name)), format, nodes)
+    path = here.profile(profile)
+    text = formats.export(lookup.elsewhere(path, lookup.project_of(path, project_name)), format, nodes)
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -1,13 +1,23 @@
-"""Where the profiles and documents that come with kvdemo lie: in the wheel, or beside the package in a checkout."""
+"""Where the profiles that come with kvdemo lie: beside the package in a checkout, else where pip put them."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
-_HERE = Path(__file__).resolve().parent
+MARK = "kvdemo.schema.json"
 
 
 def directory() -> Path:
-    """The directory of the shipped profiles; one of a checkout is preferred, so that edits there count."""
-    beside = _HERE.parent / "profiles"
-    return beside if (beside / "handbook.txt").is_file() else _HERE / "profiles"
+    """The directory of the shipped profiles.
+
+    Raises:
+        FileNotFoundError: the package was copied without them.
+    """
+    beside = Path(__file__).resolve().parent.parent / "profiles"
+    if (beside / MARK).is_file():
+        return beside
+    for file in metadata.files("kvdemo") or ():
+        if file.name == MARK:
+            return Path(str(file.locate())).resolve().parent
+    raise FileNotFoundError("kvdemo was installed without its profiles; install its wheel with pip")

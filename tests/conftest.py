@@ -179,7 +179,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """The real engines of profiles/cpu.yaml: one fleet for all tests that can share one; a test starts it."""
+    """The real engines of profiles/cpu-long.yaml: one fleet for all tests that can share one; a test starts it."""
     one = cpu_fleet(tmp_path_factory.mktemp("real"))
     try:
         yield one

@@ -29,7 +29,7 @@ from kvdemo.planning.plan import Plan
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".cache" / "tiny-llama"
 HANDBOOK = ROOT / "profiles" / "handbook.txt"
-PROFILE = ROOT / "profiles" / "cpu.yaml"
+PROFILE = ROOT / "profiles" / "cpu-long.yaml"
 SERVICES = {"shared", "vllm-a", "vllm-b", "lmcache-a", "lmcache-b"}
 NOTICE = 10
 """Seconds within which a death must show."""
@@ -175,7 +175,7 @@ class Real:
 
 
 def cpu_fleet(path: Path) -> Real:
-    """The embedded default, not up yet; its KV store lies in a directory of the user's, beside a file of the user's."""
+    """The fleet of cpu-long.yaml, not up yet; its KV store lies in a directory beside a file of the user's."""
     (path / "mine").mkdir()
     (path / "mine" / "notes.txt").write_text("mine\n")
     for name, characters in CONTEXTS.items():

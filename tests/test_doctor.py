@@ -280,7 +280,7 @@ class TestReal:
 
     def test_cpu_profile(self, lab: Lab) -> None:
         """All is well where the other tests start real engines, and reuse is predicted to win."""
-        run = lab.start("doctor", "--json", ROOT / "profiles" / "cpu.yaml", KVDEMO_MODEL=str(MODEL))
+        run = lab.start("doctor", "--json", ROOT / "profiles" / "cpu-long.yaml", KVDEMO_MODEL=str(MODEL))
         out, _ = run.communicate(timeout=START)
         found = json.loads(out)
         assert {check["level"] for check in found["checks"]} <= {"ok", "warning"}, found

@@ -22,17 +22,17 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
 
 
-@pytest.mark.parametrize("folder", ["kvdemo", "scripts"])
-def test_every_file_stands_in_the_tree(folder: str) -> None:
-    """A file that the tree does not name, or a name without a file, is a page that lies."""
-    opened, named = ["", "", ""], set()
-    for line in page("files.md").splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2 - 2
-        if match := re.match(r" +(\w+)/", line):
-            opened[depth] = f"{match[1]}/"
-        named |= {"".join([*opened[:depth], name]) for name in re.findall(r"\b\w+\.py\b", line)}
-    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"}
-    assert {name for name in named if name.startswith(f"{folder}/")} == there
+def test_every_package_and_script_stands_in_the_tree() -> None:
+    """A folder or script that the page does not name, or a name without one, is a page that lies."""
+    tree = page("files.md")
+    packages = {f"{path.parent.name}/" for path in (ROOT / "kvdemo").glob("*/__init__.py")}
+    scripts = {path.name for path in (ROOT / "scripts").iterdir() if path.is_file()}
+    top, inner = (set(re.findall(rf"^ {{{n}}}(\w+/)", tree, re.MULTILINE)) for n in (4, 6))
+    assert inner == packages
+    assert all((ROOT / name).is_dir() for name in top)
+    section = tree[tree.index("    scripts/") : tree.index("    tests/")]
+    named = {name.strip(",") for line in section.splitlines()[1:] for name in line.strip().split("  ")[0].split()}
+    assert named == scripts
 
 
 def test_every_exit_code_is_explained() -> None:

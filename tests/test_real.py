@@ -1,4 +1,4 @@
-"""The spine of kvdemo on real vLLM and real LMCache, the fleet of profiles/cpu.yaml: up, ps, logs, bench.
+"""The spine of kvdemo on real vLLM and real LMCache, the fleet of profiles/cpu-long.yaml: up, ps, logs, bench.
 
 One fleet serves the files test_real*.py in their order: it is used, measured, looked at, hurt and ended. Each test also
 runs alone.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvdemo.commands import here
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.host import hub, marks, process, state, survey
@@ -144,6 +145,8 @@ def _chosen(name: str, *, logs: bool, stores: bool) -> Project:
     candidates = projects() or projects(stores) or projects(marked=True)
     if not candidates and logs:
         candidates = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
+    if len(candidates) > 1 and (own := here.project()):
+        candidates = [project for project in candidates if project.name == own] or candidates
     if len(candidates) > 1:
         names = ", ".join(project.name for project in candidates)
         raise UsageError(f"several projects are there: {names}", "say which: -p NAME")

@@ -19,9 +19,26 @@ def _version(wanted: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 
 ProfileArgument = Annotated[
-    Path, typer.Argument(metavar="PROFILE", help="The profile (YAML).", envvar="KVDEMO_PROFILE")
+    Path | None,
+    typer.Argument(
+        metavar="[PROFILE]",
+        help="The profile (YAML); else kvdemo.yaml here.",
+        envvar="KVDEMO_PROFILE",
+        show_default=False,
+    ),
 ]
-MaybeProfile = Annotated[Path | None, typer.Argument(metavar="[PROFILE]", help="A profile (YAML); else this machine.")]
+Kind = Annotated[
+    Literal["cpu", "one-gpu", "demo4", "smoke"] | None,
+    typer.Argument(help="Which of the shipped profiles; else the one that fits the GPUs here.", show_default=False),
+]
+ProfileOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile.")]
+Python = Annotated[
+    str, typer.Option(metavar="PATH", help="The interpreter that holds vLLM and LMCache; else kvdemo's own.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+MaybeProfile = Annotated[
+    Path | None, typer.Argument(metavar="[PROFILE]", help="A profile (YAML); else kvdemo.yaml here, or this machine.")
+]
 ProjectOption = Annotated[
     str,
     typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
