@@ -1,6 +1,6 @@
 """What may stand before engines: a relay that hands each connection to the next of them, with or without TLS.
 
-Of HTTP it knows nothing.
+Of HTTP it knows nothing, unless it is to hold streams back as a proxy that buffers: then it sends one when it is whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def certificate(path: Path) -> Path:
 
 
 @contextmanager
-def relay(*ports: int, tls: Path | None = None) -> Iterator[int]:
+def relay(*ports: int, tls: Path | None = None, buffering: bool = False) -> Iterator[int]:
     """Its port, while it relays to these ports of this machine in turn."""
     context = None
     if tls:
@@ -38,11 +38,13 @@ def relay(*ports: int, tls: Path | None = None) -> Iterator[int]:
 
     async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         near, far = await asyncio.open_connection("127.0.0.1", next(turn))
-        await asyncio.gather(copy(reader, far), copy(near, writer))
+        await asyncio.gather(copy(reader, far), copy(near, writer, buffering))
 
-    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, hold: bool = False) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
+                while hold and b"text/event-stream" in data and not data.endswith(b"0\r\n\r\n"):
+                    data += await source.read(65536)
                 sink.write(data)
                 await sink.drain()
         with suppress(OSError, RuntimeError):

@@ -157,6 +157,23 @@ def test_a_router_proves_nothing(outside: Outside) -> None:
     assert "the address of one engine, not of a router" in done.stderr
 
 
+def test_a_proxy_that_buffers_proves_no_time(outside: Outside) -> None:
+    """Its streams arrive in one piece: UNPROVEN with the reason, no speed-up, exit 1; without it the same is proved."""
+    with (
+        relay(outside.plan.service("a").port, buffering=True) as a,
+        relay(outside.plan.service("b").port, buffering=True) as b,
+    ):
+        targets = ["--target", f"a=http://127.0.0.1:{a}", "--target", f"b=http://127.0.0.1:{b}"]
+        done = outside.run(*targets, *outside.cache)
+    assert done.returncode == 1
+    assert "UNPROVEN: the stream arrives in one piece (16 tokens within" in done.stderr
+    assert "measure at the engine's own address" in done.stderr
+    assert "faster (TTFT)" not in done.stdout
+    with relay(outside.plan.service("a").port) as a, relay(outside.plan.service("b").port) as b:
+        targets = ["--target", f"a=http://127.0.0.1:{a}", "--target", f"b=http://127.0.0.1:{b}"]
+        assert rows(outside.judged(*targets, *outside.cache))["b", "reuse"][0] == "SHARED"
+
+
 def test_https(outside: Outside, tmp_path: Path) -> None:
     """The same is proved through TLS, with a certificate that is trusted; an untrusted one is refused."""
     pem = certificate(tmp_path)
@@ -233,6 +250,9 @@ def test_keys(lab: Lab) -> None:
     done = lab.run("bench", *options, OPENAI_API_KEY=KEY)
     assert done.returncode == 0, done
     assert not [file for file in (lab.path / "results").iterdir() if KEY in file.read_text()]
+    for key, words in ((None, "asks for an API key (401)"), ("wrong", "refuses the API key")):
+        own = lab.run("bench", "--context", "context.txt", **({"VLLM_API_KEY": key} if key else {}))
+        assert (own.returncode, words in own.stderr, "VLLM_API_KEY" in own.stderr) == (7, True, True), own
     lab.environ |= {"VLLM_API_KEY": KEY}
     lab.down()
 

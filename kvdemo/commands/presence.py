@@ -40,7 +40,9 @@ def _names(engines: Sequence[ServiceSpec]) -> str:
 
 
 def _not_ready(plan: Plan, unready: Sequence[Event]) -> NotReadyError:
-    names = ", ".join(f"{event.service} ({event.detail if event.cause else event.state.value})" for event in unready)
+    names = ", ".join(
+        f"{event.service} ({event.detail if event.cause or event.fix else event.state.value})" for event in unready
+    )
     fixes = dict.fromkeys(event.fix for event in unready if event.fix)
     ways = f"kvdemo ps -p {plan.project}, then kvdemo up PROFILE"
     return NotReadyError(f"the fleet is not ready: {names}", "\n".join((*fixes, ways)))

@@ -61,9 +61,18 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
         return replace(
             event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
         )
-    if spec.kind == "engine" and spec.model not in health.served_models(spec.url, key):
-        return replace(event, state=State.UNHEALTHY, detail=f"does not offer model {spec.model}")
+    detail, fix = _useless(spec, key) if spec.kind == "engine" else ("", "")
+    if detail:
+        return replace(event, state=State.UNHEALTHY, detail=detail, fix=fix)
     return replace(event, state=State.READY, detail=guarded)
+
+
+def _useless(spec: ServiceSpec, key: str) -> tuple[str, str]:
+    """Why a healthy engine is of no use to us, and what helps; empty if it is."""
+    code, models = health.models(spec.url, key)
+    if code in (401, 403):
+        return _refusal(code, key)
+    return ("" if spec.model in models else f"does not offer model {spec.model}"), ""
 
 
 def _unguarded(status: Status) -> str:

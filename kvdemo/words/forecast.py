@@ -8,11 +8,8 @@ from kvdemo.bench.events import Estimate
 
 def sentence(estimate: Estimate) -> str:
     """How long it will take here, and why."""
-    requests = units.count(estimate.requests, "request")
+    words = f"This takes about {units.about(estimate.seconds)}: {units.count(estimate.requests, 'request')}"
     if not estimate.computed:
-        return f"This takes about {units.about(estimate.seconds)}: {requests}."
-    what = "it computes" if estimate.computed == estimate.requests == 1 else f"{estimate.computed:,} of them compute"
-    each = units.about(estimate.seconds_each)
-    return (
-        f"This takes about {units.about(estimate.seconds)}: {requests}; {what} a whole prompt, about {each} each here."
-    )
+        return f"{words}."
+    what = "computing" if estimate.computed == estimate.requests else f"{estimate.computed:,} of them computing"
+    return f"{words}, {what} a whole prompt (about {units.about(estimate.seconds_each)} each here)."
