@@ -172,7 +172,7 @@ def test_a_good_run_is_proved(bench: Bench) -> None:
 
 def test_the_table_says_it_in_words(bench: Bench) -> None:
     """The same for people: the verdicts, the ratio, the answer, the noise, and where it was saved."""
-    done = bench.run()
+    done = bench.run("--verbose")
     assert done.returncode == 0
     for said in ("SHARED", "b answers", "than a plain engine about what only a has read", "Same answer? Yes"):
         assert said in done.stdout

@@ -43,7 +43,7 @@ def test_nothing_to_gain() -> None:
 @CALM
 @given(st.integers(1, 10**12), st.floats(1e6, 1e12), seconds, seconds, seconds)
 def test_worthwhile_is_a_floor_below_cold(kv: int, bandwidth: float, local: float, reuse: float, cold: float) -> None:
-    """The tier pays exactly if its floor is sooner than computing."""
+    """The tier pays exactly if its floor is faster than computing."""
     found = ceiling.limit(kv, bandwidth, local, reuse, cold)
     if abs(found.floor - cold) > 1e-9 * (found.floor + cold):
         assert found.worthwhile == (found.floor < cold)

@@ -38,5 +38,5 @@ def test_the_result_of_a_saved_run_stays(name: str) -> None:
 def test_what_the_terminal_says_of_a_saved_run_stays(name: str) -> None:
     """Every line of the screen."""
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
-    console.print(tables.result(saved.run(GOLDEN / f"{name}.jsonl").result))
+    console.print(tables.result(saved.run(GOLDEN / f"{name}.jsonl").result, verbose=True))
     held(GOLDEN / f"{name}.txt", "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines()))

@@ -98,7 +98,7 @@ def run_of(cold: list[float], reuse: list[float], other: list[float] | None = No
 def media(one: Result) -> dict[str, str]:
     """All that each medium says of a result."""
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
-    console.print(tables.result(one))
+    console.print(tables.result(one, verbose=True))
     return {
         "terminal": " ".join(console.export_text().split()),
         "html": html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", "", page.render(one, []))),

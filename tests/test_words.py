@@ -39,7 +39,7 @@ REUSE: dict[Verdict, Sample] = {
 def terminal(one: Result) -> str:
     """The screen, verbose."""
     console = Console(width=300, color_system=None, record=True, file=io.StringIO())
-    console.print(tables.result(one))
+    console.print(tables.result(one, verbose=True))
     return console.export_text()
 
 
@@ -169,7 +169,7 @@ def test_the_short_screen_is_table_finding_and_answer() -> None:
     """Without ``verbose``: the table, one sentence, whether the answer is the same; the rest is in the report."""
     one = result({**CONDITIONS, "memory_bandwidth": 1e9}, samples())
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
-    console.print(tables.result(one, verbose=False))
+    console.print(tables.result(one))
     lines = [line for line in console.export_text().splitlines() if line.strip()]
     assert len(lines) == 1 + 1 + len(one.rows) + 2
     assert lines[-2].startswith("b answers 20x faster (TTFT)")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kvdemo import units
 from kvdemo.bench import attach, bench, cacheserver, conditions, context, modes
 from kvdemo.bench.events import Notice, Saved
 from kvdemo.bench.measure import ReplacedError
@@ -39,6 +40,7 @@ class Output:
     directory: Path
     as_json: bool
     follow: Follower
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     if output.as_json:
         terminal.out.out(json.dumps(document.to_json(result), ensure_ascii=False), highlight=False)
     else:
-        terminal.out.print(tables.result(result))
+        terminal.out.print(tables.result(result, verbose=output.verbose))
     saved = recorder.close(result, page.render(result, samples))
     output.follow(Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html"))))
     if not output.as_json:
@@ -173,4 +175,4 @@ def _judge(result: Result, task: Task, deaths: Sequence[str]) -> None:
         )
     reached = result.speedup.median if result.speedup else 0.0
     if gain is not None and reached < gain:
-        raise GateError(f"reuse is {reached:.2f}x faster (TTFT), {gain:g}x was expected")
+        raise GateError(f"reuse is {units.ratio(reached)} faster (TTFT), {gain:g}x was expected")

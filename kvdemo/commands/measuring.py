@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvdemo.commands import options
-from kvdemo.commands.options import JsonOption
+from kvdemo.commands.options import JsonOption, VerboseOption
 from kvdemo.commands.parameters import Command, Deferred
 from kvdemo.errors import UsageError
 
@@ -46,7 +46,7 @@ class Bench(Deferred):
             typer.echo("\n".join(peers.commands(plan, command.peer)))
             return
         with progress.follower(command.progress, quiet=command.json) as follow, progress.failures(follow):
-            output = benchmark.Output(command.result_dir, command.json, follow)
+            output = benchmark.Output(command.result_dir, command.json, follow, verbose=command.verbose)
             if command.target:
                 benchmark.of_targets(targets, given, os.environ, output)
             else:
@@ -60,6 +60,7 @@ def bench() -> None:
 def report(
     result: Annotated[Path, typer.Argument(metavar="RESULT.jsonl", help="The samples of a run, as bench saved them.")],
     html: options.Html = None,
+    verbose: VerboseOption = False,
     json: JsonOption = False,
 ) -> None:
     """Judge a saved run again, without a server: the table, and a report as one HTML file."""
@@ -70,7 +71,7 @@ def report(
     if json:
         typer.echo(held.to_json())
     else:
-        terminal.out.print(tables.result(held.result))
+        terminal.out.print(tables.result(held.result, verbose=verbose))
     terminal.err.print(f"Report: {target}", markup=False)
 
 
@@ -86,7 +87,7 @@ def compare(
 
     limit = compare.percentage(max_regress) if max_regress else None
     pair = (saved.any_result(old), saved.any_result(new))
-    found = compare.compare(*pair, across_versions=across is not None, arm=arm)
-    typer.echo(compare.text(found))
+    comparison = compare.compare(*pair, across_versions=across is not None, arm=arm)
+    typer.echo(compare.text(comparison))
     if limit is not None:
-        typer.echo(compare.gate(found, limit))
+        typer.echo(compare.gate(comparison, limit))

@@ -45,6 +45,7 @@ ProjectOption = Annotated[
 ]
 Services = Annotated[list[str] | None, typer.Argument(metavar="SERVICE", help="Only these.", show_default=False)]
 TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Also where the time goes, limit, costs and noise.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]

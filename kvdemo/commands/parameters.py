@@ -20,7 +20,7 @@ import typer.core
 import typer.main
 import typer.models
 
-from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir
+from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir, VerboseOption
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Command:
     progress: Annotated[
         Literal["text", "json"], typer.Option(help="json: each event is one JSON object on a line of stderr.")
     ] = "text"
+    verbose: VerboseOption = False
     json: JsonOption = False
 
 

@@ -39,7 +39,7 @@ def limit(kv_bytes: float, bandwidth: float, local: float, reuse: float, cold: f
 
 
 def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
-    """Prompt tokens from which reuse is sooner than computing, interpolated between measured (tokens, cold, reuse).
+    """Prompt tokens from which reuse is faster than computing, interpolated between measured (tokens, cold, reuse).
 
     None if it is not within the measured lengths; the shortest length if reuse wins everywhere.
     """

@@ -44,7 +44,7 @@ PAGE = TerminalTheme((245, 246, 248), (20, 24, 29), _TONES, _TONES)
 BAR = 46
 
 
-def result(one: Result, *, verbose: bool = True) -> Group:
+def result(one: Result, *, verbose: bool = False) -> Group:
     """What a person wants to know of a run: tables, the finding, the answer; the rest if ``verbose``."""
     parts: list[RenderableType] = [_heading(one), ""]
     if one.rows:
@@ -58,7 +58,7 @@ def result(one: Result, *, verbose: bool = True) -> Group:
 def as_html(one: Result) -> str:
     """The same as markup for a page, in colour; all text in it is escaped."""
     console = Console(record=True, file=io.StringIO(), width=120, force_terminal=True, color_system="truecolor")
-    console.print(result(one))
+    console.print(result(one, verbose=True))
     return console.export_html(theme=PAGE, code_format="<pre>{code}</pre>", inline_styles=True)
 
 

@@ -135,7 +135,7 @@ class Turn:
 
     @property
     def finding(self) -> tuple[Lane, Lane, float] | None:
-        """A lane fed by a cache, the slowest one that computed everything, and how many times sooner the first was."""
+        """A lane fed by a cache, the slowest one that computed everything, and how many times faster the first was."""
         fed = [lane for lane in self.lanes if lane.verdict in {Verdict.SHARED, Verdict.LOCAL}]
         cold = [lane for lane in self.lanes if lane.verdict is Verdict.COLD]
         if not (fed and cold):
