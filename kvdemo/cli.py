@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo.commands import frame, measuring, options
+from kvdemo.commands import frame, load, measuring, options
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -220,6 +220,7 @@ def restart(
 
 
 app.command(cls=measuring.Bench)(measuring.bench)
+app.command()(load.load)
 app.command()(measuring.report)
 app.command()(measuring.compare)
 

@@ -41,6 +41,10 @@ SHOWN = 300
 """Characters of a server's own words that an error quotes."""
 
 
+Unreachable = httpx.HTTPError
+"""What ``Client.tokenize`` raises when the engine does not answer."""
+
+
 @dataclass
 class Reply:
     """What came back: times in seconds since the request was sent, and the engine's own words about it.
@@ -93,24 +97,28 @@ class Client:
         self.patience, self.pause = patience, pause
         self.prefix = urlsplit(url).path.rstrip("/")
         self.line = Line(url)
-        # trust_env: a proxy variable of the user's must not stand between us and a server on this machine.
-        timeout = httpx.Timeout(patience, connect=CONNECT_PATIENCE)
-        tls = self.line.tls or True
-        self.http = httpx.Client(base_url=url, headers=self.headers, timeout=timeout, trust_env=False, verify=tls)
+        self.url = url
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.line.close()
-        self.http.close()
 
     def tokenize(self, model: str, prompt: Mapping[str, Any]) -> list[int]:
         """The token ids that the engine makes of these messages (``messages``) or this text (``prompt``).
 
         Raises httpx.HTTPError if it does not answer.
         """
-        answer = self.http.post("/tokenize", json={"model": model, **prompt})
+        # trust_env: a proxy variable of the user's must not stand between us and a server on this machine.
+        answer = httpx.post(
+            f"{self.url.rstrip('/')}/tokenize",
+            json={"model": model, **prompt},
+            headers=self.headers,
+            timeout=httpx.Timeout(self.patience, connect=CONNECT_PATIENCE),
+            trust_env=False,
+            verify=self.line.tls or True,
+        )
         answer.raise_for_status()
         return [int(token) for token in answer.json()["tokens"]]
 
@@ -126,6 +134,20 @@ class Client:
         with uncollected():
             self._measure(path, content, reply)
         return reply
+
+    def send(self, path: str, content: bytes, reply: Reply) -> None:
+        """As ``stream``, for a body that is serialised already, and at once: no small question comes before it.
+
+        The clock starts with the connection open, if it still is; else the server's next word is an error.
+        """
+        try:
+            if self.line.sock is None:
+                self.line.connect()
+        except OSError as error:
+            self.line.close()
+            reply.error = f"no connection: {_words(error)}"
+            return
+        self._measure(path, content, reply)
 
     def _warm_up(self) -> None:
         """A small question first: vLLM closes connections that idle for seconds; it is opened again now, unmeasured."""

@@ -64,8 +64,14 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Judge a saved run again, without a server: the table, and a report as one HTML file."""
+    from kvdemo.judge import trafficfile
     from kvdemo.report import page, saved, tables, terminal
 
+    if trafficfile.is_traffic(result):
+        from kvdemo.commands import load
+
+        load.report(result, html, as_json=json)
+        return
     held = saved.run(result)
     target = page.save(html or result.with_suffix(".html"), page.render(held.result, held.samples or ()))
     if json:

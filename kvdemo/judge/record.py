@@ -45,8 +45,12 @@ class Recorder:
 
         Returns the path of the .json. Raises ServiceError if the disk does not take them; the samples are safe then.
         """
+        return self.finish(document.to_json(result), page)
+
+    def finish(self, result: Mapping[str, Any], page: str) -> Path:
+        """The same, of a result that is JSON already."""
         self.stream.close()
-        texts = {".json": json.dumps(document.to_json(result), indent=2, ensure_ascii=False) + "\n", ".html": page}
+        texts = {".json": json.dumps(result, indent=2, ensure_ascii=False) + "\n", ".html": page}
         for suffix, text in texts.items():
             target = self.path.with_suffix(suffix)
             temporary = target.with_suffix(f"{suffix}.tmp")

@@ -1,0 +1,290 @@
+"""``kvdemo load``: how many requests a second each side serves within a limit on TTFT, measured or simulated."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from kvdemo.commands import options
+from kvdemo.commands.options import JsonOption, ProjectOption
+from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from kvdemo.commands import progress
+    from kvdemo.host.state import Project
+    from kvdemo.judge.traffic import Phase, TrafficResult
+    from kvdemo.judge.trafficfile import PhaseRecorder
+    from kvdemo.load.story import Options, Prepared, Traffic
+    from kvdemo.planning.plan import Plan
+
+
+def load(  # noqa: PLR0913, PLR0917 (one parameter is one option)
+    project_name: ProjectOption = "",
+    context: Annotated[Path | None, typer.Option(metavar="FILE", help="Documents' text; else the profile's.")] = None,
+    slo_ttft: Annotated[str, typer.Option(metavar="TIME", help="1s, 850ms; else twice the cold TTFT here.")] = "",
+    slo_share: Annotated[str, typer.Option(metavar="SHARE", help="Of all requests sent.")] = "90%",
+    rate: Annotated[str, typer.Option(metavar="R1,R2,...|search", help="Requests a second.")] = "search",
+    documents: Annotated[int, typer.Option(min=1, help="Documents that have been read before.")] = 10,
+    document_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each; else as the profile's document.")] = 0,
+    reuse: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of requests on documents that were read before.")
+    ] = "100%",
+    popularity: Annotated[Literal["uniform", "zipf"], typer.Option(help="Which document is asked about.")] = "uniform",
+    turns: Annotated[int, typer.Option(min=1, help="Questions in a conversation about a document.")] = 1,
+    duration: Annotated[
+        str, typer.Option(metavar="TIME", help="Of each phase; else 30 requests' time, 15 s or more.")
+    ] = "",
+    engines: Annotated[int, typer.Option(min=0, help="Engines of each side; else as many as all sides have.")] = 0,
+    repetitions: Annotated[int, typer.Option(min=1, help="Of everything, with other arrivals.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 24,
+    expected_capacity_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this ratio.")] = None,
+    what_if: Annotated[Path | None, typer.Option(metavar="RUN", help="Simulate, with a saved run's times.")] = None,
+    l1: Annotated[str, typer.Option(metavar="SIZE", help="With --what-if: another size of L1.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    result_dir: options.ResultDir = Path("results"),
+    json: JsonOption = False,
+) -> None:
+    """Find the highest rate of requests that each side of the fleet serves within a limit on TTFT.
+
+    Sides are the plain engines and those of each cache, equally many, one side at a time, under the same arrivals.
+    Example: kvdemo load --slo-ttft 1s --rate 1,2,4,8 --documents 10
+    """
+    from kvdemo.load import story
+
+    asked = story.Options(
+        slo_ttft=seconds(slo_ttft, "--slo-ttft"),
+        slo_share=share(slo_share, "--slo-share"),
+        rates=rates(rate),
+        documents=documents,
+        document_tokens=document_tokens,
+        reuse=share(reuse, "--reuse"),
+        popularity=popularity,
+        turns=turns,
+        duration=seconds(duration, "--duration"),
+        engines=engines,
+        repetitions=repetitions,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    if what_if:
+        from kvdemo.commands import whatif
+
+        whatif.simulate(what_if, asked, l1, as_json=json)
+        return
+    if l1:
+        raise UsageError("--l1 needs --what-if", "a running fleet has the size that its profile says")
+    from kvdemo.commands import lookup
+
+    measure(lookup.project(project_name), asked, context, result_dir, expected_capacity_gain, as_json=json)
+
+
+def seconds(text: str, option: str) -> float:
+    """``1s``, ``850ms``, ``1.5`` as seconds, 0 for nothing. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|min)?", text.strip())
+    if not text:
+        return 0.0
+    value = float(match[1]) * {"ms": 0.001, "m": 60, "min": 60}.get(match[2] or "", 1) if match else 0.0
+    if value <= 0:
+        raise UsageError(f"{option}: {text!r} is no time", f"for example {option} 1s or {option} 850ms")
+    return value
+
+
+def share(text: str, option: str) -> float:
+    """``90%`` or ``0.9``. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= value <= 1 or (option == "--slo-share" and value == 0):
+        raise UsageError(f"{option}: {text!r} is no share", f"for example {option} 90% or {option} 0.9")
+    return value
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """``1,2,4`` in ascending order; nothing for ``search``. Raises UsageError."""
+    if text == "search":
+        return ()
+    values = set()
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            value = 0.0
+        if not (math.isfinite(value) and value > 0):
+            raise UsageError(f"--rate: {word.strip()!r} is no rate", "for example --rate 1,2,4,8 or --rate search")
+        values.add(value)
+    return tuple(sorted(values))
+
+
+def measure(
+    project: Project, asked: Options, context: Path | None, result_dir: Path, gain: float | None, *, as_json: bool
+) -> None:
+    """Measure a fleet that is up, save, print.
+
+    Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed.
+    """
+    from kvdemo.commands import progress
+    from kvdemo.fleet import fleet
+    from kvdemo.judge.trafficfile import MODE
+    from kvdemo.load import runner, story
+    from kvdemo.report import terminal
+
+    plan = fleet.loaded(project)
+    run_id = secrets.token_hex(6)
+    key = fleet.key_of(plan.engines[0], os.environ)
+    about = story.Traffic(plan, replace(_with_document(plan, asked, context), run_id=run_id, key=key))
+    _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
+    saved = Saved(result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
+    interrupted = False
+    try:
+        with progress.follower("text", quiet=as_json) as show:
+            _drive(about, saved, {"mode": MODE, **_about(plan, project.name)}, show)
+    except KeyboardInterrupt:
+        if saved.recorder is None:
+            raise
+        interrupted = True
+    finally:
+        for engines in about.sides.values():
+            runner.settle(engines, key)
+        story.forget(plan, run_id, about.sides)
+    result = _finish(saved, as_json=as_json)
+    if interrupted:
+        terminal.err.print(f"interrupted: what was measured is in {saved.name}.jsonl")
+        raise KeyboardInterrupt
+    _gate(result, gain)
+
+
+@dataclass
+class Saved:
+    """A run while it is measured: where it is saved, and what there is of it."""
+
+    directory: Path
+    name: str
+    phases: list[Phase]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    recorder: PhaseRecorder | None = None
+
+
+def _drive(about: Traffic, saved: Saved, machine: Mapping[str, Any], show: progress.Follower) -> None:
+    """Warm up, then save every phase before the next begins."""
+    from kvdemo.judge.traffic import Phase
+    from kvdemo.judge.trafficfile import PhaseRecorder
+
+    prepared = _prepared(about, show)
+    saved.conditions = {**machine, **about.conditions(prepared)}
+    saved.recorder = PhaseRecorder(saved.directory, saved.name, saved.conditions)
+    with closing(about.run(prepared)) as events:
+        for event in events:
+            if isinstance(event, Phase):
+                saved.phases.append(event)
+                saved.recorder.phase(event)
+            else:
+                show(event)
+
+
+def _finish(saved: Saved, *, as_json: bool) -> TrafficResult:
+    """Judge, show and save what there is."""
+    from kvdemo.judge import traffic
+    from kvdemo.report import terminal
+    from kvdemo.report import traffic as media
+
+    result = traffic.judge(saved.conditions, saved.phases)
+    if as_json:
+        terminal.out.out(jsonlib.dumps(result.to_json(), ensure_ascii=False), highlight=False)
+    else:
+        terminal.out.print(media.terminal(result))
+    assert saved.recorder is not None  # noqa: S101 (conditions are there only with it)
+    path = saved.recorder.finish(result.to_json(), media.page(result))
+    if not as_json:
+        terminal.out.print(f"Saved: {path} (phases: .jsonl, report: .html)", style="dim")
+    return result
+
+
+def report(path: Path, html: Path | None, *, as_json: bool) -> None:
+    """Judge a saved run of traffic again. Raises UsageError for a damaged one."""
+    from kvdemo.judge import trafficfile
+    from kvdemo.report import page, terminal
+    from kvdemo.report import traffic as media
+
+    result = trafficfile.read(path)
+    target = page.save(html or path.with_suffix(".html"), media.page(result))
+    if as_json:
+        typer.echo(jsonlib.dumps(result.to_json(), ensure_ascii=False))
+    else:
+        terminal.out.print(media.terminal(result))
+    terminal.err.print(f"Report: {target}", markup=False)
+
+
+def _prepared(about: Traffic, show: progress.Follower) -> Prepared:
+    """Warm up, showing how far it is."""
+    stream = about.prepare()
+    while True:
+        try:
+            doing = next(stream)
+        except StopIteration as end:
+            return cast("Prepared", end.value)
+        show(doing)
+
+
+def _with_document(plan: Plan, asked: Options, path: Path | None) -> Options:
+    """The options with the document's text and the profile's questions. Raises UsageError without a document."""
+    from kvdemo.bench import context
+
+    chosen = path or (Path(plan.bench["context"]) if plan.bench.get("context") else None)
+    if chosen is None:
+        raise UsageError("no context: the profile names none", "give a text file: --context FILE")
+    questions = tuple(plan.bench.get("questions") or asked.questions)
+    system = str(plan.bench.get("system", ""))
+    return replace(asked, document=context.read(chosen), system=system, questions=questions)
+
+
+def _ready(project: Project, engines: set[str]) -> None:
+    """Raises NotReadyError unless these engines and their caches are ready."""
+    from kvdemo.fleet import fleet
+    from kvdemo.host.launcher import State
+
+    events = fleet.status(project, os.environ)
+    missing = [
+        f"{event.service} ({event.state.value})"
+        for event in events
+        if event.state is not State.READY and (event.service in engines or event.kind == "cache")
+    ]
+    if missing:
+        raise NotReadyError(f"not ready: {', '.join(missing)}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
+
+
+def _about(plan: Plan, project: str) -> dict[str, Any]:
+    """The machine and the software, as bench saves them."""
+    from kvdemo import __version__
+    from kvdemo.host import gpus
+
+    names = sorted({gpu.name for gpu in gpus.detect(os.environ) for spec in plan.engines if gpu.index in spec.gpus})
+    return {
+        "kvdemo_version": __version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "project": project,
+        "device": ", ".join(names) or f"{os.cpu_count()} processor cores",
+        "versions": next(iter(plan.versions.values()), {}),
+    }
+
+
+def _gate(result: TrafficResult, gain: float | None) -> None:
+    """Raises ServiceError for a run without a proof, GateError for a gain below the one expected."""
+    if dead := [one for one in result.capacities if one.died]:
+        raise ServiceError("; ".join(f"{one.side}: {one.died}" for one in dead), "kvdemo ps and kvdemo logs say why")
+    if gain is None:
+        return
+    if not result.gains:
+        raise ServiceError("no ratio of capacities: the gate cannot be judged", "try lower rates, or a longer limit")
+    for one in result.gains:
+        if one.ratio.median < gain:
+            raise GateError(f"with cache {one.side} {one.ratio.median:.2f}x the rate, {gain:g}x was expected")

@@ -1,0 +1,230 @@
+"""One phase: requests leave at their times whatever the answers do (open loop), each in a thread of its own.
+
+Bodies are serialised and engines are idle before the clock starts; nothing is retried. A phase that can no longer keep
+its limit is cut: what is still under way is hung up, so that a hopeless rate costs no more time than it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from kvdemo.bench.client import Client, Reply
+from kvdemo.bench.wire import uncollected
+from kvdemo.host import health
+from kvdemo.judge.sample import Sources
+from kvdemo.judge.traffic import Limit, Phase, Request
+from kvdemo.load.schedule import Arrival
+from kvdemo.planning.plan import ServiceSpec
+
+PATH = "/v1/chat/completions"
+TICK = 0.02
+"""Seconds between two looks at whether the limit can still be kept."""
+
+LOOK = 1.0
+"""Seconds between two looks at the engines' queues: each costs an engine some milliseconds."""
+
+IDLE_PATIENCE = 120.0
+"""Seconds that an engine gets to end what was hung up or is still being stored."""
+
+SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+
+
+@dataclass
+class Flight:
+    """One request under way; ``due`` and ``sent`` are of ``perf_counter``."""
+
+    arrival: Arrival
+    engine: ServiceSpec
+    content: bytes
+    unseen: bool
+    client: Client
+    due: float = 0.0
+    sent: float | None = None
+    reply: Reply = field(default_factory=Reply)
+    over: bool = False
+    cut: bool = False
+
+    def fly(self) -> None:
+        """Send it and follow the stream to its end."""
+        self.reply = Reply(heard=self._heard)
+        try:
+            self.client.send(PATH, self.content, self.reply)
+        finally:
+            self.over = True
+            self.client.line.close()
+
+    def _heard(self, _: Reply) -> None:
+        if self.sent is None:
+            self.sent = time.perf_counter()
+
+    def hang_up(self) -> None:
+        """End it now."""
+        if not self.over:
+            self.cut = True
+            with suppress(OSError):
+                if (sock := self.client.line.sock) is not None:
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def missed(self, limit: Limit, now: float) -> bool:
+        """Whether it is too late for the limit already, or has failed."""
+        if self.reply.error:
+            return True
+        if self.reply.ttft is None or self.sent is None:
+            return now - self.due > limit.ttft
+        return self.sent - self.due + self.reply.ttft > limit.ttft
+
+    def request(self) -> Request:
+        """As it is judged."""
+        late = max(0.0, (self.sent or self.due) - self.due)
+        reply, whole = self.reply, not (self.cut or self.reply.error)
+        usage = reply.usage
+        return Request(
+            engine=self.engine.name,
+            document=self.arrival.document,
+            at=self.arrival.at,
+            unseen=self.unseen,
+            late=late,
+            ttft=None if reply.ttft is None else late + reply.ttft,
+            e2el=late + reply.e2el if whole and reply.e2el is not None else None,
+            itl=tuple(reply.itl),
+            prompt_tokens=usage.get("prompt_tokens"),
+            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            error="" if self.cut else reply.error,
+            cut=self.cut,
+        )
+
+
+class Watch:
+    """Looks at the engines' queues while a phase runs; use it under ``with``."""
+
+    def __init__(self, engines: Sequence[ServiceSpec], key: str) -> None:
+        self.engines, self.key = engines, key
+        self.waiting: list[int] = []
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._look, name="queues", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.ended.wait(LOOK):
+            depths = [health.counters(one.url, self.key).get("num_requests_waiting") for one in self.engines]
+            if all(depth is not None for depth in depths):
+                self.waiting.append(int(sum(depth or 0 for depth in depths)))
+
+
+def flights(
+    arrivals: Sequence[Arrival],
+    engines: Sequence[ServiceSpec],
+    key: str,
+    known: int,
+    body: Callable[[ServiceSpec, Arrival], Mapping[str, Any]],
+) -> list[Flight]:
+    """Every request of a phase, ready to leave; documents from ``known`` on have not been read before."""
+    return [
+        Flight(
+            arrival,
+            engine := engines[arrival.engine],
+            json.dumps(body(engine, arrival)).encode(),
+            arrival.document >= known,
+            Client(engine.url, key),
+        )
+        for arrival in arrivals
+    ]
+
+
+def run(
+    side: str, rate: float, repetition: int, duration: float, ready: Sequence[Flight], limit: Limit, key: str
+) -> Phase:
+    """Let all of them leave at their times; the phase as it went. Engines must be idle (``settle``)."""
+    engines = list({flight.engine.name: flight.engine for flight in ready}.values())
+    before = [health.counters(engine.url, key) for engine in engines]
+    gone: list[Flight] = []
+    pool = ThreadPoolExecutor(max_workers=max(1, len(ready)), thread_name_prefix="load")
+    try:
+        with Watch(engines, key) as watch, uncollected():
+            began = time.perf_counter()
+            for flight in ready:
+                flight.due = began + flight.arrival.at
+                if _wait(flight.due, gone, limit, len(ready)):
+                    break
+                gone.append(flight)
+                pool.submit(flight.fly)
+            while not all(flight.over for flight in gone) and not _lost(gone, limit, len(ready)):
+                time.sleep(TICK)
+    finally:
+        for flight in gone:
+            flight.hang_up()
+        pool.shutdown(wait=True, cancel_futures=True)
+    died = settle(engines, key)
+    after = [health.counters(engine.url, key) for engine in engines]
+    requests = tuple(flight.request() for flight in gone)
+    return Phase(side, rate, repetition, duration, requests, _sources(before, after), tuple(watch.waiting), died)
+
+
+def _wait(due: float, gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
+    """Until the time has come; ends early, with True, once the limit is lost."""
+    while (left := due - time.perf_counter()) > 0:
+        if left > 2 * TICK and _lost(gone, limit, sent):
+            return True
+        time.sleep(min(left, TICK))
+    return False
+
+
+def _lost(gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
+    now = time.perf_counter()
+    return limit.lost(sent, sum(flight.missed(limit, now) for flight in gone))
+
+
+def own_tokens(engine: ServiceSpec, key: str) -> int | None:
+    """The size of the engine's own KV cache in tokens, by its own account; None if it does not tell."""
+    status, metrics = health.request(engine.url, "/metrics", key=key)
+    info = re.search(rb"^vllm:cache_config_info\{(.*)\} ", metrics, re.MULTILINE)
+    if status != HTTPStatus.OK or not info:
+        return None
+    blocks, size = (re.search(rb'(?:^|,)%s="(\d+)"' % name, info[1]) for name in (b"num_gpu_blocks", b"block_size"))
+    return int(blocks[1]) * int(size[1]) if blocks and size else None
+
+
+def settle(engines: Sequence[ServiceSpec], key: str) -> str:
+    """Wait until these engines have nothing in hand; empty, or which of them does not answer any more."""
+    deadline = time.monotonic() + IDLE_PATIENCE
+    for engine in engines:
+        while time.monotonic() < deadline:
+            counters = health.counters(engine.url, key)
+            if not counters and not health.healthy(engine.url, engine.kind):
+                return f"{engine.name} no longer answers"
+            if not counters.get("num_requests_running", 0) + counters.get("num_requests_waiting", 0):
+                break
+            time.sleep(TICK)
+    return ""
+
+
+def _sources(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> Sources | None:
+    """Prompt tokens by source over the phase, all engines together; None if a counter is missing or went back."""
+    totals = []
+    for source in SOURCES:
+        name = f"prompt_tokens_by_source{{{source}}}"
+        if not all(counters and any(key.startswith("prompt_tokens") for key in counters) for counters in after):
+            return None
+        deltas = [end.get(name, 0.0) - start.get(name, 0.0) for start, end in zip(before, after, strict=True)]
+        if any(delta < 0 for delta in deltas):
+            return None
+        totals.append(int(sum(deltas)))
+    return Sources(*totals)

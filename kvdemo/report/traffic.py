@@ -1,0 +1,121 @@
+"""A traffic run in the terminal and as a self-contained page: both only set what ``words.traffic`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvdemo import units
+from kvdemo.judge.traffic import PLAIN, TrafficResult
+from kvdemo.report import svg
+from kvdemo.report.look import POLICY, STYLE
+from kvdemo.report.markup import Markup, join, tag
+from kvdemo.words import traffic as words
+
+BAR = 24
+COLOURS = ("cold", "reuse", "again", "store")
+
+
+def terminal(result: TrafficResult) -> Group:
+    """The table, the curve, the sentence."""
+    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
+    for number, heading in enumerate(words.COLUMNS):
+        grid.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    for point in result.points:
+        style = "" if point.punctual and not point.failed else "yellow"
+        grid.add_row(*words.cells(point), style=style)
+    parts: list[RenderableType] = [
+        Text.assemble(("\nTraffic  ", "bold"), words.heading(result)),
+        Text(words.limit(result)),
+        "",
+        grid,
+        "",
+        _curve(result),
+        "",
+    ]
+    parts += [Text(line, style="bold") for line in words.sentences(result)]
+    parts += [Text(line, style="yellow") for line in result.problems]
+    parts += [Text(line, style="dim") for line in words.notes(result)]
+    return Group(*parts)
+
+
+def _curve(result: TrafficResult) -> Table:
+    """The share of requests within the limit, as a bar for each rate."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for point in result.points:
+        kept = point.share >= result.limit.share
+        bar = Text("█" * round(BAR * point.share), style="green" if point.side != PLAIN else "white")
+        bar.append("·" * (BAR - round(BAR * point.share)), style="dim")
+        grid.add_row(point.side, f"{words.rate(point.rate)}/s", bar, "within the limit" if kept else "missed")
+    return grid
+
+
+def page(result: TrafficResult) -> str:
+    """One HTML file; nothing is fetched, whatever comes from engines or files is text."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", f"kvdemo load: {result.conditions['model_id']}"),
+        tag("style", STYLE),
+    )
+    first, *others = words.sentences(result)
+    factor = next((units.ratio(gain.ratio.median) for gain in result.gains), "No ratio")
+    main = tag(
+        "main",
+        tag(
+            "header",
+            tag("p", "Requests a second within a limit on TTFT", class_="eyebrow"),
+            tag("h1", factor, class_="" if result.gains else "plain"),
+            tag("p", first, class_="lead"),
+            *(tag("p", line) for line in others),
+            *(tag("p", line, class_="warn") for line in result.problems),
+        ),
+        _section("TTFT over the rate", _plot(result, [gain.side for gain in result.gains])),
+        _section("Every rate", _table(result)),
+        _section(
+            "Conditions",
+            tag("p", words.heading(result)),
+            tag("p", words.limit(result)),
+            *(tag("p", line, class_="dim") for line in words.notes(result)),
+        ),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n"
+
+
+def _section(title: str, *children: Markup) -> Markup:
+    return tag("section", tag("h2", title), *children)
+
+
+def _table(result: TrafficResult) -> Markup:
+    rows = [tag("tr", *(tag("th", name, scope="col") for name in words.COLUMNS))]
+    rows += [tag("tr", *(tag("td", cell) for cell in words.cells(point))) for point in result.points]
+    return tag("div", tag("table", join(*rows)), class_="wide")
+
+
+def _plot(result: TrafficResult, sides: Sequence[str]) -> Markup:
+    """p90 (median where n does not carry it) over the rate, both in the units of the table."""
+    lines, legend = [], []
+    for colour, side in zip(COLOURS, dict.fromkeys([PLAIN, *sides, *result.conditions["sides"]]), strict=False):
+        points = [
+            (one.rate, value)
+            for one in result.points
+            if one.side == side and (value := one.p90_ttft_ms or one.p50_ttft_ms) is not None
+        ]
+        if not points:
+            continue
+        lines.append(svg.Curve(points, colour))
+        legend.append((colour, side))
+        model = [(rate, 1000 * value) for rate, value in words.simulated(result, side, [x for x, _ in points])]
+        if model:
+            lines.append(svg.Curve([point for point in model if point[1] <= 2 * max(y for _, y in points)], "floor"))
+    if not lines:
+        return Markup()
+    plot = svg.curves(lines, (lambda x: f"{x:.3g}/s", units.duration))
+    legend.append(("floor", "what a queue with the times of single requests would do (an estimate)"))
+    say = "p90 of the TTFT of completed requests (p50 where fewer than ten completed) over requests a second."
+    return join(tag("p", say, class_="say"), svg.legend(legend), plot)

@@ -1,0 +1,141 @@
+"""What a run of ``kvdemo load`` says, in words and cells, made once from its result for terminal and report. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from kvdemo import units
+from kvdemo.judge import stats
+from kvdemo.judge.traffic import PLAIN, Capacity, Gain, Point, Spread, TrafficResult
+from kvdemo.load import queueing
+
+COLUMNS = (
+    "Side", "Requests/s", "Sent", "Within", "TTFT p50", "p90", "p99", "ITL", "Computed", "Local", "Shared", "Waiting",
+)  # fmt: skip
+
+
+def rate(value: float) -> str:
+    """Requests a second, three digits."""
+    return units.digits(value)
+
+
+def cells(point: Point) -> tuple[str, ...]:
+    """One row of the table, in the order of ``COLUMNS``. Tokens are shares of all prompt tokens."""
+    total = point.sources.total if point.sources else 0
+    tokens = (
+        [f"{value / total:.0%}" for value in (point.sources.computed, point.sources.local, point.sources.shared)]
+        if point.sources and total
+        else ["unknown"] * 3
+    )
+    waiting = "-" if point.mean_waiting is None else f"{point.mean_waiting:.1f} (max {point.max_waiting})"
+    lost = f" ({point.failed} failed)" if point.failed else f" ({point.cut} cut)" if point.cut else ""
+    return (
+        point.side,
+        rate(point.rate),
+        f"{point.sent}{lost}",
+        f"{point.share:.0%}",
+        units.duration(point.p50_ttft_ms),
+        units.duration(point.p90_ttft_ms),
+        units.duration(point.p99_ttft_ms),
+        units.duration(point.median_itl_ms),
+        *tokens,
+        waiting,
+    )
+
+
+def heading(result: TrafficResult) -> str:
+    """What was asked, of whom."""
+    about = result.conditions
+    sides = "; ".join(f"{side}: {', '.join(engines)}" for side, engines in about["sides"].items())
+    return (
+        f"{about['model_id']}, {about['documents']} documents of {about['document_tokens']:,} tokens, "
+        f"{about['reuse']:.0%} of requests about them, {about['popularity']}; {sides}; {about.get('device', 'unknown')}"
+    )
+
+
+def limit(result: TrafficResult) -> str:
+    """The service level, and who chose it."""
+    chosen = "" if result.conditions.get("slo_chosen") == "asked for" else f", {result.conditions['slo_chosen']}"
+    within = units.duration(1000 * result.limit.ttft)
+    return f"Limit: first token within {within} for {result.limit.share:.0%} of requests{chosen}"
+
+
+def _spread(spread: Spread, unit: str = "") -> str:
+    """``7.3x (range of 3 repetitions 6.1 to 8.8)``; one repetition has no range."""
+    low, middle, high = (units.quantity(value, unit) for value in (spread.low, spread.median, spread.high))
+    if spread.n < 2:
+        return f"{middle} (one repetition)"
+    kind = f"95 % interval of {spread.n}" if spread.n >= stats.ENOUGH else f"range of {spread.n}"
+    return f"{middle} ({kind} repetitions {low} to {high})"
+
+
+def capacity(one: Capacity) -> str:
+    """What a side serves within the limit."""
+    if one.died:
+        return f"unknown: {one.died}"
+    if one.rate is None:
+        return f"less than {rate(one.lowest)} requests/s" if one.none else "unknown"
+    return f"{'at least ' if one.open else ''}{rate(one.rate.median)} requests/s"
+
+
+def sentence(result: TrafficResult, gain: Gain) -> str:
+    """The one sentence about one cache."""
+    sides = {one.side: one for one in result.capacities}
+    shared, plain = sides[gain.side], sides[PLAIN]
+    number = len(shared.engines)
+    engines = f"{number} engine{'s' if number > 1 else ''}"
+    gpus = result.conditions.get("gpus") or {}
+    same = {*map(str, (gpus.get(name) for name in shared.engines))} == {*map(str, (gpus.get(n) for n in plain.engines))}
+    bound = "at least " if gain.at_least else ""
+    return (
+        f"With cache {gain.side} {engines} serve{'' if number > 1 else 's'} {capacity(shared)} within "
+        f"{units.duration(1000 * result.limit.ttft)} ({result.limit.share:.0%} of requests), {engines} without it "
+        f"{capacity(plain)}{'' if same else ' (on other GPUs)'}: {bound}{_spread(gain.ratio, 'x')}."
+    )
+
+
+def sentences(result: TrafficResult) -> list[str]:
+    """What the run has shown, most important first."""
+    lines = [sentence(result, gain) for gain in result.gains]
+    if not lines:
+        lines = [f"{one.side}: {capacity(one)}." for one in result.capacities]
+        lines.append("No ratio: no repetition has a rate within the limit on a side with a cache and one without.")
+    return lines
+
+
+def simulated(result: TrafficResult, side: str, rates: Sequence[float]) -> list[tuple[float, float]]:
+    """The queueing estimate at these rates (requests/s, seconds); nothing where the run lacks what it needs."""
+    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        return queueing.curve(result.conditions, result.limit, side, rates)
+    return []
+
+
+def estimates(result: TrafficResult) -> str:
+    """What a queue would serve, in words; empty where the run lacks what the simulation needs."""
+    shares = []
+    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        for side in result.conditions["sides"]:
+            value = queueing.estimate(result.conditions, result.limit, side)
+            shares.append(f"{side} {'none' if value is None else rate(value)}")
+        return (
+            f"Estimate: a queue with the times of single requests would serve {', '.join(shares)} requests/s within "
+            "the limit (one prefill at a time, no batching)."
+        )
+    return ""
+
+
+def notes(result: TrafficResult) -> list[str]:
+    """The conditions of the numbers."""
+    worst = max((one.p99_late_ms or 0.0 for one in result.points), default=0.0)
+    accounted = [one for one in result.points if one.accounted]
+    told = [one for one in result.points if one.accounted is not None]
+    lines = [
+        "Arrivals are random (Poisson) and the same for every side; TTFT counts from the scheduled arrival.",
+        "Before each rate every document was read once, by the engines in turn; nothing came from an earlier rate.",
+        f"This client sent its requests at most {worst:.1f} ms late (p99 of the worst phase).",
+        f"Prompt tokens: the engines' counts equal the prompts in {len(accounted)} of {len(told)} rates at which every "
+        "request completed.",
+    ]
+    lines += [line for line in [estimates(result)] if line]
+    return lines + [str(note) for note in result.conditions.get("notes", [])]

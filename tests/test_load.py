@@ -1,0 +1,346 @@
+"""Traffic: what arrives, what a rate proves, which rate comes next, and whole runs with fake engines."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from conftest import Lab
+from kvdemo.errors import UsageError
+from kvdemo.host import health, survey
+from kvdemo.judge import traffic, trafficfile
+from kvdemo.judge.sample import Sources
+from kvdemo.judge.traffic import Limit, Phase, Request, judge
+from kvdemo.load import queueing, schedule, search
+from kvdemo.load.queueing import Caches, Service
+from kvdemo.load.schedule import Traffic
+from kvdemo.report import traffic as media
+from kvdemo.words import traffic as words
+
+SINGLE = {"cold": 0.5, "local": 0.02, "shared": 0.05}
+ABOUT: dict[str, Any] = {
+    "mode": "load",
+    "run_id": "abc",
+    "model_id": "m",
+    "device": "2 processor cores",
+    "slo_ttft": 1.0,
+    "slo_share": 0.9,
+    "slo_chosen": "asked for",
+    "documents": 4,
+    "document_tokens": 1000,
+    "reuse": 1.0,
+    "popularity": "uniform",
+    "turns": 1,
+    "seed": 0,
+    "sides": {"plain": ["p", "q"], "shared": ["a", "b"]},
+    "single_ttft": {"plain": SINGLE, "shared": SINGLE},
+}
+
+
+def request(ttft: float | None = 0.1, **changes: Any) -> Request:
+    """One request of engine "p"; completed unless the changes say otherwise."""
+    return Request(**{"engine": "p", "document": 0, "at": 0.0, "ttft": ttft, "prompt_tokens": 10, **changes})
+
+
+def phase(side: str, rate: float, ttfts: Sequence[float], repetition: int = 1, **changes: Any) -> Phase:
+    """A phase of requests with these TTFTs in seconds."""
+    requests = tuple(map(request, ttfts))
+    values = {"duration": 10.0, "requests": requests, "sources": Sources(10 * len(requests), 0, 0), **changes}
+    return Phase(side, rate, repetition, **values)
+
+
+KEPT, MISSED = [0.1] * 10, [0.1] * 8 + [2.0] * 2
+
+
+def test_arrivals_are_poisson_and_the_same_for_every_side() -> None:
+    """The mean gap is 1 / rate; a seed makes the same requests again, a higher rate the same ones in a shorter time."""
+    wanted = Traffic(5, engines=2, seed=7)
+    slow, fast = schedule.arrivals(wanted, 2.0, 500.0), schedule.arrivals(wanted, 4.0, 250.0)
+    assert slow == schedule.arrivals(wanted, 2.0, 500.0)
+    assert [(one.document, one.engine) for one in slow] == [(one.document, one.engine) for one in fast]
+    assert [one.at for one in slow] == pytest.approx([2 * one.at for one in fast])
+    assert len(slow) == pytest.approx(1000, abs=4 * math.sqrt(1000))
+    assert [one.engine for one in slow[:4]] == [0, 1, 0, 1]
+    assert schedule.arrivals(wanted, 2.0, 500.0, repetition=1) != slow
+
+
+@pytest.mark.parametrize("reuse", [0.0, 0.3, 1.0])
+def test_new_documents_are_new(reuse: float) -> None:
+    """The share of requests on documents that were read before is ``reuse``; every other one has one of its own."""
+    arrivals = schedule.arrivals(Traffic(4, reuse=reuse), 10.0, 400.0)
+    new = [one.document for one in arrivals if one.document >= 4]
+    assert len(new) == len(set(new))
+    assert 1 - len(new) / len(arrivals) == pytest.approx(reuse, abs=0.03)
+
+
+def test_popular_documents_and_conversations() -> None:
+    """With zipf the documents are asked about as 1 : 1/2 : 1/3; a conversation begins anew after its last turn."""
+    arrivals = schedule.arrivals(Traffic(3, popularity="zipf", turns=2), 10.0, 600.0)
+    counts = [sum(one.document == number for one in arrivals) / len(arrivals) for number in range(3)]
+    assert counts == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.03)
+    assert [one.turn for one in arrivals if one.document == 0][:4] == [0, 1, 0, 1]
+
+
+@given(true=st.floats(0.01, 1000), start=st.floats(0.01, 1000))
+def test_the_search_brackets_the_capacity(true: float, start: float) -> None:
+    """Wherever it starts: the highest rate kept and the lowest one missed enclose it, close together."""
+    finder = search.rates(start, most=60)
+    rate, kept, missed = next(finder), [0.0], [math.inf]
+    while True:
+        (kept if rate <= true else missed).append(rate)
+        try:
+            rate = finder.send(rate <= true)
+        except StopIteration:
+            break
+    assert max(kept) <= true < min(missed)
+    assert min(missed) / max(kept) <= search.FINEST * 1.01
+
+
+def test_a_queue_waits() -> None:
+    """One engine, one second a request: two that arrive together take one second and two."""
+    arrivals = [schedule.Arrival(0.0, 0, 0), schedule.Arrival(0.0, 1, 0), schedule.Arrival(5.0, 2, 0)]
+    times = queueing.ttfts(arrivals, Traffic(0), Service(1.0, 0.1, 0.2), Caches(own=0))
+    assert times == pytest.approx([1.0, 2.0, 1.0])
+
+
+def test_a_queue_is_that_of_the_textbook() -> None:
+    """M/D/1: the mean wait is rho / (2 (1 - rho)) service times (Pollaczek-Khinchine)."""
+    arrivals = schedule.arrivals(Traffic(0, seed=3), 0.5, 200_000.0)
+    times = queueing.ttfts(arrivals, Traffic(0), Service(1.0, 1.0, 1.0), Caches(own=0))
+    assert fmean(times) == pytest.approx(1 + 0.5 / (2 * 0.5), rel=0.03)
+
+
+def test_a_document_leaves_the_cache_that_is_full() -> None:
+    """Least recently used first; what the engine lost, the shared cache may still hold."""
+    service, arrivals = Service(1.0, 0.1, 0.2), [schedule.Arrival(10.0 * n, n % 3, 0) for n in range(6)]
+    assert queueing.ttfts(arrivals, Traffic(3), service, Caches(own=3)) == pytest.approx([0.1] * 6)
+    assert queueing.ttfts(arrivals, Traffic(3), service, Caches(own=2)) == pytest.approx([1.0] * 6)
+    assert queueing.ttfts(arrivals, Traffic(3), service, Caches(own=2, shared=3)) == pytest.approx([0.2] * 6)
+
+
+def test_sharing_does_not_pay_without_reuse() -> None:
+    """The simulated capacities are equal when every document is new, and far apart when none is."""
+    service, limit = Service(1.0, 0.05, 0.1), Limit(2.0, 0.9)
+
+    def gain(reuse: float) -> float:
+        asked = Traffic(50, reuse=reuse, engines=2)
+        shared, alone = (queueing.capacity(limit, asked, service, Caches(1, size)) or 0.0 for size in (50, 0))
+        return shared / alone
+
+    assert gain(0.0) == pytest.approx(1.0, abs=0.05)
+    assert gain(1.0) > 5
+
+
+def test_what_counts_as_kept() -> None:
+    """Failed, cut and late requests are misses, all requests sent count, and nothing sent proves nothing."""
+    limit = Limit(1.0, 0.9)
+    assert limit.kept(phase("plain", 1, KEPT))
+    assert not limit.kept(phase("plain", 1, MISSED))
+    for change in ({"error": "HTTP 503"}, {"cut": True}, {"ttft": None}):
+        assert not limit.kept(phase("plain", 1, [], requests=(*map(request, KEPT[:8]), *[request(**change)] * 2)))
+    assert not limit.kept(phase("plain", 1, []))
+
+
+def test_a_ratio_is_paired_by_repetition() -> None:
+    """Capacity is the highest rate below the first one missed; the ratio's range is over repetitions."""
+    phases = [
+        *(phase("plain", rate, KEPT if rate <= 1 else MISSED, n) for n in (1, 2) for rate in (0.5, 1, 2)),
+        *(phase("shared", rate, KEPT if rate <= 4 * n else MISSED, n) for n in (1, 2) for rate in (2, 4, 8, 16)),
+    ]
+    result = judge(ABOUT, phases)
+    assert [one.rate.median for one in result.capacities if one.rate] == [1, 6]
+    assert result.gains[0].ratio == traffic.Spread(2, 6.0, 4.0, 8.0)
+    (sentence,) = words.sentences(result)
+    assert sentence == (
+        "With cache shared 2 engines serve 6.00 requests/s within 1.00 s (90% of requests), 2 engines without it "
+        "1.00 requests/s: 6.0x (range of 2 repetitions 4.0x to 8.0x)."
+    )
+
+
+def test_a_rate_beyond_a_miss_does_not_count() -> None:
+    """A lucky phase above the first missed rate is luck."""
+    phases = [phase("plain", rate, KEPT if rate != 2 else MISSED) for rate in (1, 2, 4)]
+    assert judge(ABOUT, phases).capacities[0].rate == traffic.Spread(1, 1, 1, 1)
+
+
+def test_bounds_are_told_as_bounds() -> None:
+    """No rate kept, none missed, nothing tried: "less than", "at least", "unknown"; a ratio only where it is one."""
+    result = judge(ABOUT, [phase("plain", 2, MISSED), phase("shared", 2, KEPT), phase("shared", 4, KEPT)])
+    texts = [words.capacity(one) for one in result.capacities]
+    assert texts == ["less than 2.00 requests/s", "at least 4.00 requests/s"]
+    assert "at least 2.0x" in words.sentences(result)[0]
+    result = judge(ABOUT, [phase("plain", 2, KEPT), phase("shared", 2, KEPT)])
+    assert result.gains == ()
+    assert "No ratio" in words.sentences(result)[-1]
+    assert words.capacity(judge(ABOUT, []).capacities[0]) == "unknown"
+
+
+def test_a_late_client_proves_nothing() -> None:
+    """A phase that this client could not keep up with is no result, and is said to be none."""
+    late = phase("plain", 8, [], requests=tuple(request(0.1, late=0.5) for _ in range(10)))
+    result = judge(ABOUT, [phase("plain", 4, KEPT), late])
+    assert result.capacities[0].rate == traffic.Spread(1, 4, 4, 4)
+    assert "this client was late itself" in result.problems[0]
+
+
+def test_tokens_that_do_not_add_up_are_told() -> None:
+    """The engines counted other prompts than those that were sent; unknown where requests failed."""
+    foreign = phase("plain", 1, KEPT, sources=Sources(999, 0, 0))
+    failed = phase("shared", 1, [], requests=(request(), request(error="HTTP 500: boom")))
+    result = judge(ABOUT, [foreign, failed])
+    assert [one.accounted for one in result.points] == [False, None]
+    assert any("other prompt tokens than were sent" in problem for problem in result.problems)
+    assert any("1 of 2 requests failed: HTTP 500: boom" in problem for problem in result.problems)
+
+
+def test_percentiles_that_n_does_not_carry_are_left_out() -> None:
+    """p90 needs ten values, p99 a hundred."""
+    few, many = judge(ABOUT, [phase("plain", 1, KEPT[:9])]), judge(ABOUT, [phase("plain", 1, KEPT * 10)])
+    assert few.points[0].p90_ttft_ms is None
+    assert many.points[0].p99_ttft_ms == pytest.approx(100)
+
+
+RUN = {"kind": "run", **ABOUT}
+GOOD = phase("plain", 1, KEPT).to_json()
+
+
+def save(path: Path, *documents: dict[str, Any]) -> Path:
+    """A file of these lines."""
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+def test_a_saved_run_is_judged_again(tmp_path: Path) -> None:
+    """The same result; a last line that was cut off is left out."""
+    phases = [phase("plain", 1, KEPT), phase("shared", 4, KEPT)]
+    path = save(tmp_path / "run.jsonl", RUN, *(one.to_json() for one in phases))
+    assert trafficfile.is_traffic(path)
+    assert trafficfile.read(path).points == judge(ABOUT, phases).points
+    path.write_text(path.read_text()[:-30])
+    assert len(trafficfile.read(path).points) == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [RUN, {**GOOD, "rate": 0}, GOOD],
+        [RUN, {**GOOD, "rate": "fast"}, GOOD],
+        [RUN, {**GOOD, "requests": [{"engine": 1}]}, GOOD],
+        [RUN, {**GOOD, "sources": {"computed": 1}}, GOOD],
+        [RUN, {**GOOD, "side": "elsewhere"}],
+        [RUN, GOOD, {**RUN, "run_id": "another"}, GOOD],
+        [RUN, {"kind": "sample"}, GOOD],
+        [{**RUN, "sides": 3}, GOOD],
+        [{key: value for key, value in RUN.items() if key != "slo_ttft"}, GOOD],
+    ],
+)
+def test_a_damaged_run_is_refused_with_its_place(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    """Whatever is wrong, never a traceback."""
+    path = save(tmp_path / "run.jsonl", *lines)
+    with pytest.raises(UsageError, match=str(path)):
+        trafficfile.read(path)
+
+
+def test_every_medium_says_the_same() -> None:
+    """Terminal and page only set the words."""
+    result = judge(ABOUT, [phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 4, KEPT * 10)])
+    console = Console(width=300)
+    with console.capture() as seen:
+        console.print(media.terminal(result))
+    shown, page = seen.get(), html.unescape(media.page(result))
+    for text in (*words.sentences(result), words.limit(result), *words.notes(result)):
+        assert text in shown
+        assert text in page
+    for point in result.points:
+        for cell in words.cells(point):
+            assert cell in shown
+            assert cell in page
+
+
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def load(lab: Lab) -> Load:
+    """``kvdemo load`` on two plain engines and two that share; each takes half a second to compute the document."""
+    (lab.path / "context.txt").write_text(" ".join(f"w{number}" for number in range(500)))
+    path = lab.profile(
+        {"p": {}, "q": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}},
+        {"shared": {"l1": "64MiB", "chunk_size": 64}},
+        bench={"context": "context.txt", "questions": ["Who?", "What?"]},
+    )
+    lab.up(path)
+    lab.patience = 120
+    planned = survey.saved_plan(lab.project())
+    assert planned is not None
+    for spec in planned.engines:
+        body = {"FAKE_TOKEN_US": "1000", "FAKE_DECODE_MS": "1"}
+        assert health.request(spec.url, "/fake", body=body)[0] == 200
+    return lambda *arguments: lab.run("load", "--documents", "6", "--duration", "3s", *arguments)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_from_arrivals_to_report(lab: Lab, load: Load) -> None:
+    """Engines that share keep a limit that lies between computing and loading; every token is accounted for."""
+    done = load("--rate", "3,6", "--slo-ttft", "250ms", "--expected-capacity-gain", "1.5")
+    assert done.returncode == 0, done.stderr
+    assert "With cache shared 2 engines serve at least 6.00 requests/s within 250 ms" in done.stdout
+    (saved,) = (lab.path / "results").glob("*.jsonl")
+    result = trafficfile.read(saved)
+    assert all(point.accounted in {True, None} for point in result.points)
+    assert {(point.side, point.kept) for point in result.points} == {("plain", 0), ("shared", 1)}
+    assert all(point.sources and point.sources.shared > 0 for point in result.points if point.side == "shared")
+    again = lab.run("report", saved)
+    assert again.returncode == 0
+    assert words.sentences(result)[0] in " ".join(again.stdout.split())
+    what_if = lab.run("load", "--what-if", saved, "--engines", "1000", "--documents", "100000")
+    assert "Simulated, not measured: 1,000 engines" in what_if.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rate", "fast"), "'fast' is no rate"),
+        (("--rate", "0"), "'0' is no rate"),
+        (("--slo-ttft", "soon"), "'soon' is no time"),
+        (("--slo-share", "0"), "is no share"),
+        (("--reuse", "120%"), "'120%' is no share"),
+        (("--l1", "4GiB"), "--l1 needs --what-if"),
+    ],
+)
+def test_bad_options_are_refused(lab: Lab, arguments: tuple[str, ...], said: str) -> None:
+    """Each with the option's name, before anything is looked for."""
+    done = lab.run("load", *arguments)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_what_does_not_fit_the_fleet_is_refused(load: Load) -> None:
+    """More engines than a side has, documents longer than the window."""
+    for arguments, said in {
+        ("--engines", "3"): "3 on each side are too many",
+        ("--document-tokens", "999999"): "do not fit",
+    }.items():
+        done = load(*arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+
+
+def test_an_engine_that_dies_is_told(lab: Lab, load: Load) -> None:
+    """Exit 1 and its name; what was measured until then is saved."""
+    planned = survey.saved_plan(lab.project())
+    assert planned is not None
+    assert health.request(planned.service("a").url, "/fake", body={"FAKE_DIE_AFTER": "2"})[0] == 200
+    done = load("--rate", "3")
+    assert done.returncode == 1
+    assert "a: " in done.stderr
