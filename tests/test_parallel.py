@@ -148,8 +148,11 @@ def test_weights_alone_refuse() -> None:
         here = facts(model)
         assigned = budget.assign(profile, here)
         found = list(sums.too_small(profile, here, assigned))
-        assert [text.split(":")[0] for text in found] == ["a", "b"]
-        assert "its share of the GPU is 36.0 GiB, but needs" in found[0]
+        assert [(one.service, one.kind, one.hard) for one in found] == [
+            ("a", "gpu-memory", True),
+            ("b", "gpu-memory", True),
+        ]
+        assert "its share of the GPU is 36.0 GiB, but needs" in found[0].text
         assert not next(iter(sums.sums(profile, here, assigned))).fits
 
 

@@ -228,3 +228,20 @@ def test_two_revisions_of_one_model_are_two() -> None:
     assert [made.service(name).weights for name in ("plain", "b")] == ["d1", "d2"]
     assert made.versions_of(made.service("old"))["vllm"] == "0.31.0"
     assert made.versions_of(made.service("a"))["vllm"] == "0.32.0"
+
+
+def test_problems_are_records() -> None:
+    """What is wrong and what to do are apart, with a code and the service; the JSON has them, and the sentences too."""
+    made = plan.make(altered("a", max_model_len=99999), FACTS)
+    document = made.to_json()
+    (context,) = [one for one in document["problems"] if one["kind"] == "context"]
+    assert (context["service"], context["hard"]) == ("a", True)
+    assert context["text"].startswith("a: max_model_len 99999 is more than the 32768 of org/model")
+    assert context["fix"].startswith("lower it or, if the model can")
+    assert f"{context['text']}; {context['fix']}" in document["missing"]
+    assert plan.Plan.from_json(document) == made
+    earlier = {key: value for key, value in document.items() if key != "problems"}
+    for service in earlier["services"]:
+        for key in ("python", "source", "tokenizer", "measures", "l1", "paths"):
+            service.pop(key)
+    assert {spec.python for spec in plan.Plan.from_json(earlier).services} == {"py"}

@@ -87,12 +87,6 @@ def kv_bytes_per_token(server: str) -> int | None:
     return None
 
 
-def l1_bytes(cache: ServiceSpec) -> int | None:
-    """The size of L1 that this cache server was started with."""
-    sizes = [value for flag, value in zip(cache.argv, cache.argv[1:], strict=False) if flag == "--l1-size-gb"]
-    return int(float(sizes[-1]) * 1024**3) if sizes else None
-
-
 def files_of(plan: Plan, salts: str) -> list[Path]:
     """The KV files in L2 whose salt matches this pattern: LMCache puts a request's salt into the file's name."""
     stores = {Path(spec.directory) for spec in plan.services if spec.directory}
@@ -170,7 +164,7 @@ def why_missing(
         if "lookup_hit_tokens" in after
         else None,
         kv_bytes=(sample.prompt_tokens or 0) * (kv_bytes_per_token(cache.url) or engine.kv_bytes_per_token or 0),
-        l1_bytes=l1_bytes(cache),
+        l1_bytes=cache.l1,
     )
     why = verdict.why_missing(facts)
     return why.replace("`kvdemo restart`", "restart").replace("`kvdemo logs`", "its log") if plan.attached else why

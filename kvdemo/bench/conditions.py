@@ -85,6 +85,6 @@ def _bandwidths(reader: ServiceSpec, store: str, environ: Mapping[str, str]) -> 
     variables = environment.of_service(environ, reader.env, ())
     disk = bandwidth.disk(Path(store)) if store else None
     return {
-        "memory_bandwidth": bandwidth.copy(reader.argv[0], variables, gpu=bool(reader.gpus)),
+        "memory_bandwidth": bandwidth.copy(reader.python, variables, gpu=bool(reader.gpus)),
         "disk_bandwidth": disk.best if disk else None,
     }

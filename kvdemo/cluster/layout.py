@@ -14,6 +14,7 @@ from kvdemo.errors import ProfileError
 from kvdemo.planning import kinship
 from kvdemo.planning.facts import Facts
 from kvdemo.planning.plan import Plan, make
+from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node, ServiceSpec
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def merged(profile: Profile, seats: Mapping[str, Seat], facts: Mapping[Node, Fac
         project=profile.name,
         profile=str(profile.path),
         services=tuple(sorted(specs, key=lambda spec: order.index(spec.pool if spec.kind == "cache" else spec.name))),
-        missing=tuple(_missing(plans)),
-        warnings=tuple(f"{node.name}: {text}" for node, plan in plans.items() for text in plan.warnings),
+        problems=tuple(_problems(plans)),
         sums=tuple(f"{node.name}: {text}" for node, plan in plans.items() for text in plan.sums),
         fetch=tuple(sorted({model for plan in plans.values() for model in plan.fetch})),
         bench=profile.bench.model_dump(mode="json"),
@@ -76,16 +76,19 @@ def merged(profile: Profile, seats: Mapping[str, Seat], facts: Mapping[Node, Fac
     )
 
 
-def _missing(plans: Mapping[Node, Plan]) -> list[str]:
-    found = {f"{text}" if text.startswith("secret ") else f"{node.name}: {text}": None
-             for node, plan in plans.items() for text in plan.missing}  # fmt: skip
+def _problems(plans: Mapping[Node, Plan]) -> list[Problem]:
+    """Those of all nodes; a secret that is not set is missing once, wherever it is needed."""
+    found = [
+        one if one.kind == "secret" else one.of_node(node.name) for node, plan in plans.items() for one in plan.problems
+    ]
     seen: dict[str, tuple[Node, str]] = {}
     for node, plan in plans.items():
         for model, digest in plan.models.items():
             other, theirs = seen.setdefault(model, (node, digest))
             if digest and theirs and digest != theirs:
-                found[f"model {model} is not the same on {other.name} and {node.name}: other weights or config"] = None
-    return list(found)
+                text = f"model {model} is not the same on {other.name} and {node.name}: other weights or config"
+                found.append(Problem("weights", text, place=node.name))
+    return list(dict.fromkeys(found))
 
 
 def _refuse_apart(profile: Profile, specs: Collection[ServiceSpec]) -> None:

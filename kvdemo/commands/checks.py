@@ -113,8 +113,8 @@ def limits(files: int, locked: int | None, shm: tuple[int, int], gpu: bool) -> I
 def versions(found: Interpreter) -> Check:
     """What the engines' interpreter holds."""
     if found.problem:
-        said, _, fix = found.problem.partition("; ")
-        return failure("versions", said, fix or "set runtime.python in the profile", interpreter=found.python)
+        fix = found.fix or "set runtime.python in the profile"
+        return failure("versions", found.problem, fix, interpreter=found.python)
     text = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     return ok("versions", f"{text} ({found.python})", interpreter=found.python, **found.versions)
 
@@ -150,19 +150,16 @@ def _why_not(step: str, error: str, gpu: bool) -> str:
     return f"reinstall it for this interpreter, or {advice}"
 
 
-def plan(found: Plan, told: set[str]) -> Iterator[Check]:
-    """What the plan says: what is missing (but for problems that are ``told`` elsewhere), what is short, what fits."""
-    for text in found.missing:
-        if any(problem and text.endswith(problem) for problem in told):
+def plan(found: Plan) -> Iterator[Check]:
+    """What the plan says: what is missing (but of interpreters, which have checks of their own), short, or fits."""
+    for problem in found.problems:
+        if problem.kind == "interpreter":
             continue
-        said, _, fix = text.rpartition("; ")
-        yield failure("plan", said or text, fix if said else "")
-    for text in found.warnings:
-        said, _, fix = text.rpartition("; ")
-        yield warning("plan", said, fix)
+        make = failure if problem.hard else warning
+        yield make("plan", problem.text, problem.fix, kind=problem.kind, service=problem.service, place=problem.place)
     for text in found.sums:
         yield ok("plan", text)
-    if not any(text.startswith("port ") for text in found.missing):
+    if not any(problem.kind == "port" for problem in found.problems):
         ports = sorted(port for spec in found.services for port in spec.ports)
         yield ok("ports", f"{', '.join(map(str, ports))} are free or our own", ports=ports)
 

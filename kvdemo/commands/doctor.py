@@ -49,13 +49,13 @@ def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], r
     facts = survey.survey(profile, project, environ)
     plan = planning.make(profile, facts)
     yield from _machine(facts.gpus)
-    yield from checks.plan(plan, told={one.problem for one in facts.interpreters.values()})
+    yield from checks.plan(plan)
     yield from _models(profile, facts, environ)
     working = yield from _interpreters(plan, facts, environ)
     rates: dict[str, float] = {}
     reader = next((spec for spec in reversed(plan.engines) if spec.cache), None)
     model = _model(profile, facts, reader)
-    if reader and reader.argv[0] in working:
+    if reader and reader.python in working:
         rates = _rates(plan, reader, model, environ)
         yield from _copies(rates)
     bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
@@ -81,7 +81,7 @@ def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Gener
     folder = root(environ) / guard.FOLDER
     working = set()
     for python, interpreter in facts.interpreters.items():
-        users = [spec for spec in plan.services if spec.argv[0] == python]
+        users = [spec for spec in plan.services if spec.python == python]
         spec = next((spec for spec in users if spec.kind == "engine"), users[0])
         cached = any(spec.cache or spec.kind == "cache" for spec in users)
         variables = environment.of_service(environ, spec.env, ())
@@ -131,7 +131,7 @@ def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, 
     tokenizer = Path(model.path or "", "tokenizer.json")
     document = plan.bench.get("context") or ""
     return bandwidth.rates(
-        reader.argv[0],
+        reader.python,
         environment.of_service(environ, reader.env, ()),
         gpu=bool(reader.gpus),
         shape=asdict(model.shape) if model.shape else None,

@@ -98,8 +98,8 @@ def questions(plan: Plan, names: Collection[str], environ: Mapping[str, str]) ->
     chosen = set(names) or {spec.name for spec in plan.services}
     chosen |= {spec.cache for spec in plan.services if spec.name in chosen}
     wanted = [spec for spec in plan.services if spec.name in chosen]
-    for python, gpu in dict.fromkeys((spec.argv[0], bool(spec.gpus)) for spec in wanted):
-        users = [spec for spec in wanted if (spec.argv[0], bool(spec.gpus)) == (python, gpu)]
+    for python, gpu in dict.fromkeys((spec.python, bool(spec.gpus)) for spec in wanted):
+        users = [spec for spec in wanted if (spec.python, bool(spec.gpus)) == (python, gpu)]
         spec = next((spec for spec in users if spec.kind == "engine"), users[0])
         question = Question(
             python=python,

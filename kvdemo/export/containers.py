@@ -25,9 +25,6 @@ HUB = "/hf"
 """Where models from Hugging Face are kept, in a container."""
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 (of a container: who reaches it is for its network to say)
-PATHS = ("--model", "--tokenizer", "--hf-config-path", "--chat-template", "--speculative-model")
-"""Flags whose value may be a path on the host."""
-
 EXTENSION_LOADS = """\
 import ctypes, glob, importlib.util, sys, torch
 folder = importlib.util.find_spec("lmcache").submodule_search_locations[0]
@@ -74,8 +71,7 @@ class Container:
 
 def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) -> Container:
     """The service in a container. ``literal`` escapes what the format would expand in it; ``adapter`` adds to L2."""
-    mounts = tuple(dict.fromkeys(value for flag in PATHS if (value := value_of(spec, flag)).startswith("/")))
-    fetches = spec.kind == "engine" and not value_of(spec, "--model").startswith("/")
+    fetches = spec.kind == "engine" and not spec.source.startswith("/")
     env = {name: literal(value) for name, value in spec.env.items() if name not in _OF_THE_HOST}
     if not spec.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -87,7 +83,7 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) 
         args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], adapter)),
         env=env,
         secrets=secrets(spec, fetches=fetches),
-        mounts=mounts,
+        mounts=spec.paths,
         fetches=fetches,
     )
 
@@ -105,11 +101,6 @@ def secrets(spec: ServiceSpec, *, fetches: bool) -> tuple[str, ...]:
 def directory(spec: ServiceSpec) -> str:
     """Where its KV files lie; empty if it has none, or if L2 is a server."""
     return spec.store if spec.store.startswith("/") else ""
-
-
-def value_of(spec: ServiceSpec, flag: str) -> str:
-    """The value of a flag of its command line; empty if it has none."""
-    return next((value for name, value in zip(spec.argv, spec.argv[1:], strict=False) if name == flag), "")
 
 
 def _arguments(spec: ServiceSpec, words: list[str], adapter: dict[str, str]) -> list[str]:
@@ -173,5 +164,5 @@ def measuring(plan: Plan, *, reached: str = "") -> str:
 
 def versions(plan: Plan) -> dict[str, str]:
     """Versions of vllm and lmcache as the engines of the plan would run them; empty if nobody knows."""
-    held = plan.versions.get(plan.engines[0].argv[0], {})
+    held = plan.versions.get(plan.engines[0].python, {})
     return {name: held[name] for name in ("vllm", "lmcache") if name in held}

@@ -180,7 +180,7 @@ def _container(plan: Plan, one: Container, image: str) -> dict[str, Any]:
             # All GPUs of the node, and none of them reserved: the engines own them.
             env.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
         env.append({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
-        resources = {"requests": {"memory": f"{float(containers.value_of(spec, '--l1-size-gb')) + 2:g}Gi"}}
+        resources = {"requests": {"memory": f"{(spec.l1 or 0) / 1024**3 + 2:g}Gi"}}
     elif spec.gpus:
         resources = {"limits": {"nvidia.com/gpu": str(len(spec.gpus))}}
     get = {"httpGet": {"path": one.health, "port": one.port}, "timeoutSeconds": 4}

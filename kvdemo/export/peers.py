@@ -61,13 +61,12 @@ def _tokenizer(spec: ServiceSpec) -> str:
 
     Of an engine that something else started the name of the model is all there is.
     """
-    flag = next((flag for flag in ("--tokenizer", "--model") if flag in spec.argv), "")
-    return spec.argv[spec.argv.index(flag) + 1] if flag else spec.model
+    return spec.tokenizer or spec.source or spec.model
 
 
 def _python(spec: ServiceSpec) -> str:
     """The engine's own interpreter, or that of the user's shell where something else started the engine."""
-    return spec.argv[0] if spec.argv else "python3"
+    return spec.python or "python3"
 
 
 def _document(spec: ServiceSpec) -> int:

@@ -57,7 +57,7 @@ _TAIL = 'echo "all ready; Ctrl-C stops them"\nwait\n'
 def shell(plan: Plan) -> str:
     """The script. Secrets appear as ``${NAME:?}``, never as values."""
     parts = [_HEAD.format(project=plan.project, measuring=containers.measuring(plan))]
-    pythons = dict.fromkeys(spec.argv[0] for spec in plan.services if containers.uses_extension(spec))
+    pythons = dict.fromkeys(spec.python for spec in plan.services if containers.uses_extension(spec))
     parts += [f"{shlex.quote(one)} -c {shlex.quote(containers.EXTENSION_LOADS)}\n" for one in pythons]
     awaited: set[str] = set()
     for spec in plan.services:

@@ -47,11 +47,10 @@ def _absent(spec: ServiceSpec, environ: Mapping[str, str]) -> list[str]:
 
 
 def _local(spec: ServiceSpec, launcher: Launcher) -> Iterator[str]:
-    if not shutil.which(spec.argv[0]):
-        yield f"its interpreter {spec.argv[0]} is gone, or cannot be executed"
-    model = next((value for flag, value in zip(spec.argv, spec.argv[1:], strict=False) if flag == "--model"), "")
-    if model.startswith("/") and not Path(model).exists():
-        yield f"its model {model} is gone"
+    if not shutil.which(spec.python):
+        yield f"its interpreter {spec.python} is gone, or cannot be executed"
+    if spec.source.startswith("/") and not Path(spec.source).exists():
+        yield f"its model {spec.source} is gone"
     if spec.directory:
         yield from _store(Path(spec.directory))
     stranger = launcher.stranger(spec)

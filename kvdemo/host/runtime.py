@@ -49,11 +49,16 @@ def interpreter(python: str) -> Interpreter:
             versions[name] = version
         else:
             absent.append(name)
-    problem = (
-        f"{' and '.join(absent)} not installed for {python}; run scripts/setup, or set runtime.python to an "
-        "interpreter that has them"
+    if not absent:
+        return Interpreter(python, versions, server=held["server"] or SERVER, stamp=held["stamp"])
+    return Interpreter(
+        python,
+        versions,
+        problem=f"{' and '.join(absent)} not installed for {python}",
+        server=held["server"] or SERVER,
+        stamp=held["stamp"],
+        fix="run scripts/setup, or set runtime.python to an interpreter that has them",
     )
-    return Interpreter(python, versions, problem if absent else "", held["server"] or SERVER, held["stamp"])
 
 
 def model(name: str, environ: Mapping[str, str], revision: str = "main", form: Format = "") -> Model:
@@ -64,7 +69,7 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main", form: F
     local = name.startswith("/")
     found = Path(name) if local else _snapshot(name, environ, revision)
     if local and (found is None or not found.is_dir()):
-        return Model(name, problem="no such directory; scripts/setup makes the tiny model")
+        return Model(name, problem="no such directory", fix="scripts/setup makes the tiny model")
     if found is None:
         return Model(name)
     own = _is_mistral(found, form)

@@ -248,7 +248,7 @@ class Traffic:
         caches = {
             spec.cache: self.plan.service(spec.cache) for group in self.sides.values() for spec in group if spec.cache
         }
-        l1 = {cache.name: cacheserver.l1_bytes(cache) for cache in caches.values()}
+        l1 = {cache.name: cache.l1 for cache in caches.values()}
         sizes = [cacheserver.kv_bytes_per_token(cache.url) for cache in caches.values() if cache.url]
         return {
             "sides": {side: [spec.name for spec in engines] for side, engines in self.sides.items()},

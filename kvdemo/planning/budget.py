@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvdemo.planning import demand, kinship
 from kvdemo.planning.facts import Facts, Gpu
+from kvdemo.planning.problems import Problem
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine, Profile
@@ -98,17 +99,19 @@ def _fraction(engine: Engine, gpus: list[Gpu], users: Mapping[int, int], indices
     return round(0.9 / sharing, 2) if sharing > 1 else None
 
 
-def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
+def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Problem]:
     """GPUs that engines want and this machine does not have."""
     here = {gpu.index for gpu in facts.gpus}
     parts = {gpu.index for gpu in facts.gpus if gpu.parent}
     have = f"this machine has {len(here) or 'no'} usable GPU{'' if len(here) == 1 else 's'}"
     for name, assignment in assigned.items():
         if len(assignment.gpus) > 1 and parts & {*assignment.gpus}:
-            yield f"engine {name}: a process can use one MIG instance only; give it one, or whole GPUs"
+            yield Problem(
+                "gpu", f"engine {name}: a process can use one MIG instance only", "give it one, or whole GPUs", name
+            )
         for index, wanted in zip(assignment.gpus, _wanted(profile.engines[name], assignment), strict=True):
             if index not in here:
-                yield f"engine {name}: GPU {wanted} is not here ({have})"
+                yield Problem("gpu", f"engine {name}: GPU {wanted} is not here ({have})", "", name, f"GPU {wanted}")
 
 
 def _wanted(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:

@@ -85,6 +85,17 @@ def argv(
     return (*command, *flags.words(arguments))
 
 
+PATHS = ("tokenizer", "hf-config-path", "chat-template", "speculative-model")
+"""Flags whose value may be a path that the engine reads."""
+
+
+def paths(engine: Engine) -> tuple[str, ...]:
+    """The absolute paths that an engine reads: its model's, and those that its flags name."""
+    arguments = normalized(engine.args)
+    named = [engine.model, *(str(arguments.get(flag) or "") for flag in PATHS)]
+    return tuple(dict.fromkeys(path for path in named if path.startswith("/")))
+
+
 def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:
     """LMCache's multiprocess connector; values by which engines survive the death of their cache server.
 

@@ -77,7 +77,8 @@ SERVER = "vllm.entrypoints.openai.api_server"
 class Interpreter:
     """A Python interpreter that is to run engines, and the versions of what it holds.
 
-    ``server`` is the module that is vLLM's server there. ``stamp`` changes with the files of its packages.
+    ``server`` is the module that is vLLM's server there. ``stamp`` changes with the files of its packages. ``fix`` is
+    what to do about its ``problem``.
     """
 
     python: str
@@ -85,6 +86,7 @@ class Interpreter:
     problem: str = ""
     server: str = SERVER
     stamp: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Model:
     ``context`` is the longest sequence by default, ``limit`` the longest at all, in tokens.
     ``dtype`` is what vLLM computes in by itself, and weights and KV are counted in it. ``kv_dtype`` is the dtype of the
     KV cache that the checkpoint itself asks for, if it does. ``keeps`` is what each layer keeps of a sequence.
-    ``partial``: the shape is that of the text part, and there are weights besides.
+    ``partial``: the shape is that of the text part, and there are weights besides. ``fix`` is what to do about its
+    ``problem``.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Model:
     keeps: Layers | None = None
     partial: bool = False
     limit: int | None = None
+    fix: str = ""
 
     @property
     def layers(self) -> Layers | None:

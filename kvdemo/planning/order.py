@@ -28,4 +28,4 @@ def in_export(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:
 
 def measures(spec: ServiceSpec) -> bool:
     """VLLM measures free GPU memory at start unless it is told the size of its KV cache; neighbours disturb that."""
-    return bool(spec.gpus) and "--kv-cache-memory-bytes" not in spec.argv
+    return bool(spec.gpus) and spec.measures

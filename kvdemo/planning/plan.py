@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvdemo.config import parallel
 from kvdemo.planning import budget, caches, demand, engines, kinship, sums, window
 from kvdemo.planning.facts import SERVER, Facts, Model
+from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ __all__ = ["Node", "Plan", "ServiceSpec", "make", "wanted_ports"]
 class Plan:
     """All services of a profile in start order (caches first), and what stands in the way on this machine.
 
-    ``missing`` must be mended before ``up``, ``warnings`` need not; ``sums`` are what it needs of each GPU, of memory
-    and disk. ``fetch`` are Hugging Face models that ``up`` downloads first. ``on`` says where services run if that is
+    ``problems`` stand in the way of ``up`` if they are hard; ``sums`` are what it needs of each GPU, of memory and
+    disk. ``fetch`` are Hugging Face models that ``up`` downloads first. ``on`` says where services run if that is
     not this machine: ``address`` of a Ray cluster, ``groups`` that hold its GPUs; ``nodes`` are those that are used.
     ``stamps`` change with the files of each interpreter's packages.
     """
@@ -33,8 +34,7 @@ class Plan:
     project: str
     profile: str
     services: tuple[ServiceSpec, ...]
-    missing: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=(), compare=False)
+    problems: tuple[Problem, ...] = ()
     sums: tuple[str, ...] = field(default=(), compare=False)
     fetch: tuple[str, ...] = ()
     bench: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +43,16 @@ class Plan:
     on: Mapping[str, Any] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
     stamps: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What must be mended before ``up``, each as one sentence."""
+        return tuple(str(problem) for problem in self.problems if problem.hard)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What need not be mended."""
+        return tuple(str(problem) for problem in self.problems if not problem.hard)
 
     def service(self, name: str) -> ServiceSpec:
         """The service of that name; KeyError if there is none."""
@@ -55,8 +65,7 @@ class Plan:
 
     def versions_of(self, spec: ServiceSpec) -> Mapping[str, str]:
         """The versions in the interpreter of this service; empty if unknown."""
-        python = spec.argv[0] if spec.argv else ""
-        return self.versions.get(f"{spec.node}:{python}" if spec.node else python, {})
+        return self.versions.get(f"{spec.node}:{spec.python}" if spec.node else spec.python, {})
 
     @property
     def attached(self) -> bool:
@@ -64,15 +73,21 @@ class Plan:
         return any(spec.address for spec in self.services)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON document; ``from_json`` reads it back."""
-        return asdict(self)
+        """As a JSON document, which ``from_json`` reads back; ``missing``, ``warnings``: sentences of problems."""
+        return asdict(self) | {"missing": list(self.missing), "warnings": list(self.warnings)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Plan:
         """Read a document of ``to_json``; KeyError or TypeError if it is none."""
-        services = tuple(ServiceSpec(**_tuples(ServiceSpec, entry)) for entry in document["services"])
+        services = tuple(ServiceSpec(**_tuples(ServiceSpec, _with_python(entry))) for entry in document["services"])
         nodes = tuple(Node(**entry) for entry in document.get("nodes", ()))
-        return cls(**_tuples(cls, {**document, "services": services, "nodes": nodes}))
+        problems = tuple(Problem(**entry) for entry in document.get("problems", ()))
+        return cls(**_tuples(cls, {**document, "services": services, "nodes": nodes, "problems": problems}))
+
+
+def _with_python(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A service as it was saved; those of earlier versions name no interpreter beside their command."""
+    return {"python": next(iter(entry.get("argv", ())), ""), **entry}
 
 
 def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,13 +114,12 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({repository.name for repository in kinship.absent(profile, facts)})
     counted = list(sums.sums(profile, facts, assigned))
-    missing = [*_missing(profile, facts, assigned, bool(fetch)), *(str(s) for s in counted if s.hard and not s.fits)]
+    problems = [*_problems(profile, facts, assigned, bool(fetch)), *(one.problem for one in counted if not one.fits)]
     return Plan(
         project=profile.name,
         profile=str(profile.path),
         services=tuple(specs),
-        missing=tuple(dict.fromkeys(missing)),
-        warnings=tuple(str(s) for s in counted if not s.hard and not s.fits),
+        problems=tuple(dict.fromkeys(problems)),
         sums=tuple(str(s) for s in counted if s.fits),
         fetch=tuple(fetch),
         bench=profile.bench.model_dump(mode="json"),
@@ -115,43 +129,46 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     )
 
 
-def _missing(
+def _problems(
     profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     for name in (*profile.caches, *profile.engines):
         interpreter = facts.interpreters.get(kinship.python_of(profile, name, facts))
         if interpreter and interpreter.problem:
-            yield f"{name}: {interpreter.problem}"
+            yield Problem("interpreter", f"{name}: {interpreter.problem}", interpreter.fix, name, interpreter.python)
     for name, engine in profile.engines.items():
         yield from _of_model(name, engine, kinship.model_of(engine, facts), len(assigned[name].gpus), facts)
     for secret in profile.secrets:
         # The Hugging Face token serves the download only: a model that is here does not need it.
         if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
-            yield f"secret {secret} is not set, neither in the environment nor in .env beside the profile"
+            text = f"secret {secret} is not set, neither in the environment nor in .env beside the profile"
+            yield Problem("secret", text, place=secret)
     for key, port in facts.ports.items():
         if port in facts.busy:
-            yield f"port {port} ({key.removesuffix('.http')}) is taken: {facts.busy[port]}"
+            owner = key.removesuffix(".http")
+            yield Problem("port", f"port {port} ({owner}) is taken: {facts.busy[port]}", "", owner, f"port {port}")
     yield from budget.absent(profile, facts, assigned)
     yield from sums.too_small(profile, facts, assigned)
 
 
-def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) -> Iterator[str]:
+def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) -> Iterator[Problem]:
     """What an engine asks of its model that the model's files do not give."""
     if model.problem:
-        yield f"model {engine.model}: {model.problem}"
+        yield Problem("model", f"model {engine.model}: {model.problem}", model.fix, place=engine.model)
     longest, most = window.of_engine(engine, model), model.limit or model.context
     if longest and most and longest > most and not (facts.any_length or window.overridden(engine)):
-        yield (
-            f"{name}: max_model_len {longest} is more than the {most} of {engine.model}; lower it or, if the model "
-            "can, give `hf-overrides` with its rope scaling in args"
-        )
+        text = f"{name}: max_model_len {longest} is more than the {most} of {engine.model}"
+        fix = "lower it or, if the model can, give `hf-overrides` with its rope scaling in args"
+        yield Problem("context", text, fix, name)
     tensor = parallel.of(engines.normalized(engine.args), gpus).tensor
     if model.shape and model.shape.heads % tensor:
         counts = " or ".join(str(count) for count in range(1, gpus + 1) if model.shape.heads % count == 0)
-        yield (
+        text = (
             f"{name}: the {model.shape.heads} attention heads of {engine.model} cannot be divided among {tensor} "
-            f"tensor-parallel ranks; use {counts} GPUs for it, or divide its layers: pipeline-parallel-size in args"
+            "tensor-parallel ranks"
         )
+        fix = f"use {counts} GPUs for it, or divide its layers: pipeline-parallel-size in args"
+        yield Problem("parallel", text, fix, name)
 
 
 def _cache(
@@ -192,6 +209,8 @@ def _cache(
         pool=name.removesuffix(f"-{facts.node}"),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
+        python=python,
+        l1=cache.l1,
         budget=f"L1 {cache.l1 / engines.GIB:g} GiB"
         + (f", L2 {'server' if is_server(store) else 'files'}" if store else ""),
     )
@@ -258,4 +277,9 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
         budget=kv or share,
+        python=python,
+        source=engine.model,
+        tokenizer=str(engines.normalized(engine.args).get("tokenizer") or ""),
+        measures=bool(assignment.gpus) and not engine.kv_cache,
+        paths=engines.paths(engine),
     )

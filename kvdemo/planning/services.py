@@ -56,6 +56,12 @@ class ServiceSpec:
     node: str = ""
     pool: str = ""
     kin: Mapping[str, str] = field(default_factory=dict)
+    python: str = ""
+    source: str = ""
+    tokenizer: str = ""
+    measures: bool = False
+    l1: int | None = None
+    paths: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from kvdemo.planning import demand, kinship
 from kvdemo.planning.budget import Assignment
 from kvdemo.planning.engines import GIB
 from kvdemo.planning.facts import Facts, Gpu
+from kvdemo.planning.problems import Problem
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine, Profile
@@ -23,6 +24,9 @@ CACHE_GPU_BYTES = int(0.65 * GIB)
 CPU_ENGINE_BYTES = int(1.3 * GIB)
 """Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
 processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
+
+UNCERTAIN = GIB // 2
+"""How far an engine's need may be off (the sums of engines that were measured are)."""
 
 FEW_FILES = 1024
 """Open files of a process. Engines and LMCache idle with 30 to 52; connections and KV files in flight come on top."""
@@ -35,9 +39,10 @@ VLLM_MEMORY = 0.92
 class Sum:
     """Bytes needed of one thing, and bytes there; ``advice`` is what to do when they do not suffice.
 
-    ``hard`` is whether the fleet cannot start without.
+    ``hard`` is whether the fleet cannot start without, ``kind`` the code of the problem if it does not fit.
     """
 
+    kind: str
     what: str
     need: int
     there: int
@@ -51,10 +56,18 @@ class Sum:
         """Whether there is enough."""
         return self.need <= self.there
 
-    def __str__(self) -> str:
+    @property
+    def problem(self) -> Problem:
+        """That there is not enough, and what to do."""
+        return Problem(self.kind, f"{self._needs}{self.held}", self.advice, place=self.what, hard=self.hard)
+
+    @property
+    def _needs(self) -> str:
         parts = f" ({', '.join(self.parts)})" if self.parts else ""
-        needs = f"{self.what}: {_gib(self.need)} are needed{parts}, {_gib(self.there)} are free"
-        return needs if self.fits else f"{needs}{self.held}; {self.advice}"
+        return f"{self.what}: {_gib(self.need)} are needed{parts}, {_gib(self.there)} are free"
+
+    def __str__(self) -> str:
+        return self._needs if self.fits else str(self.problem)
 
 
 def _gib(size: int) -> str:
@@ -72,11 +85,11 @@ def sums(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> 
     if facts.memory is not None and l1 + engines:
         parts = [f"L1 {_gib(l1)}"] * bool(l1) + [f"{len(cpu)} engines {_gib(engines)}"] * bool(cpu)
         advice = "lower caches.*.l1 or kv_cache, or run fewer engines"
-        yield Sum("host memory", l1 + engines, facts.memory, tuple(parts), advice)
+        yield Sum("host-memory", "host memory", l1 + engines, facts.memory, tuple(parts), advice)
     mapped = sum(kv for name, kv in cpu.items() if profile.engines[name].cache)
     if facts.shm is not None and mapped:
         advice = "in a container start it with a larger --shm-size, or lower kv_cache"
-        yield Sum("/dev/shm", mapped, facts.shm, ("KV cache of cached engines",), advice)
+        yield Sum("shm", "/dev/shm", mapped, facts.shm, ("KV cache of cached engines",), advice)
     yield from _disks(profile, facts)
 
 
@@ -94,7 +107,7 @@ def _disks(profile: Profile, facts: Facts) -> Iterator[Sum]:
         advice = "set caches.*.l2 to a larger disk, lower max_model_len, or leave l2 out"
         if need:
             hard = any(engine.max_model_len for engine in users)
-            yield Sum(f"L2 of {name}", need, free, (f"one document of {context:,} tokens",), advice, hard=hard)
+            yield Sum("disk", f"L2 of {name}", need, free, (f"one document of {context:,} tokens",), advice, hard=hard)
 
 
 def _share(engine: Engine, need: demand.Demand, assignment: Assignment, gpu: Gpu) -> int:
@@ -123,6 +136,7 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
         fits = _that_fits([needs[n] for n in tenants if n not in fixed], room - sum(fixed.values()), gpu.total)
     advice = f"{fits}, or free the GPU" if gpu.holders else fits
     return Sum(
+        "gpu-memory",
         f"GPU {gpu.index} ({gpu.name}, {_gib(gpu.total)})",
         servers + sum(shares.values()),
         gpu.free,
@@ -186,7 +200,7 @@ def _round(tokens: int) -> int:
     return tokens // 1024 * 1024 or tokens
 
 
-def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[str]:
+def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Problem]:
     """What vLLM itself would refuse: a KV cache that cannot hold one sequence of full length, too few open files."""
     here = {gpu.index: gpu for gpu in facts.gpus if gpu.total}
     for name, engine in profile.engines.items():
@@ -199,10 +213,10 @@ def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]
             yield from _small_share(name, need, int((assignment.memory or VLLM_MEMORY) * gpu.total), gpu.total)
     if facts.open_files is not None and facts.open_files < FEW_FILES:
         few = f"a process may have {facts.open_files:,}, engines need {FEW_FILES:,}"
-        yield f"open files: {few}; raise it: ulimit -Hn 65535"
+        yield Problem("limit", f"open files: {few}", "raise it: ulimit -Hn 65535")
 
 
-def _small_cache(name: str, engine: Engine, need: demand.Demand, *, on_gpu: bool) -> Iterator[str]:
+def _small_cache(name: str, engine: Engine, need: demand.Demand, *, on_gpu: bool) -> Iterator[Problem]:
     if not need.kv or not need.context:
         return
     # The CPU build counts whole GiB.
@@ -216,17 +230,21 @@ def _small_cache(name: str, engine: Engine, need: demand.Demand, *, on_gpu: bool
     full = f"{_gib(need.kv)} KV cache of {need.context:,} tokens"
     if have >= need.kv - need.block * (need.per_token or 0):
         full += f" and the block of {need.block} tokens that vLLM keeps back"
-    yield f"{name}: kv_cache is {_gib(have)}, but needs {full}; {_or_shorter(enough, tokens)}"
+    text = f"{name}: kv_cache is {_gib(have)}, but needs {full}"
+    yield Problem("kv-cache", text, _or_shorter(enough, tokens), name)
 
 
-def _small_share(name: str, need: demand.Demand, share: int, total: int) -> Iterator[str]:
+def _small_share(name: str, need: demand.Demand, share: int, total: int) -> Iterator[Problem]:
     if share >= need.least or not need.weights:
         return
     enough = f"`memory: {-(-100 * need.least // total) / 100:g}`" if need.least <= total else ""
     full = f" + {_gib(need.kv)} KV cache of {need.context:,} tokens" if need.kv and need.context else ""
     tokens = _round(need.tokens(share - need.fixed) or 0)
     needs = f"{_gib(need.least)} ({_fixed_parts(need)}{full})"
-    yield f"{name}: its share of the GPU is {_gib(share)}, but needs {needs}; {_or_shorter(enough, tokens)}"
+    # An estimate: within its error vLLM may still start, and says itself whether it can.
+    hard = need.least - share > UNCERTAIN
+    text = f"{name}: its share of the GPU is {_gib(share)}, but needs {needs}"
+    yield Problem("gpu-memory", text, _or_shorter(enough, tokens), name, hard=hard)
 
 
 def _or_shorter(enough: str, tokens: int | None) -> str:

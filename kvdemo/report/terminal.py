@@ -164,10 +164,8 @@ def down_summary(remains: Remains) -> str:
 
 
 def plan_text(plan: Plan) -> Group:
-    """The plan for people: each service's command and variables, then what is missing."""
-    parts: list[Text | str] = [f"[bold]{escape(plan.project)}[/] from {escape(plan.profile)}, in this order:\n"]
-    for spec in plan.services:
-        parts.append(_service_text(spec))
+    """The plan for people: what fits and what is missing, the variables of all, then each service's command."""
+    parts: list[Text | str] = [f"[bold]{escape(plan.project)}[/] from {escape(plan.profile)}\n"]
     parts += [f"[green]fits[/]      {escape(line)}" for line in plan.sums]
     parts += [f"[yellow]warning[/]   {escape(line)}" for line in plan.warnings]
     for name in plan.fetch:
@@ -176,17 +174,27 @@ def plan_text(plan: Plan) -> Group:
         parts.append(f"[yellow]missing[/]   {escape(problem)}")
     if not plan.missing:
         parts.append("[green]nothing is missing[/]: `kvdemo up` would start this")
+    variables = [_variables(spec) for spec in plan.services]
+    shared = [row for row in variables[0] if all(row in rows for rows in variables)] if len(variables) > 1 else []
+    if shared:
+        parts.append(Text("\nevery service", style="bold").append("\n  " + "\n  ".join(shared), style="not bold dim"))
+    parts.append("")
+    for spec, rows in zip(plan.services, variables, strict=True):
+        parts.append(_service_text(spec, [row for row in rows if row not in shared]))
     return Group(*parts)
 
 
-def _service_text(spec: ServiceSpec) -> Text:
+def _variables(spec: ServiceSpec) -> list[str]:
+    return [f"{name}={value}" for name, value in spec.env.items()] + [f"{name}=${{{name}}}" for name in spec.secrets]
+
+
+def _service_text(spec: ServiceSpec, variables: list[str]) -> Text:
     where = f"GPU {','.join(map(str, spec.gpus))}" if spec.gpus else "no GPU"
     text = Text(f"{spec.name}", style="bold")
     where = f"node {spec.node} ({spec.host}), {where}" if spec.node else where
     text.append(f"  {spec.kind}, port {', '.join(map(str, spec.ports))}, {where}", style="not bold")
     text.append(f", {spec.budget}" if spec.budget else "", style="not bold")
-    env = [f"{name}={value}" for name, value in spec.env.items()] + [f"{name}=${{{name}}}" for name in spec.secrets]
-    text.append("\n  " + "\n  ".join(env), style="not bold dim")
+    text.append("".join(f"\n  {row}" for row in variables), style="not bold dim")
     text.append("\n  " + shlex.join(spec.argv) + "\n", style="not bold")
     return text
 
