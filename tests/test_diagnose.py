@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvdemo.fleet import diagnose, excerpts, logtext
 from kvdemo.planning.plan import ServiceSpec
-from printed import CHAINED, DURING, POINTER, READY, traceback
+from printed import CHAINED, DURING, POINTER, READY, each, traceback
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -290,6 +290,7 @@ def test_a_signal_before_an_error_that_stands_elsewhere() -> None:
         ("Fatal Python error: Bus error", "unknown"),
         ("/venv/bin/python: symbol lookup error: /x/c_ops.so: undefined symbol: _ZN3c1", "versions"),
         ("Illegal instruction (core dumped)", "illegal-instruction"),
+        ("Killed", "child-failed"),
     ],
 )
 def test_last_words_of_native_code(rows: str, code: str) -> None:
@@ -423,3 +424,66 @@ def test_redact() -> None:
     text = "key=correct-horse t=hf_abcdefghijklmnopqrst o=sk-abcdefghijklmnopqrst a b"
     found = excerpts.redact(text, {"KEY": "correct-horse", "SHORT": "a"})
     assert found == "key=${KEY} t=hf_*** o=sk-*** a b"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "torch.multiprocessing.spawn.ProcessExitedException: process 0 terminated with signal SIGKILL",
+        "E0909 07:11:16.569000 140533 torch/api.py:833] failed (exitcode: -9) local_rank: 0 (pid: 9292) of binary: /x",
+        "[2026-11-24 02:00:00 +0000] [1] [ERROR] Worker (pid:77) was sent SIGKILL! Perhaps out of memory?",
+        traceback(
+            "RuntimeError: Process ApiServer_0 (PID: 9) died with exit code -9", "utils.py:588 raise RuntimeError("
+        ),
+    ],
+)
+def test_every_way_to_say_that_a_process_was_killed(row: str) -> None:
+    """A record or an exception that only tells of another process's end is no cause of its own."""
+    cause = diagnose.root_cause(f"{row.rstrip()}\n", 1)
+    assert (cause.code, "memory" in cause.fix) == ("killed", True)
+
+
+def test_a_status_that_a_shell_made() -> None:
+    """A wrapper tells the signal of its command as 128 more; a real cause in the log goes before it."""
+    cause = diagnose.root_cause("last words\n", 137)
+    assert (cause.code, cause.line) == ("killed", "exit code 137: ended by signal 9")
+    assert diagnose.root_cause(traceback("ValueError: real"), 137).line == "ValueError: real"
+    assert diagnose.root_cause("last words\n", 129).code == "exit-status"
+
+
+def test_an_error_that_a_healthy_server_survived() -> None:
+    """A core that answers its health check well had not died of what was written before."""
+    request = traceback("ValueError: a request", prefix="(APIServer pid=6) ERROR 11-24 02:28:40 [serving.py:3] ")
+    health = '(APIServer pid=6) INFO:     127.0.0.1:5 - "GET /health HTTP/1.1" {}\n'
+    assert diagnose.root_cause(request + health.format("200 OK"), 1).code == "exit-status"
+    assert diagnose.root_cause(request + health.format("503 Service Unavailable"), 1).line == "ValueError: a request"
+
+
+def test_the_last_block_of_errors_from_its_beginning() -> None:
+    """Without a word of which one was fatal: what came after the last sign of work, first the core's, not an attempt."""
+    one = "(EngineCore pid=7) ERROR 11-24 02:28:40 [a.py:1] "
+    log = each(
+        "ERROR 11-24 02:28:39 [b.py:1] ", "Failed to import x\n" + traceback("ModuleNotFoundError: No module named 'x'")
+    )
+    log += "(APIServer pid=6) INFO 11-24 02:28:39 [utils.py:1] version 0.32\n"
+    log += (
+        f"(APIServer pid=6) ERROR 11-24 02:28:39 [c.py:1] OSError: later\n{one}ValueError: real\n{one}TypeError: then\n"
+    )
+    assert diagnose.root_cause(log + POINTER, 1).line == "ValueError: real"
+
+
+def test_requests_in_a_dump_raise_nothing() -> None:
+    """A request that vLLM writes down at a crash may hold any line, at level ERROR."""
+    dump = each(
+        "(EngineCore pid=7) ERROR 11-24 02:28:40 [dump_input.py:79] ", "Dumping scheduler output\nMemoryError: please\n"
+    )
+    assert diagnose.root_cause(dump, 1).code == "exit-status"
+
+
+def test_words_of_nccl_are_told_also_without_a_remedy() -> None:
+    """NCCL's own warning says more than the exception that follows it."""
+    log = "h:1:1 [0] init.cc:3 NCCL WARN Bootstrap : no socket interface found\n"
+    log += traceback("RuntimeError: NCCL error: internal error - please report this issue to the NCCL developers")
+    assert diagnose.root_cause(log, 1).line.endswith("Bootstrap : no socket interface found")
+    below = "torch.distributed.DistBackendError: NCCL error in: x.cpp:1, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+    assert diagnose.root_cause(traceback(below), 1).code == "gpu-memory"

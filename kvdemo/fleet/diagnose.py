@@ -9,12 +9,14 @@ remedy. What the guardian recorded (a signal, processes killed for memory) goes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from signal import Signals
 from typing import TYPE_CHECKING
 
-from kvdemo.fleet import excerpts, logtext, signatures
-from kvdemo.fleet.logtext import Fault, Line, Log, Raised
+from kvdemo.fleet import evidence, excerpts, logtext, signatures
+from kvdemo.fleet.evidence import Evidence
+from kvdemo.fleet.logtext import Fault, Raised
 from kvdemo.fleet.signature import GPU_MEMORY, INTERNAL_PORT, KILLED, OFFLINE, PORT_TAKEN, Signature
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 STATUS = "exit-status"
+SHELL = 128
+"""What a shell adds to the number of the signal that ended its command."""
 
 
 @dataclass(frozen=True)
@@ -41,59 +45,10 @@ class Cause:
         return self.title or self.line
 
 
-_READY = re.compile(r"Application startup complete\.$")
-_FAILURE = re.compile(
-    r"EngineCore (?:failed to start|encountered a fatal error|hit an exception)|WorkerProc (?:failed to start|hit an "
-    r"exception)|Exception in worker \w+|(?:AsyncLLM|Engine) output_handler failed|Engine background task "
-    r"failed|Error executing method|Process \S+:$|Application startup failed"
-)
-"""Records after which a process of vLLM's ends."""
-
-_POINTERS = re.compile(
-    r"(?:Engine core|Frontend process failed during engine core) initialization|Engine core initialization failed|"
-    r"EngineCore encountered an issue|WorkerProc initialization failed|Engine process (?:failed to start|\(pid)|"
-    r"Executor failed|See (?:stack trace|root cause)|Background loop has errored|MQLLMEngine is already dead|"
-    r"unhandled errors in a TaskGroup|Worker failed with error"
-)
-_POINTING = re.compile(r"(?:Async)?Engine(?:Dead|Generate)Error|MQEngineDeadError|CancelledError|KeyboardInterrupt|"
-                       r"SystemExit|(?:Base)?ExceptionGroup|RayTaskError|ActorDiedError|RayActorError")  # fmt: skip
-_SECONDARY = re.compile(
-    r"ChildProcessError|BrokenPipeError|Connection(?:Reset|Aborted)Error|EOFError|ContextTerminated|IncompleteReadError"
-)
-_PEER_LOST = re.compile(
-    r".*(?:Connection closed by (?:remote )?peer|recvValue failed|Connection reset by peer|remote process exited|"
-    r"cancelled|Broken pipe|failed to recv, got 0 bytes)"
-)
-_ASIDE = re.compile(
-    r"Exception ignored in|Exception in thread|Task exception was never retrieved|Future exception was never retrieved|"
-    r"Exception in ASGI application|Exception in callback|Failed to import|--- Logging error ---|Exception occurred in"
-)
-"""What stands before a traceback that ended nothing but a thread, a request or an attempt."""
-
-_IGNORED = re.compile(r"Exception ignored in|--- Logging error ---")
-_ENDING = re.compile(
-    r"(?i)shut|terminat|exit|clean|destroy|stopp|finish|abort|clos|dead|died|kill|releas|unregister|dump|cancel|sigterm"
-)
-_HARMLESS = ("INFO", "DEBUG", "WARNING")
-_QUIET = ("", "INFO", "DEBUG")
-NEAR = 200
-"""Lines between an error and the record of a child's death that may belong together."""
-
-_DUMP = re.compile(
-    r"Dumping (?:input data|scheduler)|non-default args|Initializing an? \S* ?(?:LLM )?engine|with config:"
-)
-_NO_CAUSE = re.compile(rf"^\s|^Traceback|{_DUMP.pattern}|{_ASIDE.pattern}|{_POINTERS.pattern}")
-"""Records at level ERROR that are none: parts of a traceback, dumps, pointers, attempts."""
-
 RECORDS = 50
 """Records at level ERROR that are read, from the end."""
 
-_ACCESS = re.compile(r'\S+ - "(?P<method>[A-Z]+) \S+ HTTP/[\d.]+" (?P<status>\d+)')
-_CHILD = re.compile(
-    r".*(?:died unexpectedly|died, exit code: -?\d+|died with exit code -?\d+|engine core exited unexpectedly|"
-    r"Failed core proc\(s\): \{[^}]*: -\d+)"
-)
-_STATUS = re.compile(r"exit ?code:? (-?\d+)|: (-\d+)[,}]")
+_STATUS = re.compile(r"exit ?code:? (?P<code>-?\d+)|: (?P<core>-\d+)[,}]|(?:signal|sent) (?P<signal>SIG[A-Z]+)")
 _TOOLS = ("compile", "nccl")
 _COMPILER = re.compile(r": (?:fatal )?error: |: (?:command )?not found|^nvcc fatal|^(?:\S*ld|collect2): ")
 _LOOKUPS = re.compile(
@@ -115,146 +70,63 @@ def root_cause(
     ``oom_kills`` counts what the kernel killed for want of memory while it ran: processes of its control group
     (``oom_ours``), or of the whole machine.
     """
-    read = _Read(logtext.parse(log))
+    read = Evidence(logtext.parse(log))
     memory = _memory(oom_kills, oom_ours)
     causes = (
-        _explained(_of_the_failure(read), spec, read),
+        _explained(evidence.of_the_failure(read), spec, read),
         _by_record(read, spec, dying=True),
         _killed_child(read, memory),
-        _by_signal(signal, memory, spec),
-        _explained(_elsewhere(read), spec, read),
+        _by_signal(code, signal, memory, spec),
+        _explained(evidence.elsewhere(read), spec, read),
         _by_record(read, spec),
         _by_kernel(memory, oom_ours),
-        _explained(_secondary(read), spec, read),
+        _explained(evidence.secondary(read), spec, read),
         _by_status(read, code),
     )
     cause = next(cause for cause in causes if cause)
     return replace(cause, line=excerpts.excerpt(cause.line))
 
 
-class _Read:
-    """What counts of a log: its lines and faults since the service was ready, and whether it ever was."""
-
-    def __init__(self, log: Log) -> None:
-        ready = max((line.number for line in log.lines if line.level == "INFO" and _READY.match(line.text)), default=-1)
-        self.served = ready >= 0
-        self.lines = [line for line in log.lines if line.number > ready]
-        self.faults = [
-            fault
-            for fault in log.faults
-            if fault.first > ready and fault.level not in _HARMLESS and not _IGNORED.search(fault.head)
-        ]
-        self.announced: dict[str, int] = {}
-        """The line in which each process that failed says so for the first time."""
-        self.worked: dict[str, int] = {}
-        """The last line in which each process, or (under "") anyone, tells of its work."""
-        for line in self.lines:
-            if line.level not in ("INFO", "DEBUG") and _FAILURE.match(line.text):
-                self.announced.setdefault(line.process, line.number)
-            elif _works(line):
-                self.worked[line.process] = self.worked[""] = line.number
-
-    def declared(self, fault: Fault) -> bool:
-        """Whether its process had said that it fails."""
-        return self.announced.get(fault.process, fault.last + 1) <= fault.last
-
-    def uncaught(self, fault: Fault) -> bool:
-        """Whether nobody caught it, as far as the log tells, and the process did nothing more."""
-        raw = fault.kind == "traceback" and not fault.level and not _ASIDE.search(fault.head)
-        return (raw or fault.kind == "usage") and not self.survived(fault)
-
-    def survived(self, fault: Fault) -> bool:
-        """Whether the process went on with its work after this fault."""
-        return self.worked.get(fault.process, -1) > fault.last
-
-
-def _works(line: Line) -> bool:
-    """Whether only a living service writes this line."""
-    if line.level not in ("INFO", "DEBUG"):
-        return False
-    if access := _ACCESS.match(line.text):
-        return access["method"] == "POST" and access["status"].startswith("2")
-    return not _ENDING.search(line.text) and not _DUMP.search(line.text)
-
-
-def _points(raised: Raised) -> bool:
-    """Whether this exception only says that there was another one."""
-    return bool(_POINTERS.match(raised.message) or _POINTING.fullmatch(raised.short))
-
-
-def _follows(raised: Raised) -> bool:
-    """Whether this exception is what others see of a process that ended."""
-    return bool(_SECONDARY.fullmatch(raised.short) or _PEER_LOST.match(raised.message))
-
-
-def _telling(fault: Fault) -> bool:
-    return any(not _points(raised) and not _follows(raised) for raised in fault.chain)
-
-
-def _of_the_failure(read: _Read) -> Iterator[Fault]:
-    """Faults of the failure itself in order of time, then what native code wrote before it died."""
-    telling = [fault for fault in read.faults if _telling(fault)]
-    yield from (fault for fault in telling if fault.kind != "native" and read.declared(fault))
-    yield from (fault for fault in telling if fault.kind != "native" and read.uncaught(fault))
-    yield from (fault for fault in telling if fault.kind == "native" and not read.survived(fault))
-    deaths = [line.number for line in read.lines if line.level not in _QUIET and _CHILD.match(line.text)][-1:]
-    for fault in telling:
-        near = any(0 <= number - fault.last <= NEAR for number in deaths)
-        if near and fault.kind == "line" and fault.process.startswith(("EngineCore", "Worker")):
-            yield fault
-
-
-def _elsewhere(read: _Read) -> list[Fault]:
-    """Faults that nobody called fatal and nobody survived: those of the engine's core and of tracebacks first."""
-    rest = [fault for fault in read.faults if _telling(fault) and not read.survived(fault)]
-    return sorted(rest, key=lambda fault: (fault.process.startswith("API"), fault.kind != "traceback", fault.first))
-
-
-def _secondary(read: _Read) -> Iterator[Fault]:
-    """What only shows that something else had ended: better than nothing."""
-    yield from (f for f in read.faults if not read.survived(f) and any(not _points(r) for r in f.chain))
-
-
-def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, read: _Read) -> Cause | None:
+def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, read: Evidence) -> Cause | None:
     """The cause that the first of these faults is."""
     for fault in faults:
         return _chain(fault, spec, read)
     return None
 
 
-def _chain(fault: Fault, spec: ServiceSpec | None, read: _Read) -> Cause:
+def _chain(fault: Fault, spec: ServiceSpec | None, read: Evidence) -> Cause:
     """Of chained exceptions the one with a signature, the least general and the first; else the one that explains."""
     known = [
         (signature.general, number, signature, text, raised)
         for number, raised in enumerate(fault.chain)
-        if not _points(raised)
+        if not evidence.points(raised)
         for signature, text in signatures.lookup(raised.name, raised.message, raised.more, raised.frame)
     ]
     if known:
         _, _, signature, text, raised = min(known, key=lambda entry: entry[:2])
-        above = _above(fault, read) if signature.code in _TOOLS else None
+        above = _above(signature, fault, read) if signature.code in _TOOLS else None
         signature, text = above or (signature, text)
         return _remedied(signature, _line(raised, text), raised, spec, read.served)
-    raised = _explaining([raised for raised in fault.chain if not _points(raised)] or list(fault.chain))
+    raised = _explaining([raised for raised in fault.chain if not evidence.points(raised)] or list(fault.chain))
     return Cause(_line(raised, ""))
 
 
-def _above(fault: Fault, read: _Read) -> tuple[Signature, str] | None:
+def _above(signature: Signature, fault: Fault, read: Evidence) -> tuple[Signature, str] | None:
     """What a compiler or NCCL wrote by itself just before an exception that says no more than that it failed."""
-    near = [line for line in read.lines if fault.first - NEAR <= line.number < fault.first]
-    for line in reversed(near):
-        if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text)):
-            for signature, text in signatures.lookup("", line.text):
-                if not signature.general:
-                    return signature, text
-    return None
+    near = [line for line in read.lines if fault.first - evidence.NEAR <= line.number < fault.first]
+    told = [line.text for line in near if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text))]
+    for text in reversed(told):
+        for known, _ in signatures.lookup("", text):
+            if not known.general:
+                return known, text
+    return (signature, told[-1]) if told else None
 
 
 def _explaining(chain: Sequence[Raised]) -> Raised:
     """The first, unless it was a mere failed look-up that something more telling followed."""
     first, last = chain[0], chain[-1]
     caught = any(raised.link in ("context", "next") for raised in chain[1:])
-    if caught and last.message and (_LOOKUPS.match(first.short) or _follows(first) or not first.message):
+    if caught and last.message and (_LOOKUPS.match(first.short) or evidence.follows(first) or not first.message):
         return last
     return first
 
@@ -299,7 +171,8 @@ def _port(line: str, raised: Raised, spec: ServiceSpec | None) -> tuple[str, str
     """A port of the profile, or one that vLLM chose for itself."""
     number = re.search(r"port:? (\d{2,5})|', (\d{2,5})\)|:(\d{2,5})\b", line)
     port = int(next(group for group in number.groups() if group)) if number else 0
-    internal = port not in spec.ports if spec and port else raised.short.startswith("Dist")
+    own = raised.short.startswith("Dist") or raised.message.startswith("The server socket has failed")
+    internal = port not in spec.ports if spec and port else own
     if internal:
         return INTERNAL_PORT, (
             "a port that the engine chooses for its own processes was taken between choosing and binding: try again, "
@@ -309,12 +182,12 @@ def _port(line: str, raised: Raised, spec: ServiceSpec | None) -> tuple[str, str
     return PORT_TAKEN, f"another program took {what} since it was checked: leave `port` out, or free it"
 
 
-def _killed_child(read: _Read, memory: str) -> Cause | None:
+def _killed_child(read: Evidence, memory: str) -> Cause | None:
     """A process of the service that ended without a word of its own."""
-    lines = [line for line in read.lines if line.level not in ("INFO", "DEBUG") and _CHILD.match(line.text)]
+    lines = [line for line in read.lines if line.level not in ("INFO", "DEBUG") and evidence.CHILD.match(line.text)]
     if not lines:
         return None
-    statuses = [int(match[1] or match[2]) for line in lines for match in [_STATUS.search(line.text)] if match]
+    statuses = [_status(match) for line in lines for match in [_STATUS.search(line.text)] if match]
     line = next((line for line in lines if _STATUS.search(line.text)), lines[0])
     number = -min(statuses, default=-9)
     if number <= 0:
@@ -329,6 +202,13 @@ def _killed_child(read: _Read, memory: str) -> Cause | None:
     return Cause(line.text, fix.format(name="NAME"), code, f"a process of the engine {told}")
 
 
+def _status(match: re.Match[str]) -> int:
+    """The exit status that a record tells, negative for a signal as Python's."""
+    if match["signal"]:
+        return -int(Signals.__members__.get(match["signal"], 0))
+    return int(match["code"] or match["core"])
+
+
 def _memory(oom_kills: int, oom_ours: bool) -> str:
     """The remedy when the kernel counted kills for memory; empty if it did not."""
     if not oom_kills:
@@ -341,12 +221,16 @@ def _memory(oom_kills: int, oom_ours: bool) -> str:
     )
 
 
-def _by_signal(signal: int | None, memory: str, spec: ServiceSpec | None) -> Cause | None:
+def _by_signal(code: int | None, signal: int | None, memory: str, spec: ServiceSpec | None) -> Cause | None:
+    """What ended the service itself; a shell in between adds 128 to the number of the signal."""
+    if signal is None and code and code - SHELL in signatures.SIGNALS:
+        cause = _by_signal(None, code - SHELL, memory, spec)
+        return replace(cause, line=f"exit code {code}: {cause.line}") if cause else None
     if not signal:
         return None
-    code, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
+    known, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
     fix = (memory if signal == 9 else "") or fix
-    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), code, logged=False)
+    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), known, logged=False)
 
 
 def _by_kernel(memory: str, oom_ours: bool) -> Cause | None:
@@ -357,20 +241,22 @@ def _by_kernel(memory: str, oom_ours: bool) -> Cause | None:
     return Cause(line, memory, KILLED, logged=False)
 
 
-def _by_record(read: _Read, spec: ServiceSpec | None, *, dying: bool = False) -> Cause | None:
+def _by_record(read: Evidence, spec: ServiceSpec | None, *, dying: bool = False) -> Cause | None:
     """A record at level ERROR that names a known cause, if nothing was done after it; ``dying``: of a dead child's."""
-    records = [line for line in read.lines if line.level in ("ERROR", "CRITICAL") and not _NO_CAUSE.search(line.text)]
+    records = [
+        line for line in read.lines if line.level in ("ERROR", "CRITICAL") and not evidence.NO_CAUSE.search(line.text)
+    ]
     if dying:
-        deaths = [line.number for line in records if _CHILD.match(line.text)]
-        records = [line for line in records if deaths and deaths[0] - NEAR <= line.number < deaths[0]]
+        deaths = [line.number for line in records if evidence.CHILD.match(line.text)]
+        records = [line for line in records if deaths and deaths[0] - evidence.NEAR <= line.number < deaths[0]]
     for line in records[-RECORDS:]:
-        if read.worked.get(line.process, -1) < line.number:
+        if not read.alive_after(line.process, line.number):
             for signature, _ in signatures.lookup("", line.text):
                 return _remedied(signature, line.text, Raised("", line.text), spec, read.served)
     return None
 
 
-def _by_status(read: _Read, code: int | None) -> Cause:
+def _by_status(read: Evidence, code: int | None) -> Cause:
     last = read.lines[-1].text.strip() if read.lines else "it wrote nothing"
     if code is None:
         return Cause(last, code=STATUS, logged=False)

@@ -16,7 +16,8 @@ GPU = (
     ),
     Signature(
         GPU_MEMORY,
-        r"(?:CUDA|HIP|XPU) out of memory|CUDA error: out of memory|Allocation on device|Out of memory(?:$|[.!])",
+        r"(?:CUDA|HIP|XPU) out of memory|CUDA error: out of memory|Allocation on device|"
+        r"Cuda failure (?:\d+ )?'out of memory'|Out of memory(?:$|[.!])",
         "lower `memory` or kv_cache, or max-num-batched-tokens or max-num-seqs in args, or give the engine another GPU",
         title="out of GPU memory",
         general=True,
@@ -210,7 +211,7 @@ HOST = (
 NETWORK = (
     Signature(
         "nccl-version",
-        r"~(?:NCCL version mismatch|undefined symbol: nccl)",
+        r"~undefined symbol: nccl",
         "two versions of NCCL are mixed: unset LD_PRELOAD and VLLM_NCCL_SO_PATH, or install the pinned torch",
     ),
     Signature(

@@ -26,6 +26,9 @@ MORE_LIMIT = 60
 CHAIN_LIMIT = 30
 """Exceptions that are read as one chain."""
 
+DUMPS = "dump_input.py"
+"""Where vLLM writes down its configuration and the requests when it crashes: no line of them is an exception."""
+
 LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -177,6 +180,8 @@ def _faults(lines: Sequence[Line]) -> Iterator[Fault]:
     before: dict[str, Line] = {}
     heads: dict[int, Line | None] = {}
     for line in lines:
+        if line.where.startswith(DUMPS):
+            continue
         if line.level:
             segments[line.process] = segments.get(line.process, 0) + 1
         heads[line.number] = before.get(line.process)

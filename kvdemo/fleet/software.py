@@ -25,7 +25,7 @@ PYTHON = (
     ),
     Signature(
         "versions",
-        r"~(?:undefined symbol|cannot open shared object file)|cannot import name|DLL load failed|"
+        r"~(?:undefined symbol(?!: nccl)|cannot open shared object file)|cannot import name|DLL load failed|"
         r"module '[\w.]+' has no attribute|~(?:has no attribute '_C\w*'|takes \d+ positional arguments? but)|"
         r"~version mismatch between the lmcache client and lmcache server|"
         r"__init__\(\) got an unexpected keyword argument",
@@ -157,7 +157,7 @@ MODEL = (
     ),
     Signature(
         "quantization-tp",
-        r"The (?:input|output) size .* is not (?:aligned with|divisible by) the quantized weight",
+        r"The (?:input|output)[ _]size\b.*not divisible by .*quantiz|The input size is not aligned",
         "the quantized weights cannot be split that often: give the engine fewer gpus",
     ),
     Signature(
@@ -174,7 +174,7 @@ MODEL = (
     Signature(
         "custom-code",
         r"(?:Loading this model requires you to execute|The repository .* contains custom code|"
-        r"Loading .* requires you to execute the)",
+        r"Loading .* requires you to execute the|Failed to load the (?:model config|tokenizer)\. If the)",
         "the model brings code of its own: if you trust it, add `trust-remote-code: true` to args",
     ),
     Signature(
