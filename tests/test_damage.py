@@ -194,7 +194,8 @@ def test_samples_without_times_have_no_limit(tmp_path: Path) -> None:
         edit(path, line, ttft=None)
     held = saved.run(path)
     assert (held.result.limit, held.result.speedup) == (None, None)
-    assert "Nothing proved" in page.render(held.result, held.samples or ())
+    said = page.render(held.result, held.samples or ())
+    assert "Nothing is proved: no trial holds a cold request of plain and a reuse that both prove something." in said
 
 
 def test_conditions_cannot_pretend_to_be_findings(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_failures_are_the_headline() -> None:
     missed = [replace(s, cached_tokens=0, sources=Sources(PROMPT, 0, 0)) if s.arm == "reuse" else s for s in samples()]
     shown = of(missed)
     assert shown.text["h1"] == ["Nothing proved"]
+    assert "Nothing is proved: the reuse of b is MISS." in shown.said()
     assert "b reuse: MISS" in shown.said()
     assert "Hollow dots" in shown.said()
 

@@ -183,6 +183,7 @@ def test_a_baseline_that_failed_has_no_ratio(trial: int) -> None:
     assert "store_tax" not in (broken.costs or {})
     for said in media(broken).values():
         assert "plain cold: FAILED: broke" in said
+        assert "a cold request of the baseline plain failed" in said
         assert "faster (TTFT)" not in said
 
 

@@ -78,8 +78,20 @@ def _without_speedup(result: Result) -> Headline:
         sentence = f"In {shared} of {len(pairs)} pairs the reader got its tokens from what the writer had stored."
         tone = Tone.GOOD if result.valid else Tone.BAD
         return Headline(f"{shared} of {len(pairs)} pairs share", sentence, tone)
-    why = next(iter(complaints(result)), "No request of a reader was answered from the shared cache.")
-    return Headline("Nothing proved", why, Tone.BAD)
+    return Headline("Nothing proved", f"Nothing is proved: {_why_nothing(result)}.", Tone.BAD)
+
+
+def _why_nothing(result: Result) -> str:
+    """What keeps the run from a speed-up: the baseline, the reuse, or that they have no trial in common."""
+    baseline = next((row for row in result.rows if is_baseline(result, row)), None)
+    reuse = result.row("reuse")
+    if baseline and Verdict.FAILED in baseline.verdicts:
+        return f"a cold request of the baseline {baseline.engine} failed"
+    if reuse is None:
+        return "no reader was asked about what a writer had stored"
+    if reuse.verdict is not Verdict.SHARED:
+        return f"the reuse of {reuse.engine} is {reuse.verdict}"
+    return f"no trial holds a cold request of {result.conditions.baseline} and a reuse that both prove something"
 
 
 def answer(result: Result) -> Piece:
