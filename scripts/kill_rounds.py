@@ -125,7 +125,7 @@ class Fleet:
         self.path, self.name = path, f"kr{seed % 10**12}"
         self.environ = {**os.environ, "KVDEMO_STATE_DIR": str(path / "state"), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
         self.project = Project(root(self.environ), self.name)
-        self.segment = f"kvdemo-{self.name}"
+        self.segment = f"lmcache_kv_{{pid}}_{self.name}"  # as LMCache names its pools
         python = path / "python"
         python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKES} exec {sys.executable} -S "$@"\n')
         python.chmod(0o755)
@@ -196,7 +196,7 @@ class Fleet:
         """Whatever is there that `down` should have removed."""
         left = [f"process {pid} ({words})" for pid, words in self.processes().items()]
         left += [f"port {port}" for port in ports if not procfs.port_free("127.0.0.1", port)]
-        left += [str(path) for path in Path("/dev/shm").glob(f"{self.segment}*")]
+        left += [str(path) for path in Path("/dev/shm").glob(self.segment.replace("{pid}", "*"))]
         left += [str(path) for path in (self.project.sockets, self.path / "kv") if os.path.lexists(path)]
         there = {path.name for path in self.project.dir.iterdir()} if self.project.dir.exists() else set()
         return left + [f"state {name}" for name in sorted(there - {"logs", "project.lock"})]
@@ -275,7 +275,7 @@ def run(seed: int) -> Round:
         for pid in fleet.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for segment in Path("/dev/shm").glob(f"{fleet.segment}*"):
+        for segment in Path("/dev/shm").glob(fleet.segment.replace("{pid}", "*")):
             segment.unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
     return result

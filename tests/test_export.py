@@ -5,8 +5,10 @@ The scripts really start the fleet without kvdemo, or through it, and end it. No
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import FAKES, PATIENCE, Lab, needs_gcc
 from guarding import until
 from kvdemo.export.formats import export
+from kvdemo.export.k8s import object_name
 from kvdemo.host import health, procfs
 from kvdemo.planning.plan import Plan, ServiceSpec
 
@@ -196,27 +201,31 @@ def test_compose_without_a_gpu(lab: Lab) -> None:
     assert "deploy" not in services["a"]
 
 
+LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+
+
 def test_kubernetes_says_what_the_plan_says(lab: Lab) -> None:
     """A cache on every node, that sees all GPUs and owns none; engines that are never doubled; budgets of their own."""
     plan = fleet(lab, hub=True)
+    at = {name: object_name(plan.project, name) for name in ("shared", "plain", "b", "shared-kv")}
     found = {(d["kind"], d["metadata"]["name"]): d["spec"] for d in yaml.safe_load_all(export(plan, "k8s"))}
-    cache = found["DaemonSet", "shared"]["template"]["spec"]
-    engine = found["Deployment", "b"]["template"]["spec"]
-    plain = found["Deployment", "plain"]["template"]["spec"]
+    cache = found["DaemonSet", at["shared"]]["template"]["spec"]
+    engine = found["Deployment", at["b"]]["template"]["spec"]
+    plain = found["Deployment", at["plain"]]["template"]["spec"]
     assert (cache["hostIPC"], engine["hostIPC"], plain.get("hostIPC")) == (True, True, None)
     assert not any(pod["enableServiceLinks"] for pod in (cache, engine, plain))
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"} in cache["containers"][0]["env"]
     assert "limits" not in cache["containers"][0]["resources"]
     assert engine["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
-    assert found["Deployment", "b"]["strategy"] == {"type": "Recreate"}
+    assert found["Deployment", at["b"]]["strategy"] == {"type": "Recreate"}
     args = cache["containers"][0]["args"]
     adapter = json.loads(args[args.index("--l2-adapter") + 1])
     assert (adapter["base_path"], adapter["relative_tmp_dir"]) == ("/kv", "tmp-$(NODE_NAME)")
     assert not [volume for volume in cache["volumes"] if "emptyDir" in volume]
-    assert found["PersistentVolumeClaim", "shared-kv"]["accessModes"] == ["ReadWriteMany"]
-    assert found["Service", "shared"]["internalTrafficPolicy"] == "Local"
+    assert found["PersistentVolumeClaim", at["shared-kv"]]["accessModes"] == ["ReadWriteMany"]
+    assert found["Service", at["shared"]]["internalTrafficPolicy"] == "Local"
     for spec in plan.engines:
-        (container,) = found["Deployment", spec.name]["template"]["spec"]["containers"]
+        (container,) = found["Deployment", object_name(plan.project, spec.name)]["template"]["spec"]["containers"]
         assert kept(container["args"]) == words(spec)
         env = {entry["name"]: entry for entry in container["env"]}
         assert env["MY_SECRET"]["valueFrom"]["secretKeyRef"]["name"] == f"{plan.project}-secrets"
@@ -242,7 +251,27 @@ def test_kubernetes_names_lead_somewhere(lab: Lab) -> None:
             wanted = source["podSelector"]["matchLabels"].items()
             assert sum(wanted <= p["metadata"]["labels"].items() for p in pods) == len(pods) - 1
     used = {v["persistentVolumeClaim"]["claimName"] for p in pods for v in p["spec"]["volumes"] if len(v) > 1}
-    assert used == claims == {"shared-kv", "models"}
+    assert used == claims == {object_name(lab.name, name) for name in ("shared-kv", "models")}
+    arguments = [arg for pod in pods for c in pod["spec"]["containers"] for arg in c["args"]]
+    hosts = {word for arg in arguments for word in re.findall(r'"lmcache.mp.host": ?"tcp://([^"]+)"', arg)}
+    assert hosts == {object_name(lab.name, "shared")}
+    waits = [c["command"][-1] for pod in pods for c in pod["spec"].get("initContainers", [])]
+    assert waits
+    assert all(f"//{object_name(lab.name, 'shared')}:" in code for code in waits)
+
+
+@given(project=LABELS, other=LABELS, name=LABELS, another=LABELS)
+def test_no_two_projects_of_a_namespace_share_a_name(project: str, other: str, name: str, another: str) -> None:
+    """Each object's name is one that a Service may have, and tells its project."""
+    first, second = object_name(project, name), object_name(other, another)
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", first)
+    assert (first == second) == ((project, name) == (other, another))
+
+
+def test_hyphens_do_not_make_two_names_one() -> None:
+    """Where the project ends and the service begins can be told."""
+    assert object_name("a", "b-c") != object_name("a-b", "c")
+    assert object_name("demo4", "vllm-a") == "demo4-vllm-a"
 
 
 @pytest.fixture
@@ -305,6 +334,64 @@ def test_the_script_ends_what_it_started_when_a_cache_fails(lab: Lab) -> None:
     process = start(lab)
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "bad ended before it was ready" in err) == (1, True)
+    until(lambda: not lab.pids())
+
+
+@pytest.mark.usefixtures("script")
+def test_the_script_tells_another_fleet_on_its_ports(lab: Lab) -> None:
+    """With the same fleet up already: told before anything starts, nothing of the other touched, never "all ready"."""
+    first = start(lab)
+    assert first.stdout is not None
+    said = [next(first.stdout) for _ in range(4)]
+    assert said[-1].startswith("all ready")
+    before = lab.pids()
+    second = start(lab)
+    out, err = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 1
+    assert "all ready" not in out
+    assert re.search(r"shared: port \d+ is taken by another program", err)
+    assert {pid for pid in before if pid in lab.pids()} == set(before)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=PATIENCE)
+
+
+def test_the_script_tells_a_port_that_is_taken_meanwhile(lab: Lab) -> None:
+    """Another program answers where the service does not listen yet: it is told, and everything ended."""
+    path = lab.profile({"slow": {"env": {"FAKE_BIND_S": "60"}}})
+    plan = lab.plan(path)
+    (lab.path / "fleet.sh").write_text(export(plan, "shell"))
+    process = start(lab)
+    until(lambda: any("api_server" in line for line in lab.pids().values()))
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nobody reads it."""
+
+    server = http.server.HTTPServer(("127.0.0.1", plan.services[0].port), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    out, err = process.communicate(timeout=PATIENCE)
+    server.shutdown()
+    server.server_close()
+    assert (process.returncode, "all ready" in out) == (1, False)
+    assert "is answered by another program, which took it after it was checked" in err
+    until(lambda: not lab.pids())
+
+
+@pytest.mark.usefixtures("script")
+def test_the_script_tells_the_end_of_a_service(lab: Lab) -> None:
+    """One that is killed later is named, with its log; the others, and what it left, are ended."""
+    process = start(lab)
+    assert process.stdout is not None
+    assert [next(process.stdout) for _ in range(4)][-1].startswith("all ready")
+    engine = next(pid for pid, line in lab.pids().items() if "api_server" in line)
+    os.kill(engine, signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert re.search(r"(plain|a) ended after it was ready; see (plain|a)\.log", err)
     until(lambda: not lab.pids())
 
 

@@ -138,6 +138,9 @@ class Remote:
         finally:
             token.unlink(missing_ok=True)
 
+    def note(self, service: str) -> None:
+        """Left to ``settled``: the agents' own launchers look at what they stop."""
+
     def settled(self) -> None:
         """Every node notes its own."""
         self._each("settled")

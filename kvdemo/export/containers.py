@@ -69,8 +69,11 @@ class Container:
         return self.spec.port
 
 
-def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) -> Container:
-    """The service in a container. ``literal`` escapes what the format would expand in it; ``adapter`` adds to L2."""
+def container(spec: ServiceSpec, literal: Callable[[str], str], *, cache: str = "", **adapter: str) -> Container:
+    """The service in a container. ``literal`` escapes what the format would expand in it; ``adapter`` adds to L2.
+
+    ``cache`` is the name under which an engine reaches its cache, if that is not the service's own.
+    """
     fetches = spec.kind == "engine" and not spec.source.startswith("/")
     env = {name: literal(value) for name, value in spec.env.items() if name not in _OF_THE_HOST}
     if not spec.gpus:
@@ -80,7 +83,7 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], **adapter: str) 
     return Container(
         spec=spec,
         command=(*(("sh", "-c", literal(_GUARDED)) if uses_extension(spec) else ()), PYTHON, *spec.argv[1:3]),
-        args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], adapter)),
+        args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], cache or spec.cache, adapter)),
         env=env,
         secrets=secrets(spec, fetches=fetches),
         mounts=spec.paths,
@@ -103,12 +106,12 @@ def directory(spec: ServiceSpec) -> str:
     return spec.store if spec.store.startswith("/") else ""
 
 
-def _arguments(spec: ServiceSpec, words: list[str], adapter: dict[str, str]) -> list[str]:
+def _arguments(spec: ServiceSpec, words: list[str], cache: str, adapter: dict[str, str]) -> list[str]:
     for at, flag in enumerate(words[:-1], 1):
         if flag in ("--host", "--http-host"):
             words[at] = ANYWHERE
         elif flag == "--kv-transfer-config" and spec.cache:
-            words[at] = _edited(words[at], "kv_connector_extra_config", {"lmcache.mp.host": f"tcp://{spec.cache}"})
+            words[at] = _edited(words[at], "kv_connector_extra_config", {"lmcache.mp.host": f"tcp://{cache}"})
         elif flag == "--l2-adapter" and directory(spec):
             words[at] = _edited(words[at], "", {"base_path": KV, **adapter})
     return words

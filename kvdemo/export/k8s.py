@@ -7,12 +7,15 @@ cache's /dev/shm: it would hide the host's, through which both share memory.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from kvdemo.export import containers
 from kvdemo.export.containers import KV, Container
 from kvdemo.export.yamltext import comment, dump
 from kvdemo.planning.plan import Plan
+
+_LONGEST = 63
 
 _HEAD = """\
 The fleet of project {project}, made by `kvdemo export k8s` from its profile. It needs kubectl, not kvdemo:
@@ -51,12 +54,20 @@ while True:
 
 def k8s(plan: Plan) -> str:
     """The manifests. Secrets are references to keys of the Secret ``PROJECT-secrets``."""
-    made = [containers.container(spec, _literal, relative_tmp_dir="tmp-$(NODE_NAME)") for spec in plan.services]
+    made = [
+        containers.container(
+            spec,
+            _literal,
+            cache=object_name(plan.project, spec.cache) if spec.cache else "",
+            relative_tmp_dir="tmp-$(NODE_NAME)",
+        )
+        for spec in plan.services
+    ]
     gpu = any(spec.gpus for spec in plan.services)
     image = containers.image(plan, gpu=gpu)
     documents: list[dict[str, Any]] = []
-    documents += [_claim(plan, f"{one.spec.name}-kv", "100Gi") for one in made if containers.directory(one.spec)]
-    documents += [_claim(plan, "models", "100Gi")] if any(one.fetches for one in made) else []
+    documents += [_claim(plan, f"{one.spec.name}-kv") for one in made if containers.directory(one.spec)]
+    documents += [_claim(plan, "models")] if any(one.fetches for one in made) else []
     for one in made:
         documents += _cache(plan, one, image) if one.spec.kind == "cache" else _engine(plan, one, image)
     return comment(_head(plan, made, image, gpu=gpu)) + "".join(f"---\n{dump(document)}" for document in documents)
@@ -87,17 +98,32 @@ def _indented(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
+def object_name(project: str, name: str) -> str:
+    """The name of an object of this project: no two projects of a namespace have one in common.
+
+    A project whose own name holds a hyphen, or begins with a digit, gets a mark as well, or `a` with `b-c` would be
+    `a-b` with `c`. It begins with a letter and has at most 63 characters, as RFC 1035 wants it of a Service.
+    """
+    mark = hashlib.sha256(project.encode()).hexdigest()
+    whole = f"{project}-{name}" if project[0].isalpha() and "-" not in project else f"{project}-{mark[:4]}-{name}"
+    whole = whole if whole[0].isalpha() else f"p{whole}"
+    if len(whole) <= _LONGEST:
+        return whole
+    mark = hashlib.sha256(f"{project} {name}".encode()).hexdigest()
+    return f"{whole[: _LONGEST - 9].rstrip('-')}-{mark[:8]}"
+
+
 def _labels(plan: Plan, one: Container | None = None) -> dict[str, str]:
     mine = {"app.kubernetes.io/name": one.spec.name, "app.kubernetes.io/component": one.spec.kind} if one else {}
     return mine | {"app.kubernetes.io/part-of": plan.project}
 
 
-def _claim(plan: Plan, name: str, size: str) -> dict[str, Any]:
+def _claim(plan: Plan, name: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name, "labels": _labels(plan)},
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}},
+        "metadata": {"name": object_name(plan.project, name), "labels": _labels(plan)},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "100Gi"}}},
     }
 
 
@@ -106,7 +132,7 @@ def _cache(plan: Plan, one: Container, image: str) -> list[dict[str, Any]]:
     spec = one.spec
     ports = {"zmq": next(port for port in spec.ports if port != spec.port), "http": spec.port}
     from_engines = [{"podSelector": {"matchLabels": {"app.kubernetes.io/component": "engine", **_labels(plan)}}}]
-    meta = {"name": spec.name, "labels": _labels(plan, one)}
+    meta = {"name": object_name(plan.project, spec.name), "labels": _labels(plan, one)}
     wall = {
         "podSelector": {"matchLabels": _labels(plan, one)},
         "policyTypes": ["Ingress"],
@@ -131,7 +157,7 @@ def _cache(plan: Plan, one: Container, image: str) -> list[dict[str, Any]]:
 
 def _engine(plan: Plan, one: Container, image: str) -> list[dict[str, Any]]:
     """One pod that is never doubled: a second one during a roll-out would want the GPU of the first."""
-    meta = {"name": one.spec.name, "labels": _labels(plan, one)}
+    meta = {"name": object_name(plan.project, one.spec.name), "labels": _labels(plan, one)}
     deployment = {
         "replicas": 1,
         "strategy": {"type": "Recreate"},
@@ -148,7 +174,7 @@ def _engine(plan: Plan, one: Container, image: str) -> list[dict[str, Any]]:
 
 def _pod(plan: Plan, one: Container, image: str) -> dict[str, Any]:
     spec = one.spec
-    volumes, mounts = _volumes(one)
+    volumes, mounts = _volumes(plan, one)
     pod: dict[str, Any] = {"nodeSelector": {"kvdemo": plan.project}, "enableServiceLinks": False}
     if spec.kind == "cache" or spec.cache:
         pod["hostIPC"] = True
@@ -164,7 +190,7 @@ def _pod(plan: Plan, one: Container, image: str) -> dict[str, Any]:
 
 
 def _wait(plan: Plan, one: Container, image: str) -> dict[str, Any]:
-    code = _WAIT.format(cache=one.spec.cache, port=plan.service(one.spec.cache).port)
+    code = _WAIT.format(cache=object_name(plan.project, one.spec.cache), port=plan.service(one.spec.cache).port)
     return {"name": "cache-is-ready", "image": image, "command": [containers.PYTHON, "-c", code]}
 
 
@@ -200,7 +226,7 @@ def _container(plan: Plan, one: Container, image: str) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value}
 
 
-def _volumes(one: Container) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _volumes(plan: Plan, one: Container) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
     for number, path in enumerate(one.mounts):
@@ -209,7 +235,7 @@ def _volumes(one: Container) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     claims = [("models", "models", containers.HUB)] if one.fetches else []
     claims += [("kv", f"{one.spec.name}-kv", KV)] if containers.directory(one.spec) else []
     for name, claim, target in claims:
-        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": object_name(plan.project, claim)}})
         mounts.append({"name": name, "mountPath": target})
     if not one.spec.cache and len(one.spec.gpus) > 1 and one.spec.kind == "engine":
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})

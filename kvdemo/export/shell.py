@@ -12,7 +12,8 @@ from kvdemo.planning import order
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 _HEAD = """#!/usr/bin/env bash
-# The fleet of project {project}, made by `kvdemo export shell` from its profile. It needs bash and curl, not kvdemo:
+# The fleet of project {project}, made by `kvdemo export shell` from its profile.
+# It needs bash, awk and curl, not kvdemo:
 #
 #     bash FILE       starts everything and waits until it is ready; Ctrl-C stops it. Logs: NAME.log here
 #
@@ -21,42 +22,88 @@ _HEAD = """#!/usr/bin/env bash
 # shellcheck disable=SC2016 # a dollar in a value is one
 set -euo pipefail
 engines=() caches=()
+declare -A names=()
 sockets=$(mktemp -d /tmp/kvdemo-XXXXXX) # of the engines; their paths may have 107 characters
+end() {{ # end SECONDS PID...: ask these services to stop; what has not after so long, or is left of one, is killed
+  local until=$((SECONDS + $1)) one
+  shift
+  for one in "$@"; do
+    while [[ "/proc/$one/exe" -ef "$BASH" ]]; do sleep 0.05; done # a copy of this shell yet, which hears nothing
+    kill -TERM "$one" 2>/dev/null || true
+  done
+  for one in "$@"; do
+    while kill -0 "$one" 2>/dev/null && ((SECONDS < until)); do sleep 0.1; done
+    kill -KILL -- "-$one" 2>/dev/null || true
+    wait "$one" 2>/dev/null || true
+  done
+}}
 stop() {{
-  trap - EXIT INT TERM
-  for one in "${{engines[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
-  for one in "${{engines[@]}}"; do wait "$one" 2>/dev/null || true; done
-  for one in "${{caches[@]}}"; do kill -TERM "$one" 2>/dev/null || true; done
-  wait || true
+  trap - EXIT
+  trap '' INT TERM HUP
+  end {patience:.0f} "${{engines[@]}}"
+  end {patience:.0f} "${{caches[@]}}"
   rm -rf "$sockets"
 }}
 trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-ready() {{ # ready NAME PID URL SECONDS: wait for 200, for the end of the process, or for so long
-  local until=$((SECONDS + $4))
-  until curl --silent --fail --max-time 5 --output /dev/null "$3"; do
-    kill -0 "$2" 2>/dev/null || {{
-      echo "$1 ended before it was ready; see $1.log" >&2
-      exit 1
-    }}
-    ((SECONDS < until)) || {{
-      echo "$1 is not ready after $4 s; see $1.log" >&2
-      exit 1
-    }}
+trap 'exit 129' HUP
+fail() {{
+  echo "$1" >&2
+  exit 1
+}}
+listening() {{ # listening PORT: the inodes of the sockets that listen there, as the kernel knows them
+  awk -v port="$(printf ':%04X' "$1")" '$4 == "0A" && substr($2, length($2) - 4) == port {{ print $10 }}' \
+    /proc/net/tcp /proc/net/tcp6 2>/dev/null || true
+}}
+free() {{ # free NAME PORT...: before it starts, nobody may listen on its ports
+  local name=$1 port
+  shift
+  for port in "$@"; do
+    [[ -z $(listening "$port") ]] ||
+      fail "$name: port $port is taken by another program; end it, or change the port here"
+  done
+}}
+ours() {{ # ours PID PORT: whether the service of this process listens there, not another program
+  local pid inode
+  for pid in $(awk -v session="$1" \
+    '{{ pid = $1; sub(/^.*[)] /, ""); if ($4 == session) print pid }}' /proc/[0-9]*/stat 2>/dev/null || true); do
+    for inode in $(listening "$2"); do
+      [[ -z $(find "/proc/$pid/fd" -lname "socket:\\[$inode\\]" -print -quit 2>/dev/null) ]] || return 0
+    done
+  done
+  return 1
+}}
+alive() {{ kill -0 "$1" 2>/dev/null || fail "${{names[$1]}} ended $2; see ${{names[$1]}}.log"; }}
+ready() {{ # ready NAME PID PORT URL SECONDS: wait until it answers there itself, for its end, or for so long
+  local until=$((SECONDS + $5))
+  while true; do
+    alive "$2" "before it was ready"
+    if curl --silent --fail --max-time 5 --output /dev/null "$4"; then
+      if ours "$2" "$3"; then break; fi
+      alive "$2" "before it was ready"
+      fail "$1: port $3 is answered by another program, which took it after it was checked"
+    fi
+    ((SECONDS < until)) || fail "$1 is not ready after $5 s; see $1.log"
     sleep 1
   done
-  echo "$1 is ready: ${{3%/*}}"
+  echo "$1 is ready: ${{4%/*}}"
 }}
 """
 
 _SOCKETS = "VLLM_RPC_BASE_PATH"
-_TAIL = 'echo "all ready; Ctrl-C stops them"\nwait\n'
+_TAIL = """\
+for one in "${!names[@]}"; do alive "$one" "after it was ready"; done
+echo "all ready; Ctrl-C stops them"
+wait -n || true
+for one in "${!names[@]}"; do alive "$one" "after it was ready"; done
+"""
 
 
 def shell(plan: Plan) -> str:
     """The script. Secrets appear as ``${NAME:?}``, never as values."""
-    parts = [_HEAD.format(project=plan.project, measuring=containers.measuring(plan))]
+    patience = max(spec.stop_timeout for spec in plan.services)
+    parts = [_HEAD.format(project=plan.project, measuring=containers.measuring(plan), patience=patience)]
     pythons = dict.fromkeys(spec.python for spec in plan.services if containers.uses_extension(spec))
     parts += [f"{shlex.quote(one)} -c {shlex.quote(containers.EXTENSION_LOADS)}\n" for one in pythons]
     awaited: set[str] = set()
@@ -84,9 +131,11 @@ def _start(spec: ServiceSpec) -> str:
     made = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
     array = "caches" if spec.kind == "cache" else "engines"
     # setsid: Ctrl-C reaches this script alone, and the whole group of a service can be found by its id.
+    ports = " ".join(map(str, spec.ports))
     return (
-        f"# {spec.kind} {spec.name}\n{made}setsid env {words} >{spec.name}.log 2>&1 </dev/null &\n"
-        f'{_variable(spec.name)}=$!\n{array}+=("$!")\n'
+        f"# {spec.kind} {spec.name}\nfree {spec.name} {ports}\n{made}"
+        f"setsid env {words} >{spec.name}.log 2>&1 </dev/null &\n"
+        f'{_variable(spec.name)}=$!\n{array}+=("$!")\nnames[$!]={spec.name}\n'
     )
 
 
@@ -102,4 +151,4 @@ def _grouped(argv: tuple[str, ...]) -> list[str]:
 
 def _wait(spec: ServiceSpec) -> str:
     path = "healthcheck" if spec.kind == "cache" else "health"
-    return f'ready {spec.name} "${_variable(spec.name)}" {spec.url}/{path} {spec.start_timeout:.0f}'
+    return f'ready {spec.name} "${_variable(spec.name)}" {spec.port} {spec.url}/{path} {spec.start_timeout:.0f}'

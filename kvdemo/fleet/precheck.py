@@ -47,8 +47,9 @@ def _absent(spec: ServiceSpec, environ: Mapping[str, str]) -> list[str]:
 
 
 def _local(spec: ServiceSpec, launcher: Launcher) -> Iterator[str]:
-    if not shutil.which(spec.python):
-        yield f"its interpreter {spec.python} is gone, or cannot be executed"
+    python = spec.python or spec.argv[0]  # a plan of an earlier version has no such field
+    if not shutil.which(python):
+        yield f"its interpreter {python} is gone, or cannot be executed"
     if spec.source.startswith("/") and not Path(spec.source).exists():
         yield f"its model {spec.source} is gone"
     if spec.directory:

@@ -123,6 +123,7 @@ def until_ready(
             cause = _cause(spec, launcher, status)
             emit(replace(_caused(event, cause, cause.words), state=State.FAILED, phase=""))
             return
+        launcher.note(spec.name)
         elapsed = time.time() - status.started_at
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
         if health.healthy(spec.url, spec.kind):

@@ -149,6 +149,9 @@ class Launcher(Protocol):
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
         """Start a service; returns once its leader runs. Raises ServiceError if it cannot be started."""
 
+    def note(self, service: str) -> None:
+        """Note what a service that starts holds by now: once it is killed, nobody can see that any more."""
+
     def settled(self) -> None:
         """Everything is up: note what it holds, to know it again even after a SIGKILL."""
 

@@ -99,6 +99,11 @@ class Local:
         finally:
             os.close(reading)
 
+    def note(self, service: str) -> None:
+        """Its shared memory."""
+        record = self.record(service)
+        self.segments |= process.segments({member.pid for member in process.members(record)} if record else set())
+
     def settled(self) -> None:
         """Note the shared memory in use, so that ``remains`` can tell ours from others'."""
         records = self.records().values()

@@ -11,7 +11,7 @@ Of the process, engine and cache:
     FAKE_START_S=X         take X seconds until healthy; FAKE_NEVER_HEALTHY=1: for ever
     FAKE_CHILD=1           fork a child in the same session that ignores SIGTERM and outlives its parent
     FAKE_IGNORE_SIGTERM=1  go on after SIGTERM
-    FAKE_LEAK=NAME         leave a file NAME in /dev/shm, mapped
+    FAKE_LEAK=NAME         leave a file NAME in /dev/shm, mapped; {pid} in it is the process id
     FAKE_CACHE_PATIENCE_S=X engine: end if its cache server does not answer within X seconds (10)
 Of every request, engine:
     FAKE_MODEL_ID=NAME     offer this model instead of --served-model-name
@@ -187,7 +187,7 @@ def begin() -> None:
 
 def segment(name: str) -> Path:
     """A page of shared memory, mapped for as long as the process lives."""
-    path = Path("/dev/shm") / name
+    path = Path("/dev/shm") / name.replace("{pid}", str(os.getpid()))
     path.write_bytes(bytes(mmap.PAGESIZE))
     with path.open("r+b") as file:
         _held.append(mmap.mmap(file.fileno(), 0))
