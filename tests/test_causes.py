@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from conftest import Lab
-from guarding import until
+from guarding import gone, until
 from kvdemo.fleet import fleet
 from kvdemo.fleet.watch import State
 from kvdemo.host import health, logend
@@ -95,3 +97,16 @@ def test_the_end_of_a_file_is_bounded(tmp_path: Path) -> None:
     assert logend.read(tmp_path / "none") == b""
     path.write_bytes(b"x" * 5000)
     assert logend.read(path, scanned=10) == b""
+
+
+def test_an_end_that_nobody_saw_is_told_as_such(lab: Lab) -> None:
+    """Guardian and engine killed together: no status is known, and the log's last line is not taken for one."""
+    lab.up(lab.profile({"one": {}}))
+    record = lab.project().record("one")
+    assert record is not None
+    assert record.leader is not None
+    for pid in (record.guardian.pid, record.leader.pid):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(record.guardian.pid) and record.leader is not None and gone(record.leader.pid))
+    (event,) = fleet.status(lab.project(), lab.environ)
+    assert (event.state, event.detail) == (State.EXITED, "gone without a trace (its guardian was killed too)")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import signal
@@ -490,3 +491,37 @@ def test_a_leased_service_sheds_its_owners_priority(box: Box) -> None:
         adjustment.write_text(before[1])
     assert box.hear() == [0, "0\n"]
     os.close(held)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            {"/proc/self/cgroup": "0::/user/x\n", "/sys/fs/cgroup/user/x/memory.events": "oom 9\noom_kill 3\n"},
+            (True, 3),
+        ),
+        (
+            {
+                "/proc/self/cgroup": "4:memory:/a\n0::/\n",
+                "/sys/fs/cgroup/memory/a/memory.oom_control": "under_oom 0\noom_kill 2\n",
+            },
+            (True, 2),
+        ),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.events": "oom_kill 1\n"}, (True, 1)),
+        ({"/proc/self/cgroup": "0::/x\n", "/proc/vmstat": "nr_free 5\noom_kill 7\n"}, (False, 7)),
+        ({"/proc/self/cgroup": "0::/x\n", "/proc/vmstat": "oom_kill seven\n"}, (False, -1)),
+        ({}, (False, -1)),
+    ],
+)
+def test_where_the_kernel_counts_its_kills(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], told: tuple[bool, int]
+) -> None:
+    """The control group's own count, of either version, before the machine's; -1 where there is none to read."""
+
+    def fake_open(path: str) -> io.StringIO:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return io.StringIO(files[path])
+
+    monkeypatch.setattr(shim, "open", fake_open, raising=False)
+    assert shim.oom_kills() == told

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +222,14 @@ def test_a_word_of_several_signatures_has_one_meaning() -> None:
         name, message = ("ValueError", line) if line.startswith("Value error") else (name, message)
         codes = {s.code for s, _ in signatures.lookup(name, message) if not s.general}
         assert len(codes | {code}) == 1, (line, codes)
+
+
+def test_the_page_of_causes_is_the_table() -> None:
+    """docs/failures.md lists every code with its remedy, and no other."""
+    page = (Path(__file__).parents[1] / "docs" / "failures.md").read_text()
+    remedies: dict[str, str] = {}
+    for signature in signatures.SIGNATURES:
+        remedies.setdefault(signature.code, signature.remedy)
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page, re.MULTILINE)) == remedies
+    told = set(re.findall(r"`([\w-]+)`", page))
+    assert {code for code, _, _ in signatures.SIGNALS.values()} <= told

@@ -149,12 +149,14 @@ def explain(event: Event, spec: ServiceSpec, launcher: Launcher) -> Event:
     dying = event.state is State.UNHEALTHY and spec.kind == "engine" and health.doomed(spec.url)
     if event.state is not State.EXITED and not dying:
         return event
-    cause = _cause(spec, launcher, launcher.status(spec.name))
+    status = launcher.status(spec.name)
+    cause = _cause(spec, launcher, status)
     if dying and not cause.logged:
         return replace(event, detail="its core has died, and the log does not say why (yet)")
     how = "its core has died" if dying else event.detail
     if not cause.logged:
-        return _caused(event, cause, cause.words if cause.code == diagnose.STATUS else how)
+        recorded = cause.code == diagnose.STATUS and status is not None and status.exit is not None
+        return _caused(event, cause, cause.words if recorded else how)
     return _caused(event, cause, f"{how}: {cause.words}")
 
 
