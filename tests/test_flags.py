@@ -121,6 +121,7 @@ def test_vllm_reads_what_the_profile_means(tmp_path: Path) -> None:
 def test_what_is_said_of_flags_is_true_of_vllm() -> None:
     """Every flag that a table names is one of vLLM's, and none of vLLM's is taken for the beginning of another."""
     names, _ = parsed([])
+    assert not set(decisions.REMOVED) & set(names)
     engine = {*decisions.OWN_KEYS[Engine], *flags.SHORT.values()} - {"help"}
     assert engine <= set(names)
     assert [n for n in names if "key of its own" in "".join(decisions.of_flag(Engine, n, None, cached=None))] == []
@@ -209,6 +210,7 @@ def test_what_contradicts_nothing_is_taken(tmp_path: Path, engine: str) -> None:
         ("args: {disable-metrics: true}", "where the tokens"),
         ("args: {supported-transfer-mode: engine_driven}", "lmcache_driven"),
         ("args: {transport: grpc}", "zmq"),
+        ("l2_adapter: {type: fs}", "write 'l2'"),
         ("args: {l1_size_gb: 3}", "write 'l1'"),
         ("env: {LMCACHE_MAX_LOCAL_CPU_SIZE: '3'}", "write 'l1'"),
         ("l2: 'redis://h', l2_adapter: {password: geheim}", "LMCACHE_RESP_PASSWORD"),
@@ -255,7 +257,7 @@ def test_paths_in_args_and_env_are_relative_to_the_profile(tmp_path: Path) -> No
     file = tmp_path / "p.yaml"
     file.write_text(
         "model: m\nenv: {HF_HOME: ./hf, PYTHONPATH: './a:/b:../c', U: 'http://./x', T: ./x}\nengines: {a: }\n"
-        "caches: {c: {args: {trace-output: t.json}, l2_adapter: {type: dax, device: ./d}}}\n"
+        "caches: {c: {args: {trace-output: t.json}, l2: ./kv, l2_adapter: {type: dax, device: ./d}}}\n"
     )
     profile = load(file, {})
     assert profile.engines["a"].env == {
@@ -313,3 +315,126 @@ def test_no_line_shows_what_follows_the_name_of_a_secret(value: str) -> None:
         ["secrets:", f"- {value}"],
     ):
         assert value not in secrecy.covered_line(lines, len(lines) - 1)
+
+
+PUBLIC: list[tuple[str, dict[str, Any], dict[str, Any], set[str]]] = [
+    ("m/chat", {"dtype": "auto", "api-key": "token-abc123"}, {}, {"api-key"}),
+    (
+        "m/70b",
+        {"tensor-parallel-size": 4, "gpu-memory-utilization": 0.95},
+        {"gpus": [0, 1, 2, 3]},
+        {"gpu-memory-utilization"},
+    ),
+    ("m/7b", {"max-model-len": 8192, "enable-prefix-caching": True}, {}, {"max-model-len"}),
+    ("m/awq", {"quantization": "awq", "host": "0.0.0.0", "port": 8080}, {}, {"host", "port"}),  # noqa: S104
+    (
+        "m/moe",
+        {
+            "trust-remote-code": True,
+            "served-model-name": "moe",
+            "enable-auto-tool-choice": True,
+            "tool-call-parser": "hermes",
+            "reasoning-parser": "qwen3",
+            "disable-custom-all-reduce": True,
+            "enable_expert_parallel": True,
+            "max-num-seqs": 8,
+        },
+        {"gpus": [0, 1]},
+        {"served-model-name"},
+    ),
+    (
+        "m/yarn",
+        {
+            "hf-overrides": '{"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}}',
+            "kv-cache-dtype": "fp8",
+            "compilation-config": '{"cudagraph_mode":"PIECEWISE"}',
+            "async-scheduling": True,
+            "load-format": "fastsafetensors",
+            "speculative-config": '{"method":"mtp","num_speculative_tokens":2}',
+        },
+        {"max_model_len": "1m"},
+        set(),
+    ),
+    (
+        "m/eagle",
+        {
+            "swap-space": 16,
+            "disable-log-requests": True,
+            "distributed-executor-backend": "mp",
+            "enforce-eager": True,
+            "no-enable-chunked-prefill": True,
+            "max-num-batched-tokens": 131072,
+            "speculative_config": {"method": "eagle3", "model": "o/draft", "num_speculative_tokens": 2},
+        },
+        {},
+        {"swap-space", "disable-log-requests"},
+    ),
+    (
+        "m/spec",
+        {"-tp": 8, "-pp": 2, "speculative-model": "/m", "num-speculative-tokens": 5},
+        {"gpus": list(range(16))},
+        {"speculative-model", "num-speculative-tokens"},
+    ),
+    (
+        "m/bench",
+        {"block-size": 128, "no-enable-prefix-caching": True, "language-model-only": True},
+        {},
+        {"no-enable-prefix-caching"},
+    ),
+    ("m/dotted", {"speculative-config.method": "mtp", "speculative-config.num_speculative_tokens": 5}, {}, set()),
+    (
+        "m/lmcache",
+        {"kv-transfer-config": '{"kv_connector":"LMCacheMPConnector", "kv_role":"kv_both"}'},
+        {},
+        {"kv-transfer-config"},
+    ),
+    (
+        "m/lora",
+        {"enable-lora": True, "lora-modules": ["a=o/a", "b=o/b"], "max-lora-rank": 64, "lora-extra-vocab-size": 256},
+        {},
+        {"lora-extra-vocab-size"},
+    ),
+    ("m/template", {"chat-template": "examples/tool_chat_template.jinja", "uvicorn-log-level": "warning"}, {}, set()),
+    ("m/cors", {"allowed-origins": '["*"]', "allowed-methods": '["GET","POST"]', "allow-credentials": True}, {}, set()),
+    ("m/tls", {"ssl-keyfile": "key.pem", "ssl-certfile": "cert.pem"}, {}, {"ssl-keyfile", "ssl-certfile"}),
+    ("m/embed", {"task": "embed"}, {}, {"task"}),
+    ("m/pool", {"runner": "pooling", "convert": "embed"}, {}, {"runner", "convert"}),
+    ("m/mm", {"limit-mm-per-prompt": '{"image": 2}', "allowed-local-media-path": "/data"}, {}, set()),
+    ("m/mistral", {"tokenizer_mode": "mistral", "config_format": "mistral", "load_format": "mistral"}, {}, set()),
+    ("m/offload", {"cpu-offload-gb": 10, "kv-offloading-size": 8, "kv-offloading-backend": "native"}, {}, set()),
+    ("m/offload", {"kv-offloading-size": 8, "kv-offloading-backend": "lmcache"}, {}, {"kv-offloading-backend"}),
+    (
+        "m/optimum",
+        {"-O3": None, "max-cudagraph-capture-size": 64, "optimization-level": None},
+        {},
+        {"optimization-level"},
+    ),
+    (
+        "m/dp",
+        {"data-parallel-size": 4, "tensor-parallel-size": 2, "api-server-count": 4},
+        {"gpus": list(range(8))},
+        set(),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", range(len(PUBLIC)))
+def test_public_command_lines_as_profiles(tmp_path: Path, case: int) -> None:
+    """Whatever people write behind `vllm serve` is taken, or refused at its place; without that the rest is taken."""
+    model, args, keys, refused = PUBLIC[case]
+    text = yaml.safe_dump({"model": model, "engines": {"a": {"gpus": [0], **keys, "args": args}}}, sort_keys=False)
+    told = findings(tmp_path, text)
+    assert {line.split(": ")[1].rpartition(".")[2] for line in told.splitlines()[::3]} == refused, told
+    rest = {name: value for name, value in args.items() if name not in refused}
+    text = yaml.safe_dump({"model": model, "engines": {"a": {"gpus": [0], **keys, "args": rest}}}, sort_keys=False)
+    assert findings(tmp_path, text) == ""
+
+
+def test_vllm_takes_the_public_command_lines(tmp_path: Path) -> None:
+    """What a profile takes of them, vLLM's own parser takes as well."""
+    kept = [{name: value for name, value in args.items() if name not in out} for _, args, _, out in PUBLIC]
+    for args in kept:
+        args.pop("tensor-parallel-size", None), args.pop("data-parallel-size", None)
+        args.pop("-tp", None), args.pop("-pp", None)
+    _, values = parsed([list(flags.words(of_profile(tmp_path, args))) for args in kept])
+    assert None not in values

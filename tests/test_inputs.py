@@ -241,3 +241,30 @@ def test_args_of_any_kind_are_words_or_findings(tmp_path: Path, args: dict[str, 
     for word in flags.words(profile.engines["a"].args):
         assert "\0" not in word
         assert "\x1b" not in word
+
+
+def test_a_model_may_have_several_names(tmp_path: Path) -> None:
+    """The key takes what the flag takes; requests use the first name."""
+    for written, names in (("a", ("a",)), ("[a, b]", ("a", "b")), ("", ())):
+        assert told(tmp_path, f"{SMALL}served_model_name: {written}\n") == ""
+        assert load(tmp_path / "p.yaml", {}).engines["a"].served_model_name == names
+    assert "'a' is named twice" in told(tmp_path, f"{SMALL}served_model_name: [a, a]\n")
+    assert "would be read as a flag" in told(tmp_path, f"{SMALL}served_model_name: [a, --b]\n")
+
+
+def test_a_file_that_args_name_is_looked_for_before_the_start(lab: Lab) -> None:
+    """Each with its flag and its path; what is there is no word worth."""
+    args = {
+        "chat-template": "template.jinja",
+        "tool-parser-plugin": "./plugin.py",
+        "lora-modules": ["x=./adapter", "y=org/y"],
+        "speculative-config": {"model": "./draft"},
+        "tokenizer": "./model",
+    }
+    missing = lab.plan(lab.profile({"a": {"args": args}})).missing
+    expected = [("chat-template", "template.jinja"), ("tool-parser-plugin", "plugin.py")]
+    expected += [("speculative-config", "draft"), ("lora-modules", "adapter")]
+    assert tuple(map(str, missing)) == tuple(f"a: {flag} names {lab.path}/{name}, which is not there" for flag, name in expected)
+    for name in ("template.jinja", "plugin.py", "adapter", "draft"):
+        (lab.path / name).touch()
+    assert not lab.plan(lab.profile({"a": {"args": args}})).missing

@@ -21,6 +21,7 @@ def check(document: Document, settings: Settings, profile: Profile) -> None:
     _check_fractions(document, profile)
     _check_secrets(document, settings)
     _check_wiring(document, profile)
+    _check_adapters(document, profile)
     _check_cluster(document, profile)
     _check_parallel(document, profile)
     _check_variables(document, settings)
@@ -116,6 +117,14 @@ def _place_of_flag(document: Document, engine: str, flag: str) -> Keys:
             if where[:-1] == (*part, "args") and flags.canonical(str(where[-1])).removeprefix("no-") == flag:
                 return where
     return ("engines", engine)
+
+
+def _check_adapters(document: Document, profile: Profile) -> None:
+    """An adapter's fields mean nothing without the place that it is for."""
+    for name, cache in profile.caches.items():
+        keys = _nearest(document, "caches", name, "l2_adapter")
+        if cache.l2_adapter and not cache.l2 and (*keys[:-1], "l2") not in document.broken:
+            document.find(keys, "these fields are for L2: write 'l2', a directory or redis://HOST:PORT, beside them")
 
 
 def _check_cluster(document: Document, profile: Profile) -> None:

@@ -89,6 +89,28 @@ _HTTP = "kvdemo asks its engines over plain HTTP on 'host' and 'port'; leave thi
 _READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
 _TEXT = "kvdemo asks for text over vLLM's OpenAI API, and an engine that does not answer there is never ready"
 
+REMOVED: Mapping[str, str] = {
+    "disable-frontend-multiprocessing": "leave it out",
+    "disable-log-requests": "leave it out: requests are logged only with 'enable-log-requests: true'",
+    "enable-prompt-adapter": "leave it out",
+    "enable-reasoning": "leave it out: 'reasoning-parser' is enough",
+    "guided-decoding-backend": "write 'structured-outputs-config: {backend: NAME}'",
+    "lora-extra-vocab-size": "leave it out",
+    "num-lookahead-slots": "leave it out",
+    "num-scheduler-steps": "leave it out",
+    "num-speculative-tokens": "write 'speculative-config: {model: NAME, num_speculative_tokens: N}'",
+    "preemption-mode": "leave it out",
+    "prompt-adapters": "leave it out",
+    "rope-scaling": "write 'hf-overrides: {rope_parameters: {...}}'",
+    "rope-theta": "write 'hf-overrides: {rope_parameters: {rope_theta: N}}'",
+    "speculative-model": "write 'speculative-config: {model: NAME, num_speculative_tokens: N}'",
+    "swap-space": "leave it out",
+    "task": "leave it out, or write 'runner: generate'",
+    "use-v2-block-manager": "leave it out",
+    "worker-use-ray": "write 'distributed-executor-backend: ray'",
+}
+"""Flags that older documentation names and the parser of vLLM 0.32 does not know, and what to write instead."""
+
 _RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
     Engine: {
         "config": (_Rule("write the flags of that file here, under 'args': kvdemo must see what they decide"),),
@@ -117,7 +139,6 @@ _RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
         "ssl-certfile": (_Rule(_HTTP),),
         "ssl-ciphers": (_Rule(_HTTP),),
         "ssl-keyfile": (_Rule(_HTTP),),
-        "task": (_Rule(_TEXT, _not("auto", "generate")),),
         "tokens-only": (_Rule(_TEXT, _on),),
         "uds": (_Rule("kvdemo asks its engines on 'host' and 'port'; leave this flag out"),),
     },
@@ -156,6 +177,8 @@ def of_flag(part: type[Part], flag: str, value: Any, *, cached: bool | None) -> 
             yield f"this flag has a key of its own: write '{key}' outside of args"
         elif whole := _abbreviated(base, own, _RULES.get(part, {})):
             yield f"vLLM and LMCache read this as --{whole}: write a flag's whole name"
+        if part is Engine and base in REMOVED:
+            yield f"vLLM 0.32 has no such flag: {REMOVED[base]}"
     for rule in _RULES.get(part, {}).get(base, ()) if value is not None else ():
         if rule.cached is cached and rule.when(value):
             yield rule.text

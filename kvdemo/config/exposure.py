@@ -43,8 +43,8 @@ def _advice(keys: Keys, section: int) -> str:
     if kind == "env":
         return f"a secret does not belong in a profile: name {name} under secrets, {_WAY}"
     if kind == "l2_adapter":
-        ways = "name LMCACHE_RESP_PASSWORD (Redis, Valkey) or AWS_SECRET_ACCESS_KEY (S3) under secrets"
-        return f"a secret does not belong in a profile: leave this field out, {ways}, {_WAY}"
+        way = "leave this field out and name LMCACHE_RESP_PASSWORD under secrets"
+        return f"a secret does not belong in a profile: {way}, {_WAY}"
     if variable := _VARIABLE_OF.get(flags.canonical(str(keys[section + 1]))):
         return f"a secret does not belong in a profile: name {variable} under secrets, {_WAY}; leave this flag out"
     return f"a secret does not belong on a command line: {_ADVICE}, if what uses it reads one"

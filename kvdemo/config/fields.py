@@ -37,6 +37,11 @@ _VALUES = {"type": ["string", "number", "boolean"]}
 _MAPPING = {"type": ["object", "null"]}
 
 Text = Annotated[str, BeforeValidator(values.plain_text), _schema(_TEXT)]
+ServedNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(values.served_names),
+    _schema({"type": ["string", "null"]}, {"type": "array", "items": _TEXT, "minItems": 1}),
+]
 OptionalWord = Annotated[
     str | None, BeforeValidator(values.optional(values.word)), _schema({"type": ["string", "null"]})
 ]

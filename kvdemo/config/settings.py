@@ -41,8 +41,8 @@ class Engine(_Service):
 
     model: fields.ModelName = ""
     """Hugging Face id, or directory (beginning with ./ ../ / or ~). Default: the profile's model."""
-    served_model_name: fields.OptionalWord = None
-    """Name under which clients ask for the model. Default: the profile's served_model_name, else the model."""
+    served_model_name: fields.ServedNames = ()
+    """Name under which clients ask for the model, or a list of names. Default: the profile's, else the model."""
     gpus: fields.Gpus = "auto"
     """GPUs by index or UUID, such as [0]; on a cluster how many, such as 2; [] for none (vLLM's CPU build). Default:
     auto, the least used GPU."""
@@ -123,8 +123,8 @@ class Settings(Part):
     """Where services run: local, ray, or {ray: {address: ..., placement: ...}}. Default: local, this machine."""
     model: fields.OptionalModel = None
     """Model of every engine: a Hugging Face id, or a directory (beginning with ./ ../ / or ~)."""
-    served_model_name: fields.OptionalWord = None
-    """Name under which clients ask for the model. Default: the model."""
+    served_model_name: fields.ServedNames = ()
+    """Name under which clients ask for the model, or a list of names. Default: the model."""
     host: fields.Host = "127.0.0.1"
     """Address every service listens on. Default: 127.0.0.1, reachable from this machine only."""
     start_timeout: fields.Seconds = 900.0

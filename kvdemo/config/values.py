@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from kvdemo.config.quantities import number, refuse, shown
 
@@ -42,6 +43,24 @@ def word(value: Any) -> str:
     if text.startswith("-"):
         refuse(f"{shown(text)} would be read as a flag: begin with another character")
     return text
+
+
+def served_names(value: Any) -> tuple[str, ...]:
+    """One name or several; none for nothing."""
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, list | tuple):
+        return (word(value),)
+    if not value:
+        refuse("the list is empty; expected at least one name")
+    for index, item in enumerate(value):
+        if item in value[:index]:
+            refuse(f"{shown(item)} is named twice", index)
+        try:
+            word(item)
+        except PydanticCustomError as error:
+            refuse(str(error), index)
+    return tuple(value)
 
 
 def version(value: Any) -> int:

@@ -47,6 +47,7 @@ def survey(
         interpreters={python: runtime.interpreter(python) for python in pythons},
         models=_models(profile, environ),
         others=_others(profile, environ),
+        absent=frozenset(path for path in _paths(profile) if not Path(path).exists()),
         ports=ports,
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
@@ -74,6 +75,10 @@ def _models(profile: Profile, environ: Mapping[str, str]) -> dict[str, Model]:
         key: runtime.model(one.name, {**environ, **one.engine.env}, one.revision, one.form)
         for key, one in models.items()
     }
+
+
+def _paths(profile: Profile) -> set[str]:
+    return {path for engine in profile.engines.values() for _, path in repositories.files(engine)}
 
 
 def _others(profile: Profile, environ: Mapping[str, str]) -> frozenset[str]:

@@ -49,7 +49,7 @@ def argv(
     engine: Engine,
     *,
     command: Sequence[str],
-    served: str,
+    served: Sequence[str],
     port: int,
     devices: int,
     memory: float | None,
@@ -59,12 +59,12 @@ def argv(
     """The command that runs this engine.
 
     ``command`` are the words that start vLLM's server: interpreter, ``-m``, module.
-    ``served`` is the model's name towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
+    ``served`` are the model's names towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
     the fraction of each GPU it may use (None: vLLM's default).
     """
     arguments: dict[str, Any] = {
         "model": engine.model,
-        "served-model-name": served,
+        "served-model-name": list(served),
         "host": engine.host,
         "port": port,
         "max-model-len": engine.max_model_len,
@@ -83,17 +83,6 @@ def argv(
         arguments["kv-transfer-config"] = _kv_transfer(cache)
     arguments |= normalized(engine.args)
     return (*command, *flags.words(arguments))
-
-
-PATHS = ("tokenizer", "hf-config-path", "chat-template", "speculative-model")
-"""Flags whose value may be a path that the engine reads."""
-
-
-def paths(engine: Engine) -> tuple[str, ...]:
-    """The absolute paths that an engine reads: its model's, and those that its flags name."""
-    arguments = normalized(engine.args)
-    named = [engine.model, *(str(arguments.get(flag) or "") for flag in PATHS)]
-    return tuple(dict.fromkeys(path for path in named if path.startswith("/")))
 
 
 def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:

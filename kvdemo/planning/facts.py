@@ -146,6 +146,8 @@ class Facts:
     gpus: tuple[Gpu, ...] = ()
     interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+    """Paths in the engines' args that are not there."""
     others: frozenset[str] = frozenset()
     """Keys of the repositories besides the models that are here complete."""
     ports: Mapping[str, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvdemo.config import parallel
-from kvdemo.planning import budget, caches, demand, engines, kinship, sums, window
+from kvdemo.planning import budget, caches, demand, engines, kinship, repositories, sums, window
 from kvdemo.planning.facts import SERVER, Facts, Model
 from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
@@ -138,6 +138,9 @@ def _problems(
             yield Problem("interpreter", f"{name}: {interpreter.problem}", interpreter.fix, name, interpreter.python)
     for name, engine in profile.engines.items():
         yield from _of_model(name, engine, kinship.model_of(engine, facts), len(assigned[name].gpus), facts)
+        for flag, path in repositories.files(engine):
+            if path in facts.absent:
+                yield Problem("file", f"{name}: {flag} names {path}, which is not there", "", name, path)
     for secret in profile.secrets:
         # The Hugging Face token serves the download only: a model that is here does not need it.
         if secret not in facts.secrets and (secret != "HF_TOKEN" or fetching):  # noqa: S105
@@ -229,7 +232,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
     if dtype := kinship.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
-    served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model)
+    served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache = profile.caches[engine.cache] if engine.cache else None
     address = (
         engines.CacheAddress(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
@@ -269,7 +272,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         cache=engine.cache or "",
         node=facts.node,
         pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
-        model=served,
+        model=served[0],
         weights=model.digest,
         context=window.of_engine(engine, model),
         chunk_size=cache.chunk_size if cache else None,
@@ -281,5 +284,5 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         source=engine.model,
         tokenizer=str(engines.normalized(engine.args).get("tokenizer") or ""),
         measures=bool(assignment.gpus) and not engine.kv_cache,
-        paths=engines.paths(engine),
+        paths=repositories.paths(engine),
     )

@@ -66,6 +66,24 @@ def others(engine: Engine) -> tuple[Repository, ...]:
     return tuple({one.key: one for one in named if _REPOSITORY.fullmatch(one.name)}.values())
 
 
+def files(engine: Engine) -> tuple[tuple[str, str], ...]:
+    """Flag and path of whatever an engine reads from this machine because its args say so."""
+    arguments = _arguments(engine)
+    named = [(flag, _text(arguments, flag)) for flag in _READ]
+    parts = (("speculative-config", _drafts), ("lora-modules", _adapters), ("tokenizer", _tokenizers))
+    named += [(flag, one.name) for flag, of in parts for one in of(engine, arguments) if flag in arguments]
+    return tuple(dict.fromkeys((flag, path) for flag, path in named if path.startswith("/")))
+
+
+def paths(engine: Engine) -> tuple[str, ...]:
+    """The absolute paths that an engine reads: its model's, and those that its flags name."""
+    own = [engine.model] if engine.model.startswith("/") else []
+    return tuple(dict.fromkeys([*own, *(path for _, path in files(engine))]))
+
+
+_READ = ("chat-template", "tool-parser-plugin", "reasoning-parser-plugin", "log-config-file", "hf-config-path")
+
+
 def _drafts(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[Repository]:
     speculative = _parsed(arguments.get("speculative-config"))
     fields = speculative if isinstance(speculative, Mapping) else {}
