@@ -264,7 +264,9 @@ def test_a_file_that_args_name_is_looked_for_before_the_start(lab: Lab) -> None:
     missing = lab.plan(lab.profile({"a": {"args": args}})).missing
     expected = [("chat-template", "template.jinja"), ("tool-parser-plugin", "plugin.py")]
     expected += [("speculative-config", "draft"), ("lora-modules", "adapter")]
-    assert tuple(map(str, missing)) == tuple(f"a: {flag} names {lab.path}/{name}, which is not there" for flag, name in expected)
+    assert tuple(map(str, missing)) == tuple(
+        f"a: {flag} names {lab.path}/{name}, which is not there" for flag, name in expected
+    )
     for name in ("template.jinja", "plugin.py", "adapter", "draft"):
         (lab.path / name).touch()
     assert not lab.plan(lab.profile({"a": {"args": args}})).missing
