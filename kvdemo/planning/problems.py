@@ -13,8 +13,9 @@ class Problem:
     """One thing that is wrong, and what to do about it.
 
     ``kind`` is its code: interpreter, model, context, parallel, secret, file, port, gpu, gpu-memory, kv-cache,
-    host-memory, shm, disk, limit, weights (of a cluster's nodes). ``text`` says what is wrong in one
-    sentence, ``fix`` what to do about it, empty if nobody can say. ``service`` is the one that it is about; ``place`` is a GPU, a port, a node.
+    host-memory, shm, disk, limit, weights (of a cluster's nodes). ``text`` says what is wrong in one sentence, ``fix``
+    what to do about it, empty if nobody can say. ``service`` is the one that it is about; ``place`` is a GPU, a port,
+    a node, a path.
     ``hard`` is whether the fleet cannot start like this.
     """
 
