@@ -166,6 +166,7 @@ def main() -> int:
             print(f"{said:<8} {statistics.median(seconds):.2f} s after the command "
                   f"({min(seconds):.2f} to {max(seconds):.2f}, n={len(seconds)})")  # fmt: skip
         with served(project.name) as url, Session(plan, options, text, run_id=f"page{os.getpid()}", key=key) as session:
+            session.connect()
             session.prepare()
             page.goto(url)
             page.locator("#another").click()

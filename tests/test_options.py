@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[object, str]] = {
     "trials": (7, "7"),
     "max_trials": (9, "9"),
     "max_tokens": (5, "5"),
+    "ignore_eos": (True, "true"),
     "endpoint": ("completions", "completions"),
     "tier": ("l1", "l1"),
     "drop_page_cache": (True, "true"),

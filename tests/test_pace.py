@@ -98,6 +98,35 @@ def test_a_long_run_is_announced_and_events_are_lines_of_json(lab: Lab) -> None:
     assert (lab.path / saved["samples"]).exists()
 
 
+def test_a_document_that_nobody_chose_fits_the_machine(lab: Lab) -> None:
+    """The shipped handbook, as much as this machine reads in ten seconds and its cache holds; the run says how much."""
+    lab.up(lab.profile())  # 8 KiB a token, 16 MiB of L1: half of it is 1,024 tokens
+    done = lab.run("bench", "--trials", "1", "--no-limit", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert f"No document was chosen: {result['prompt_tokens']:,} tokens of the shipped handbook" in done.stderr
+    assert 600 < result["prompt_tokens"] <= 1024
+    assert result["context"] == "handbook.txt"
+    lab.environ["KVDEMO_BENCH_CONTEXT"] = "none.txt"
+    assert "none.txt: no such file" in lab.run("bench").stderr
+
+
+def test_an_answer_ends_where_the_model_ends_it(lab: Lab) -> None:
+    """Not at max_tokens, unless --ignore-eos says so: then an answer that is cut short has failed or is told."""
+    engines = {name: {"env": {"FAKE_EOS_AFTER": "3"}, **({"cache": "s"} if name in "ab" else {})} for name in "pab"}
+    lab.up(lab.profile(engines, {"s": {"l1": "16MiB", "chunk_size": 64}}))
+    (lab.path / "context.txt").write_text(" ".join(f"word{n}" for n in range(900)))
+    for options, tokens in (((), 3), (("--ignore-eos",), 16)):
+        done = lab.run("bench", "--context", "context.txt", "--trials", "1", "--no-limit", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert (result["ignore_eos"], result["answer"]["same"]) == (bool(options), True)
+        (samples,) = (path for path in (lab.path / "results").glob("*.jsonl") if result["run_id"] in path.read_text())
+        lines = [json.loads(line) for line in samples.read_text().splitlines()]
+        counts = {line["completion_tokens"] for line in lines if line["kind"] == "sample"}
+        assert counts == {tokens}
+
+
 def test_a_failure_is_an_event(lab: Lab) -> None:
     """Message, hint and exit code, for a program that follows."""
     lab.up(lab.profile())

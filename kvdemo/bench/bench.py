@@ -7,16 +7,49 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from kvdemo.bench import modes, pace, workload
+from kvdemo import units
+from kvdemo.bench import cacheserver, modes, pace, workload
 from kvdemo.bench.client import Reply
 from kvdemo.bench.events import Doing, Estimate
 from kvdemo.bench.measure import Meter
 from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
+from kvdemo.errors import ServiceError
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import ServiceSpec
 
 WARM_UP_CHARACTERS = 16000
+
+
+def shorten(session: Session) -> str:
+    """Cut a document that nobody chose to a length that this machine reads in comfort; a sentence that says so.
+
+    Raises ServiceError if the engine does not answer.
+    """
+    engine, options, text = session.roles.baseline, session.options, session.document
+    # A character is at most a token in nearly all texts: so many fit into the window.
+    reply = warm_up(session.meter, engine, options.system, text[: session.window], session.salt("pace"))
+    shown = pace.of(reply)
+    if shown is None:
+        raise ServiceError(f"{engine.name} does not answer: {reply.error or 'its usage has no prompt tokens'}")
+    whole = session.make_prompt(text).tokens
+    limits = [limit for limit in (whole + pace.ROOM, session.window, _room_in_cache(session)) if limit]
+    wanted = pace.document_tokens(shown, session.chunk, min(limits))
+    if wanted < whole:
+        cut = text[: len(text) * wanted // whole]
+        session.document = cut[: cut.rfind("\n") + 1] or cut
+    tokens = session.make_prompt(session.document).tokens
+    seconds = units.about(tokens * shown.prefill)
+    what = f"{tokens:,} tokens of the shipped handbook"
+    return f"No document was chosen: {what}, which {engine.name} reads in about {seconds}."
+
+
+def _room_in_cache(session: Session) -> int | None:
+    """Tokens whose KV fills half of the cache server's memory; None if nobody knows."""
+    cache, url = session.plan.service(session.roles.reader.cache), session.meter.cache_url(session.roles.reader)
+    size = (cacheserver.kv_bytes_per_token(url) if url else None) or session.roles.reader.kv_bytes_per_token
+    memory = cacheserver.l1_bytes(cache)
+    return memory // 2 // size if memory and size else None
 
 
 def check(session: Session) -> None:

@@ -39,6 +39,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "num_trials": options.trials,
         "max_concurrency": options.concurrency,
         "max_tokens": options.max_tokens,
+        "ignore_eos": options.ignore_eos,
         "tier": options.tier,
         "drop_page_cache": options.drop_page_cache,
         "seed": options.seed,

@@ -28,6 +28,7 @@ class Prompt:
     payload: dict[str, Any]
     ids: tuple[int, ...]
     max_tokens: int
+    ignore_eos: bool
 
     @property
     def tokens(self) -> int:
@@ -37,7 +38,14 @@ class Prompt:
     def body(self, engine: ServiceSpec, salt: str) -> dict[str, Any]:
         """The request to this engine under this salt."""
         logprobs = 1 if "prompt" in self.payload else True
-        return workload.body(engine.model, self.payload, max_tokens=self.max_tokens, salt=salt, logprobs=logprobs)
+        return workload.body(
+            engine.model,
+            self.payload,
+            max_tokens=self.max_tokens,
+            salt=salt,
+            logprobs=logprobs,
+            ignore_eos=self.ignore_eos,
+        )
 
 
 class Session:
@@ -61,19 +69,13 @@ class Session:
         self.meter.closing.close()
 
     def prepare(self) -> dict[str, Any]:
-        """Check readiness and length before anything is generated; the facts of the run.
+        """Check the length of the prompt before anything of the run is generated; the facts of it.
 
-        Raises NotReadyError for a fleet that does not answer, UsageError for a context that does not fit.
+        Raises UsageError for a context that does not fit.
         """
-        caches = dict.fromkeys(engine.cache for engine in (self.roles.writer, self.roles.reader))
-        for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
-            if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
-                raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
-            if spec.kind == "engine":
-                self.meter.counters(spec)
         self.prompt = self.make_prompt(self.document)
         tokens = self.prompt.tokens
-        window = min((spec.context for spec in self.roles.engines if spec.context), default=None)
+        window = self.window
         if window and tokens + self.options.max_tokens > window:
             raise UsageError(
                 f"the context is too long: {tokens:,} prompt tokens and {self.options.max_tokens} of answer, "
@@ -93,6 +95,23 @@ class Session:
             "prompt_sha256": hashlib.sha256(repr(list(self.prompt.ids)).encode()).hexdigest(),
         }
 
+    @property
+    def window(self) -> int | None:
+        """The longest sequence in tokens that every engine of this run takes; None if nobody knows."""
+        return min((spec.context for spec in self.roles.engines if spec.context), default=None)
+
+    def connect(self) -> None:
+        """Look at every service once, and remember which process each engine is.
+
+        Raises NotReadyError for one that does not answer.
+        """
+        caches = dict.fromkeys(engine.cache for engine in (self.roles.writer, self.roles.reader))
+        for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
+            if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
+                raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
+            if spec.kind == "engine":
+                self.meter.counters(spec)
+
     def make_prompt(self, document: str) -> Prompt:
         """The request for this document, tokenized by the reader. Raises ServiceError if it does not answer."""
         words = (self.options.system, document, self.options.asked)
@@ -104,7 +123,7 @@ class Session:
         except httpx.HTTPError as error:
             raise ServiceError(f"{reader.name} cannot tokenize the prompt: {error}") from error
         path = "/v1/chat/completions" if chat else "/v1/completions"
-        return Prompt(path, payload, tuple(ids), self.options.max_tokens)
+        return Prompt(path, payload, tuple(ids), self.options.max_tokens, self.options.ignore_eos)
 
     def salt(self, part: object) -> str:
         """A salt that nobody else has: this run's id and a part of it."""

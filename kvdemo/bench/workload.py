@@ -114,15 +114,26 @@ def text(system: str, document: str, question: str) -> str:
     return f"{system}\n\n{document}\n\nQuestion: {question}\nAnswer:"
 
 
-def body(model: str, prompt: Mapping[str, Any], *, max_tokens: int, salt: str, logprobs: Any = True) -> dict[str, Any]:
-    """A greedy, streamed request of exactly ``max_tokens`` tokens whose tokens come back as ids with probabilities."""
+def body(
+    model: str,
+    prompt: Mapping[str, Any],
+    *,
+    max_tokens: int,
+    salt: str,
+    logprobs: Any = True,
+    ignore_eos: bool = True,
+) -> dict[str, Any]:
+    """A greedy, streamed request whose tokens come back as ids with log-probabilities.
+
+    The answer has exactly ``max_tokens`` tokens, or without ``ignore_eos`` at most so many.
+    """
     return {
         "model": model,
         **prompt,
         "max_tokens": max_tokens,
         "temperature": 0,
         "seed": 0,
-        "ignore_eos": True,
+        "ignore_eos": ignore_eos,
         "stream": True,
         "stream_options": {"include_usage": True},
         "logprobs": logprobs,

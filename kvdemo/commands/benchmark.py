@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvdemo import units
+from kvdemo import shipped, units
 from kvdemo.bench import attach, bench, cacheserver, conditions, context, modes
 from kvdemo.bench.events import Notice, Saved
 from kvdemo.bench.measure import ReplacedError
@@ -31,6 +31,9 @@ from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.report import page, tables, terminal
 from kvdemo.words import findings
+
+HANDBOOK = "handbook.txt"
+"""The document that is shortened when nobody chose one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def of_project(project: Project, given: Mapping[str, Any], environ: Mapping[str,
     plan = fleet.loaded(project)
     options = benchmark.saved(plan.bench).with_values(given)
     modes.chosen(options)
-    name, text = _document(options, ": the profile names none")
+    name, text = _document(options)
     events = fleet.status(project, environ)
     part, sentence = presence.usable(plan, options, events)
     if sentence:
@@ -82,7 +85,7 @@ def of_targets(targets: attach.Targets, given: Mapping[str, Any], environ: Mappi
     key = attach.key_of(environ)
     plan = attach.plan(targets, key)
     modes.chosen(options)
-    name, text = _document(options, "")
+    name, text = _document(options)
     run(Task(plan, options, name, text, key), environ, output)
 
 
@@ -95,6 +98,9 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
     run_id = secrets.token_hex(6)
     samples: list[Sample] = []
     with Session(task.plan, task.options, task.document, run_id=run_id, key=task.key) as session:
+        session.connect()
+        if task.options.context is None:
+            output.follow(Notice(bench.shorten(session)))
         prepared = session.prepare()
         bench.check(session)
         found = conditions.of(session, task.name, environ) | prepared
@@ -118,10 +124,10 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
     _judge(result, task, _deaths(task, samples))
 
 
-def _document(options: Bench, whose: str) -> tuple[str, str]:
-    """Name and text of the document. Raises UsageError if there is none, or if it is unfit."""
+def _document(options: Bench) -> tuple[str, str]:
+    """Name and text of the document, the shipped handbook if nobody chose one. Raises UsageError if it is unfit."""
     if options.context is None:
-        raise UsageError(f"no context{whose}", "give a text file: --context FILE")
+        return HANDBOOK, (shipped.directory() / HANDBOOK).read_text(encoding="utf-8")
     return context.name(options.context), context.read(options.context)
 
 

@@ -113,7 +113,8 @@ class Bench(Part):
     """The options of `kvdemo bench`."""
 
     context: fields.OptionalPath = None
-    """Text file with the document to ask about, in a profile relative to it. Default: none."""
+    """Text file with the document to ask about, in a profile relative to it. Default: as much of the shipped handbook
+    as this machine reads in some ten seconds."""
     question: Question = None
     """What to ask about it. Default: the first of `questions`."""
     questions: Annotated[fields.Texts, Flag(hidden=True)] = ("What is this document about? Answer in one sentence.",)
@@ -126,6 +127,9 @@ class Bench(Part):
     """Go on until the speed-up is known within 5 %, or this often; 0 for exactly `trials`. Default: 0."""
     max_tokens: fields.Count = 16
     """Length of each answer in tokens. Default: 16."""
+    ignore_eos: Switch = False
+    """Generate `max_tokens` tokens also where the model ends its answer before, so that every answer has the same
+    length. Default: false, an answer ends where the model ends it."""
     endpoint: Endpoint = "chat"
     """OpenAI endpoint to use. Default: chat."""
     tier: Tier = "any"

@@ -21,6 +21,7 @@ Of every request, engine:
     FAKE_WRONG_SOURCES=1   count fewer prompt tokens by source than the prompt has
     FAKE_WARM=1            half of every prompt was cached before
     FAKE_TEXT=TEXT         the text of every token
+    FAKE_EOS_AFTER=N       the model ends every answer after N tokens, unless it is told to ignore that
     FAKE_WRONG_REUSE=1     another answer whenever tokens came from the shared cache
     FAKE_NO_STORE=1        never store anything in the cache
     FAKE_NO_METRICS=1      no /metrics

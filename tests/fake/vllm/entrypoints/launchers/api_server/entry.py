@@ -263,7 +263,8 @@ class Api:
         self.engine.running += 1
         try:
             prefill = self.engine.prefill(tokens, str(body.get("cache_salt") or ""))
-            answer = self.engine.answer(prefill, _wanted(body))
+            ends = int(fake.number("EOS_AFTER", 1 << 30)) if not body.get("ignore_eos") else 1 << 30
+            answer = self.engine.answer(prefill, min(_wanted(body), ends))
             if streamed:
                 Stream(self.engine, handler, body, chat).send(prefill, answer)
             else:
