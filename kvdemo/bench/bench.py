@@ -46,9 +46,9 @@ def shorten(session: Session) -> str:
 
 def _room_in_cache(session: Session) -> int | None:
     """Tokens whose KV fills half of the cache server's memory; None if nobody knows."""
-    cache, url = session.plan.service(session.roles.reader.cache), session.meter.cache_url(session.roles.reader)
-    size = (cacheserver.kv_bytes_per_token(url) if url else None) or session.roles.reader.kv_bytes_per_token
-    memory = cacheserver.l1_bytes(cache)
+    reader = session.roles.reader
+    memory, url = session.plan.service(reader.cache).l1, session.meter.cache_url(reader)
+    size = (cacheserver.kv_bytes_per_token(url) if url else None) or reader.kv_bytes_per_token
     return memory // 2 // size if memory and size else None
 
 

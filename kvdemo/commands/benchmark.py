@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -148,7 +149,8 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     """Judge, save and show what there is."""
     result = results.summarize(document.of_mapping(conditions), samples)
     if output.as_json:
-        terminal.out.out(json.dumps(document.to_json(result), ensure_ascii=False), highlight=False)
+        # Not by the terminal's console, which replaces characters that a terminal would act upon: JSON is for programs.
+        sys.stdout.write(json.dumps(document.to_json(result), ensure_ascii=False) + "\n")
     else:
         terminal.out.print(tables.result(result, verbose=output.verbose))
     saved = recorder.close(result, page.render(result, samples))
