@@ -196,9 +196,9 @@ def test_mixed_sources(local: int, shared: int, verdict: Verdict) -> None:
         ({"stored": 7, "filed": 5}, "only 5 of the writer's 7 chunks had become files"),
         ({"stored": 7, "evicted": 2}, "2 chunks were evicted"),
         ({"stored": 7, "filed": 7, "unreadable": 6}, "of the 7 chunks in L2 some could not be read"),
-        ({"stored": 7, "filed": 7, "evicted": 7, "found": 0}, "of the 7 chunks in L2 some could not be read"),
-        ({"stored": 7, "found": HIT}, "found 896 tokens, the engine did not load them"),
-        ({"stored": 7, "found": 128}, "found only 128 tokens"),
+        ({"stored": 7, "filed": 7, "evicted": 7, "matched_tokens": 0}, "of the 7 chunks in L2 some could not be read"),
+        ({"stored": 7, "matched_tokens": HIT}, "found 896 tokens, the engine did not load them"),
+        ({"stored": 7, "matched_tokens": 128}, "found only 128 tokens"),
         ({}, ""),
     ],
 )

@@ -160,7 +160,7 @@ def why_missing(
         evicted=counted("l1_evicted_chunks"),
         refused=counted("l1_allocation_failure_chunks"),
         unreadable=counted("l2_prefetch_failure_chunks"),
-        found=int(after["lookup_hit_tokens"] - before.get("lookup_hit_tokens", 0))
+        matched_tokens=int(after["lookup_hit_tokens"] - before.get("lookup_hit_tokens", 0))
         if "lookup_hit_tokens" in after
         else None,
         kv_bytes=(sample.prompt_tokens or 0) * (kv_bytes_per_token(cache.url) or engine.kv_bytes_per_token or 0),

@@ -44,12 +44,12 @@ def line(text: str) -> Conditions | Sample:
 def conditions(text: str) -> Conditions:
     """The conditions of a run, from a JSON object."""
     try:
-        known = _CONDITIONS.validate_json(text, strict=True)
+        run = _CONDITIONS.validate_json(text, strict=True)
         everything = from_json(text, allow_inf_nan=False)
     except ValidationError as error:
         raise ValueError(_fault(error)) from None
     kept = {key: value for key, value in everything.items() if key not in {"kind", *RESULT_KEYS} - {"prompt_tokens"}}
-    return replace(known, everything=kept)
+    return replace(run, everything=kept)
 
 
 def of_mapping(document: Mapping[str, Any]) -> Conditions:
@@ -70,10 +70,10 @@ def from_json_text(text: str) -> Result:
         held = from_json(text, allow_inf_nan=False)
         if not (isinstance(held, dict) and isinstance(held.get("rows"), list)):
             raise ValueError("it has no rows")
-        known = conditions(text)
+        run = conditions(text)
         rows = [_unflattened(row) for row in held["rows"]]
-        shaped = {"trials_run": 0, **held, "rows": rows, "conditions": known.everything}
-        return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=known)
+        shaped = {"trials_run": 0, **held, "rows": rows, "conditions": run.everything}
+        return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=run)
     except ValidationError as error:
         raise ValueError(_fault(error)) from None
 

@@ -33,11 +33,11 @@ def waterfall(samples: Sequence[Sample]) -> Waterfall | None:
 
     ``queue`` is the time until the request is scheduled: an engine that loads KV first counts the load there.
     """
-    known = [s for s in samples if s.ttft and s.queue is not None and s.server_ttft is not None]
-    if not known:
+    timed = [s for s in samples if s.ttft and s.queue is not None and s.server_ttft is not None]
+    if not timed:
         return None
-    client = [(s.ttft or 0) - (s.queue or 0) - (s.server_ttft or 0) for s in known]
-    parts = (client, [s.queue or 0 for s in known], [s.server_ttft or 0 for s in known])
+    client = [(s.ttft or 0) - (s.queue or 0) - (s.server_ttft or 0) for s in timed]
+    parts = (client, [s.queue or 0 for s in timed], [s.server_ttft or 0 for s in timed])
     return Waterfall(*(round(max(0.0, median(values)) * 1000, 3) for values in parts))
 
 
@@ -57,7 +57,7 @@ def costs(conditions: Conditions, samples: Sequence[Sample], store_tax: Ratio | 
     stored = [s for s in samples if s.arm == "store" and judge(s).verdict is Verdict.COLD]
     lookups = [s.lookup / cold for s in stored if s.lookup is not None and cold]
     lags = [s.stored_after * 1000 for s in stored if s.stored_after is not None]
-    known = {
+    by_name = {
         "store_tax": _cost(store_tax, "x", "cold with storing over cold without"),
         "lookup_tax": _cost(
             stats.ratio(lookups), "of cold", "time spent asking the cache in vain, as a share of cold TTFT"
@@ -71,7 +71,7 @@ def costs(conditions: Conditions, samples: Sequence[Sample], store_tax: Ratio | 
             "ITL while the other engine stores over ITL while one computes",
         ),
     }
-    return {name: cost for name, cost in known.items() if cost} or None
+    return {name: cost for name, cost in by_name.items() if cost} or None
 
 
 def _decode_ratios(conditions: Conditions, samples: Sequence[Sample]) -> list[float]:

@@ -114,8 +114,8 @@ class CacheFacts:
 
     ``engines`` should have registered with it, ``registered`` have; not who asked, if it is ``strange``. Of the
     prompt's ``chunks`` ``stored`` arrived and ``filed`` are in L2; ``evicted``, ``refused`` (L1 was full) and
-    ``unreadable`` (in L2) are the chunks it counted since. Its lookup ``found`` tokens. ``kv_bytes`` are the prompt's,
-    ``l1_bytes`` L1's size.
+    ``unreadable`` (in L2) are the chunks it counted since. Its lookup hit ``matched_tokens``. ``kv_bytes`` are the
+    prompt's, ``l1_bytes`` L1's size.
     """
 
     server: str
@@ -131,14 +131,14 @@ class CacheFacts:
     evicted: int = 0
     refused: int = 0
     unreadable: int = 0
-    found: int | None = None
+    matched_tokens: int | None = None
     kv_bytes: int | None = None
     l1_bytes: int | None = None
 
 
 def why_missing(facts: CacheFacts) -> str:
     """Why tokens did not come from the cache; empty if the facts do not tell."""
-    server, stored, filed, found = facts.server, facts.stored, facts.filed, facts.found
+    server, stored, filed, matched = facts.server, facts.stored, facts.filed, facts.matched_tokens
     kv, l1 = (facts.kv_bytes or 0) / 1e6, (facts.l1_bytes or 0) / 1e6
     registered = facts.engines if facts.registered is None else facts.registered
     incomplete = stored is not None and stored < facts.chunks
@@ -162,7 +162,7 @@ def why_missing(facts: CacheFacts) -> str:
             f"only {filed} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
         ),
         (
-            facts.unreadable > 0 or bool(filed and found is not None and found < facts.expected),
+            facts.unreadable > 0 or bool(filed and matched is not None and matched < facts.expected),
             f"of the {facts.chunks} chunks in L2 some could not be read: files are missing, cut short or damaged",
         ),
         # Clearing L1, as a run about L2 does, counts as eviction too.
@@ -171,10 +171,10 @@ def why_missing(facts: CacheFacts) -> str:
             f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
         ),
         (
-            found is not None and found >= facts.expected,
-            f"{server} found {found or 0:,} tokens, the engine did not load them: `kvdemo logs` says why",
+            matched is not None and matched >= facts.expected,
+            f"{server} found {matched or 0:,} tokens, the engine did not load them: `kvdemo logs` says why",
         ),
-        (found is not None, f"{server} found only {found or 0:,} tokens of this model, chunk size and salt"),
+        (matched is not None, f"{server} found only {matched or 0:,} tokens of this model, chunk size and salt"),
     ]
     return next((text for holds, text in reasons if holds), "")
 

@@ -55,21 +55,21 @@ def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
     return None
 
 
-def sentence(tier: str, found: Limit) -> str:
+def sentence(tier: str, bound: Limit) -> str:
     """The finding in plain words."""
-    gigabytes = found.bandwidth / 1e9
-    if found.needed == float("inf"):
+    gigabytes = bound.bandwidth / 1e9
+    if bound.needed == float("inf"):
         return f"Reuse from {tier} has nothing to gain here: computing this prompt takes no longer than a local hit."
-    if not found.worthwhile:
+    if not bound.worthwhile:
         return (
             f"Reuse from {tier} cannot beat computing here: it moves {gigabytes:.2g} GB/s, "
-            f"and would need {found.needed / 1e9:.2g} GB/s."
+            f"and would need {bound.needed / 1e9:.2g} GB/s."
         )
-    share = f"{found.efficiency:.0%} of what this machine can do"
-    if found.efficiency > 1:
+    share = f"{bound.efficiency:.0%} of what this machine can do"
+    if bound.efficiency > 1:
         share = "at the limit of this machine, within noise"
     return (
-        f"Reuse from {tier} is {share}: {found.kv_bytes / 1e6:,.0f} MB at "
-        f"{gigabytes:.3g} GB/s and a local hit's time make {units.duration(found.floor * 1000)}; above "
-        f"{found.needed / 1e9:.2g} GB/s it beats computing."
+        f"Reuse from {tier} is {share}: {bound.kv_bytes / 1e6:,.0f} MB at "
+        f"{gigabytes:.3g} GB/s and a local hit's time make {units.duration(bound.floor * 1000)}; above "
+        f"{bound.needed / 1e9:.2g} GB/s it beats computing."
     )

@@ -124,10 +124,10 @@ def _speedup(old: SavedRun, new: SavedRun) -> Line:
 
 def _with_foreign(ours: SavedRun, theirs: ForeignRun, arm: str, *, foreign_first: bool) -> Comparison:
     """One side is of ``vllm bench serve``: TTFT of one arm only."""
-    known = sides.arms(ours)
-    own = known.get((arm, ""))
+    arms = sides.arms(ours)
+    own = arms.get((arm, ""))
     if own is None or own.median is None:
-        proved = ", ".join(key[0] for key, side in known.items() if side.median is not None and not key[1])
+        proved = ", ".join(key[0] for key, side in arms.items() if side.median is not None and not key[1])
         raise UsageError(f"{ours.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
     foreign, notes = sides.foreign(theirs)
     pair = (foreign, own) if foreign_first else (own, foreign)

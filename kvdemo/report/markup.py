@@ -34,8 +34,8 @@ def tag(name: str, /, *children: object, **attributes: Attribute) -> Markup:
         if value is None or value is False:
             continue
         label = key.rstrip("_").replace("_", "-")
-        shown = f"{value:.6g}" if isinstance(value, float) else value
-        parts.append(label if value is True else f'{label}="{text(shown)}"')
+        written = f"{value:.6g}" if isinstance(value, float) else value
+        parts.append(label if value is True else f'{label}="{text(written)}"')
     opening = " ".join(parts)
     return Markup(f"<{opening}>" if name == "meta" else f"<{opening}>{join(*children)}</{name}>")
 

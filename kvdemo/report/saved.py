@@ -86,5 +86,5 @@ def _summary(path: Path, text: str) -> SavedRun:
 
 def number(value: Any) -> float | None:
     """A finite number, or None instead of anything else."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if finite else None

@@ -46,8 +46,8 @@ def differences(name: str, old: Any, new: Any) -> list[str]:
 
 def short(value: Any) -> str:
     """A condition in at most 100 characters."""
-    shown = ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
-    return shown if len(shown) <= 100 else shown[:97] + "..."
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def foreign(run: ForeignRun) -> tuple[Arm, list[str]]:
     """What ``vllm bench serve`` measured, and what must be said with it. Raises UsageError if nothing succeeded."""
     document = run.document
     errors = document["errors"] if isinstance(document.get("errors"), list) else []
-    given = document["ttfts"] if isinstance(document.get("ttfts"), list) else []
+    times = document["ttfts"] if isinstance(document.get("ttfts"), list) else []
     # vLLM writes 0.0 for a request that failed: that is no time.
-    values = tuple(value * 1000 for value in map(number, given) if value is not None and value > 0)
+    values = tuple(value * 1000 for value in map(number, times) if value is not None and value > 0)
     median = statistics.median(values) if values else number(document.get("median_ttft_ms"))
     if not median:
         raise UsageError(f"{run.path}: no request of it succeeded")

@@ -83,12 +83,12 @@ class Scale:
         """Round values within the scale, at most so many."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found: list[float] = []
+            ticks: list[float] = []
             for leading in ((1, 2, 5), (1, 3), (1,)):
-                found = [n * 10.0**p for p in powers for n in leading if self.low <= n * 10.0**p <= self.high]
-                if len(found) <= most:
-                    return found
-            return found[:: math.ceil(len(found) / most)]
+                ticks = [n * 10.0**p for p in powers for n in leading if self.low <= n * 10.0**p <= self.high]
+                if len(ticks) <= most:
+                    return ticks
+            return ticks[:: math.ceil(len(ticks) / most)]
         size = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
         step = next(n * size for n in (1, 2, 5, 10, 20) if (self.high - self.low) / (n * size) <= most)
         return [step * n for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]

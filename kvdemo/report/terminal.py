@@ -208,11 +208,11 @@ def failure(message: str, hint: str) -> None:
 
 def log_line(service: str, text: str, services: list[str], *, prefix: bool = True) -> None:
     """One line of a service's log, its name in front in a colour of its own."""
-    shown = Text()
+    line = Text()
     if prefix:
         colours = ("cyan", "green", "magenta", "yellow", "blue", "red")
-        shown.append(f"{service:<{max(map(len, services))}} | ", style=colours[services.index(service) % len(colours)])
-    out.print(shown.append(text), soft_wrap=True)
+        line.append(f"{service:<{max(map(len, services))}} | ", style=colours[services.index(service) % len(colours)])
+    out.print(line.append(text), soft_wrap=True)
 
 
 def ending(event: Event) -> None:

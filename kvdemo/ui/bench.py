@@ -1,4 +1,4 @@
-"""``kvdemo bench`` from the page: started, followed, its table and its report shown in place. One run at a time."""
+"""``kvdemo bench`` from the page: started, followed, its table and its report stand in place. One run at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, stage: Stage, conversation: Conversation, result_dir: Path) -> None:
         self.stage, self.conversation, self.result_dir = stage, conversation, result_dir
-        self.shown = ""
+        self.current = ""
         with box("section", "card stack", aria_label="Bench"):
             text("Measure with proof", "question", "h2")
             self.about = text("", "dim")
@@ -76,8 +76,8 @@ class Bench:
         report = f"/bench/{len(RUNS) - 1}" if run is not None and run.report else ""
         self.links.set_visibility(bool(report))
         self.frame.set_visibility(bool(report))
-        if report != self.shown:
-            self.shown = report
+        if report != self.current:
+            self.current = report
             change(self.frame, src=report or None)
             change(self.link, href=report)
 
