@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+import wheels
 from guarding import until
 from kvdemo.config import profile
 from kvdemo.fleet import fleet, teardown
@@ -175,6 +176,12 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield one
     finally:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of kvdemo."""
+    return wheels.build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
