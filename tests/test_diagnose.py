@@ -287,7 +287,8 @@ def test_a_signal_before_an_error_that_stands_elsewhere() -> None:
             "gpu-kernel",
         ),
         ("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc", "host-memory"),
-        ("Fatal Python error: Bus error", "unknown"),
+        ("Fatal Python error: Bus error", "shm-too-small"),
+        ("Fatal Python error: Segmentation fault", "segfault"),
         ("/venv/bin/python: symbol lookup error: /x/c_ops.so: undefined symbol: _ZN3c1", "versions"),
         ("Illegal instruction (core dumped)", "illegal-instruction"),
         ("Killed", "child-failed"),
@@ -487,3 +488,32 @@ def test_words_of_nccl_are_told_also_without_a_remedy() -> None:
     assert diagnose.root_cause(log, 1).line.endswith("Bootstrap : no socket interface found")
     below = "torch.distributed.DistBackendError: NCCL error in: x.cpp:1, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
     assert diagnose.root_cause(traceback(below), 1).code == "gpu-memory"
+
+
+def test_a_message_that_begins_on_the_next_line() -> None:
+    """The first line below an exception that ends in a colon is its message."""
+    log = traceback("RuntimeError: \n    The model wants more.\n    Much more.", "a.py:3 raise RuntimeError(text)")
+    assert diagnose.root_cause(log, 1).line == "RuntimeError: The model wants more."
+
+
+def test_an_exception_that_repeats_another() -> None:
+    """The repeated message has its own remedy."""
+    log = traceback("torch._inductor.exc.InductorError: RuntimeError: Failed to find C compiler. Please specify via CC")
+    assert diagnose.root_cause(log, 1).code == "no-c-compiler"
+
+
+def test_a_cause_above_that_is_not_there() -> None:
+    """A pointer of vLLM to a stack trace is never told as the cause; that the core ended without a word is."""
+    dead = traceback(
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above)",
+        prefix="(APIServer pid=6) ERROR 11-24 02:28:40 [async_llm.py:1] ",
+    )
+    for log in (READY + dead, POINTER):
+        cause = diagnose.root_cause(log, 0)
+        assert (cause.code, cause.words) == ("child-failed", "the engine's core ended without a word")
+
+
+def test_the_hub_out_of_reach() -> None:
+    """A name that cannot be resolved is Hugging Face's where a client of HTTP failed."""
+    log = traceback("httpx.ConnectError: [Errno -3] Temporary failure in name resolution")
+    assert diagnose.root_cause(log, 1).code == "hub-network"

@@ -81,6 +81,7 @@ def root_cause(
         _by_record(read, spec),
         _by_kernel(memory, oom_ours),
         _explained(evidence.secondary(read), spec, read),
+        _by_pointer(read),
         _by_status(read, code),
     )
     cause = next(cause for cause in causes if cause)
@@ -253,6 +254,18 @@ def _by_record(read: Evidence, spec: ServiceSpec | None, *, dying: bool = False)
         if not read.alive_after(line.process, line.number):
             for signature, _ in signatures.lookup("", line.text):
                 return _remedied(signature, line.text, Raised("", line.text), spec, read.served)
+    return None
+
+
+def _by_pointer(read: Evidence) -> Cause | None:
+    """VLLM points at a cause above that its log does not hold: the core ended before it could write one."""
+    for line in read.lines:
+        if line.level not in ("INFO", "DEBUG") and evidence.DEAD.search(line.text):
+            fix = (
+                "its log says no more: often the kernel killed it for want of host memory (dmesg tells); lower l1, "
+                "kv_cache or the number of engines"
+            )
+            return Cause(line.text, fix, "child-failed", "the engine's core ended without a word")
     return None
 
 

@@ -19,6 +19,12 @@ _FAILURE = re.compile(
 )
 """Records after which a process of vLLM's ends."""
 
+DEAD = re.compile(
+    r"^(?:[\w.]*(?:Error|Exception): )?(?:EngineCore encountered an issue|Engine core initialization failed|"
+    r"Engine process (?:failed to start|\(pid))"
+)
+"""What vLLM's server says when its core has ended."""
+
 _POINTERS = re.compile(
     r"(?:Engine core|Frontend process failed during engine core) initialization|Engine core initialization failed|"
     r"EngineCore encountered an issue|WorkerProc initialization failed|Engine process (?:failed to start|\(pid)|"

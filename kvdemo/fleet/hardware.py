@@ -157,7 +157,7 @@ HOST = (
         SHM,
         r"~(?:/dev/shm/nccl|Error while creating shared memory segment|failed to extend /dev/shm|"
         r"posix_fallocate failed : No space left)|~unable to (?:mmap|allocate|open|write to) .*shared memory|"
-        r"~No space left on device.*/dev/shm|Bus error|~insufficient shared memory",
+        r"~No space left on device.*/dev/shm|(?:Fatal Python error: )?Bus error|~insufficient shared memory",
         SHM_REMEDY,
         title="/dev/shm is too small",
     ),
@@ -201,6 +201,11 @@ HOST = (
         "this build of vLLM needs a newer processor (AVX-512 or AVX2)",
     ),
     Signature(
+        "segfault",
+        r"(?:Fatal Python error: )?Segmentation fault|!+ *Segfault encountered",
+        "a crash in native code: try another version of vllm, torch or the driver",
+    ),
+    Signature(
         "vllm-port",
         r"VLLM_PORT '.*' (?:appears to be a URI|must be a valid integer)",
         "VLLM_PORT comes from Kubernetes' service links: name the service otherwise, or set VLLM_PORT in env to a "
@@ -223,8 +228,7 @@ NETWORK = (
     ),
     Signature(
         "gloo-interface",
-        r"~(?:Unable to resolve hostname|[Uu]nable to find (?:address for|interface)|makeDeviceFor)|"
-        r"~Temporary failure in name resolution",
+        r"~(?:Unable to resolve hostname|[Uu]nable to find (?:address for|interface)|makeDeviceFor)",
         "the host's own name cannot be resolved: add it to /etc/hosts, or set GLOO_SOCKET_IFNAME: lo in env",
         general=True,
     ),

@@ -281,10 +281,10 @@ class _Stream:
         if not match:
             return None
         where = f"{frame['file'].rpartition('/')[2]}:{frame['line']} {source or frame['where'] or ''}" if frame else ""
-        return self._finish(match["name"], match["message"] or "", where.strip(), link)
+        return self._finish(match["name"], match["message"], where.strip(), link)
 
-    def _finish(self, name: str, message: str, frame: str, link: str) -> Raised:
-        """Take in the lines below, up to the next exception, record or chain."""
+    def _finish(self, name: str, message: str | None, frame: str, link: str) -> Raised:
+        """Take in the lines below, up to the next exception, record or chain; a message may begin there."""
         number, segment = self.stream[self.at][0].number, self.stream[self.at][1]
         self.at += 1
         more: list[str] = []
@@ -294,4 +294,6 @@ class _Stream:
                 break
             more.append(text)
             self.at += 1
-        return Raised(name, message, tuple(more), frame, link, number)
+        if message == "":
+            message = next((line.strip() for line in more if line.strip()), "")
+        return Raised(name, message or "", tuple(more), frame, link, number)

@@ -32,10 +32,14 @@ SHOWN = 1000
 """Characters of a line that are held against the patterns."""
 
 
+_INSIDE = re.compile(r"(?:Value error|Assertion failed), |(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): ")
+"""What stands before the message of another exception that an exception repeats."""
+
+
 def lookup(name: str, message: str, more: tuple[str, ...] = (), frame: str = "") -> Iterator[tuple[Signature, str]]:
     """The signatures of an exception with the line that bears each: its message, or what a tool printed below it."""
     short = name.rpartition(".")[2]
-    texts = [re.sub(r"^(?:Value error|Assertion failed), ", "", line.strip()[:SHOWN]) for line in (message, *more)]
+    texts = [_inside(line.strip()[:SHOWN]) for line in (message, *more)]
     for signature in SIGNATURES:
         for position, text in enumerate(texts):
             if (
@@ -45,6 +49,11 @@ def lookup(name: str, message: str, more: tuple[str, ...] = (), frame: str = "")
             ):
                 yield signature, text
                 break
+
+
+def _inside(text: str) -> str:
+    match = _INSIDE.match(text)
+    return text[match.end() :] if match else text
 
 
 SIGNALS: dict[int, tuple[str, str, str]] = {

@@ -223,6 +223,13 @@ MODEL = (
         general=True,
     ),
     Signature(
+        "hub-network",
+        r"\[Errno -[235]\]|~(?:Temporary failure in name resolution|timed out)",
+        "Hugging Face cannot be reached: check the network and its proxy, or give `model` as a local path",
+        raised=r"Connect(?:ion)?(?:Error|Timeout)|ReadTimeout|NameResolutionError|gaierror",
+        general=True,
+    ),
+    Signature(
         "model-unknown",
         r"~is not a local folder and is not a valid model identifier|(?:404 Client Error.*)?~Repository Not Found|"
         r"Invalid repository ID or local directory|Repo id must",
