@@ -18,7 +18,7 @@ from hub_server import serve
 from kvdemo.commands import checks, doctor
 from kvdemo.commands.checks import Level
 from kvdemo.config import profile
-from kvdemo.planning import shape
+from kvdemo.planning import predict, shape
 from kvdemo.planning.facts import Driver, Gpu, Holder, Interpreter, Link
 from nvml import GIB, H200, machine
 from real_fleet import MODEL, ROOT, START, needs_engines
@@ -92,7 +92,7 @@ def test_parts_that_do_not_load(findings: list[dict[str, str]], code: int | None
 def test_versions() -> None:
     """What is absent is told with its fix."""
     assert checks.versions(Interpreter("py", {"vllm": "1"})).text == "vllm 1 (py)"
-    bad = checks.versions(Interpreter("py", {}, "vllm not installed for py; run scripts/setup"))
+    bad = checks.versions(Interpreter("py", {}, "vllm not installed for py", fix="run scripts/setup"))
     assert (bad.text, bad.fix) == ("vllm not installed for py", "run scripts/setup")
 
 
@@ -131,7 +131,9 @@ import time
 uint8 = bfloat16 = float32 = None
 class Tensor:
     def copy_(self, source, non_blocking): time.sleep(0.01)
-    def __matmul__(self, other): time.sleep(0.01)
+    def __matmul__(self, other): time.sleep(0.01); return self
+    def __getitem__(self, part): return self
+    def __mul__(self, other): return self
 def ones(*size, **kind): return Tensor()
 empty = rand = ones
 __version__ = "2.13.0"
@@ -141,6 +143,8 @@ class inference_mode:
 class nn:
     class functional:
         def scaled_dot_product_attention(*_): time.sleep(0.02)
+        def rms_norm(tensor, size): return tensor
+        def silu(tensor): return tensor
 """
 STUB_FACTORY = """
 class KVConnectorFactory:
@@ -176,8 +180,10 @@ def test_a_good_machine_is_measured_and_predicted(lab: Lab) -> None:
     assert (predicted["tokens"], predicted["hit"], predicted["kv_bytes"]) == (8192, 7936, 7936 * 8192)
     flops, made = shape.of(CONFIG), predicted["times"]["cold"]
     assert flops is not None
-    matmul, attention = 2 * 2048 * 512 * 1376 / 0.01, 4 * 8 * 64 * 512 * 8192 / 0.02
-    assert made == pytest.approx(flops.linear_flops(8192) / matmul + flops.attention_flops(8192) / attention, rel=0.3)
+    products = 512 * (8 + 2 * 4) * 64 + 8 * 64 * 512 + 3 * 512 * 1376
+    matmul, attention = 2 * 1024 * products / 0.04, 4 * 8 * 64 * 1024 * 8192 / 0.02
+    computing = flops.linear_flops(8192) / matmul + flops.attention_flops(8192) / attention
+    assert made == pytest.approx(computing + predict.REQUEST, rel=0.3)
     assert [tier["name"] for tier in predicted["tiers"]] == ["memory", "disk"]
     assert not (lab.path / "kv").exists()
     assert lab.project().records() == {}

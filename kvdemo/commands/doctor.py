@@ -18,11 +18,12 @@ from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError, UsageError
 from kvdemo.host import bandwidth, gpus, hub, machine, runtime, survey
 from kvdemo.host.state import Project, root
-from kvdemo.planning import engines, environment, kinship, predict
+from kvdemo.planning import engines, environment, kinship, peak, predict
 from kvdemo.planning import plan as planning
 from kvdemo.planning.facts import Facts, Interpreter, Model
 from kvdemo.planning.plan import Plan, ServiceSpec
 from kvdemo.planning.services import is_server
+from kvdemo.planning.shape import Shape
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Profile
@@ -56,7 +57,9 @@ def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], r
     reader = next((spec for spec in reversed(plan.engines) if spec.cache), None)
     model = _model(profile, facts, reader)
     if reader and reader.python in working:
-        rates = _rates(plan, reader, model, environ)
+        gpu = next((gpu for gpu in facts.gpus if gpu.index in reader.gpus), None)
+        batch = peak.batched_tokens(profile.engines[reader.name], gpu, reader.context) if gpu else 0
+        rates = _rates(plan, reader, model, environ, batch)
         yield from _copies(rates)
     bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
     for name, cache in profile.caches.items():
@@ -127,18 +130,31 @@ def _model(profile: Profile, facts: Facts, reader: ServiceSpec | None) -> Model:
     return kinship.model_of(profile.engines[reader.name], facts) if reader else Model("")
 
 
-def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, str]) -> dict[str, float]:
+def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, str], batch: int) -> dict[str, float]:
     tokenizer = Path(model.path or "", "tokenizer.json")
     document = plan.bench.get("context") or ""
     return bandwidth.rates(
         reader.python,
         environment.of_service(environ, reader.env, ()),
         gpu=bool(reader.gpus),
-        shape=asdict(model.shape) if model.shape else None,
+        shape=_sizes(model.shape, len(reader.gpus)) if model.shape else None,
+        batch=batch,
         dtype=model.dtype if model.dtype in {"float32", "float16"} else "bfloat16",
         tokenizer=str(tokenizer) if model.path and tokenizer.is_file() else "",
         document=document if document and Path(document).is_file() else "",
     )
+
+
+def _sizes(shape: Shape, ranks: int) -> dict[str, int]:
+    """The sizes of a layer that the probe runs: what one of so many tensor-parallel ranks has of it."""
+    ranks = max(1, ranks)
+    return {
+        "hidden": shape.hidden,
+        "inner": max(1, shape.inner // ranks),
+        "heads": max(1, shape.heads // ranks),
+        "kv_heads": max(1, shape.kv_heads // ranks),
+        "head": shape.head,
+    }
 
 
 def _copies(rates: Mapping[str, float]) -> Iterator[Check]:
@@ -193,7 +209,9 @@ def _prediction(
     times = predict.from_results(_saved(results), model.digest, device, model.shape, tokens)
     if times is None and {"matmul", "attention"} <= rates.keys():
         # Each GPU of a tensor-parallel engine does its part, and gets its part of the KV.
-        speed = predict.Rates(ranks * rates["matmul"], ranks * rates["attention"], rates.get("tokenizing", 0.0))
+        server = predict.SERVER if reader.gpus else predict.SERVER_ON_CPU
+        tokenizing = rates.get("tokenizing", 0.0)
+        speed = predict.Rates(ranks * rates["matmul"], ranks * rates["attention"], tokenizing, server)
         times = predict.from_rates(model.shape, speed, tokens, reader.chunk_size)
     if times is None or not bandwidths:
         yield from checks.prediction(None, "", "this machine's speed could not be measured")

@@ -19,6 +19,7 @@ from typing import Any
 
 COPY_BYTES = 256 * 1024**2
 SECONDS = 0.5  # of each measurement
+SUSTAINED = 2.0  # a GPU lowers its clock under load: a prefill takes longer than a single product makes believe
 OUT = os.fdopen(os.dup(1), "w")  # libraries write to standard output what they like
 
 
@@ -112,13 +113,17 @@ def _connector() -> str:
     return f"{found.__module__}.{found.__qualname__}"
 
 
-def rates(gpu: bool, shape: dict[str, int] | None, tokenizer: str, document: str, dtype: str = "bfloat16") -> None:
-    """Copies in bytes a second, matrix products and attention in FLOP/s; the document's tokens, seconds for them."""
+def rates(
+    gpu: bool, shape: dict[str, int] | None, tokenizer: str, document: str, dtype: str = "bfloat16", batch: int = 0
+) -> None:
+    """Copies in bytes a second, a layer's products and attention in FLOP/s; the document's tokens, seconds for them.
+
+    ``batch`` is how many tokens an engine computes at once; 0 is as many as are usual.
+    """
     for name, rate in _copies(gpu):
         say(**{name: rate})
     if shape:
-        say(matmul=_matmul(gpu, shape, dtype))
-        say(attention=_attention(gpu, shape, dtype))
+        say(**_layers(gpu, shape, dtype, batch))
     if tokenizer and document:
         say(**_tokens(tokenizer, document))
 
@@ -133,43 +138,72 @@ def _copies(gpu: bool) -> Iterator[tuple[str, float]]:
         yield "store", COPY_BYTES / _seconds(gpu, lambda: host.copy_(there, non_blocking=True), rounds=9)
 
 
-def _seconds(gpu: bool, work: Callable[[], Any], rounds: int = 0, *, best: bool = False) -> float:
-    """Median (or best) duration of some work: of so many rounds, or of as many as go into half a second."""
+def _seconds(gpu: bool, work: Callable[[], Any], rounds: int) -> float:
+    """Median duration of some work, of so many rounds."""
     import torch
 
     taken: list[float] = []
-    began = time.perf_counter()
     work()  # allocations and the choice of a kernel
-    while len(taken) < (rounds or 3) or (not rounds and time.perf_counter() - began < SECONDS):
+    for _ in range(rounds):
         started = time.perf_counter()
         work()
         if gpu:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
-    return min(taken) if best else sorted(taken)[len(taken) // 2]
+    return sorted(taken)[len(taken) // 2]
 
 
-def _matmul(gpu: bool, shape: dict[str, int], dtype: str) -> float:
-    """A batch of tokens through one MLP matrix of the model."""
+def _layers(gpu: bool, shape: dict[str, int], dtype: str, batch: int) -> dict[str, float]:
+    """A layer as a prefill runs it, again and again: its products with norms and activation, then its attention.
+
+    FLOPs of either a second, as the median of the second half of the rounds: by then the device is as warm as in a
+    long prefill. A batch attends to twice as many keys, as in the middle of a prompt.
+    """
     import torch
 
-    tokens, hidden, inner = 8192 if gpu else 2048, shape["hidden"], shape["inner"]
+    tokens = batch or (8192 if gpu else 1024)
+    keys = 2 * tokens if gpu else 8192
+    hidden, inner, heads, kv, head = (shape[name] for name in ("hidden", "inner", "heads", "kv_heads", "head"))
     kind: dict[str, Any] = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
-    batch, weights = torch.rand(tokens, hidden, **kind), torch.rand(hidden, inner, **kind)
-    return 2.0 * tokens * hidden * inner / _seconds(gpu, lambda: batch @ weights, best=True)
+    sizes = ((hidden, (heads + 2 * kv) * head), (heads * head, hidden), (hidden, 2 * inner), (inner, hidden))
+    weights = [torch.rand(*size, **kind) for size in sizes]
+    inputs = [torch.rand(tokens, size[0], **kind) for size in sizes]
+    query, key = torch.rand(1, heads, tokens, head, **kind), torch.rand(1, heads, keys, head, **kind)
+    functional = torch.nn.functional
 
+    def products() -> None:
+        functional.rms_norm(inputs[0], (hidden,)) @ weights[0]
+        inputs[1] @ weights[1]
+        wide = functional.rms_norm(inputs[2], (hidden,)) @ weights[2]
+        (functional.silu(wide[:, :inner]) * wide[:, inner:]) @ weights[3]
 
-def _attention(gpu: bool, shape: dict[str, int], dtype: str) -> float:
-    """A chunk of a prompt against the keys before it, as in the middle of a long prefill."""
-    import torch
+    def attention() -> None:
+        functional.scaled_dot_product_attention(query, key, key)
 
-    queries, keys = (4096, 16384) if gpu else (512, 8192)
-    heads, head = shape["heads"], shape["head"]
-    kind: dict[str, Any] = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
-    query, key = torch.rand(1, heads, queries, head, **kind), torch.rand(1, heads, keys, head, **kind)
-    attend = torch.nn.functional.scaled_dot_product_attention
     with torch.inference_mode():
-        return 4.0 * heads * head * queries * keys / _seconds(gpu, lambda: attend(query, key, key), best=True)
+        taken = _alternating(gpu, (products, attention))
+    work = 2.0 * tokens * sum(rows * columns for rows, columns in sizes)
+    return {"matmul": work / taken[0], "attention": 4.0 * heads * head * tokens * keys / taken[1]}
+
+
+def _alternating(gpu: bool, parts: tuple[Callable[[], None], ...]) -> list[float]:
+    """Median duration of each part in the second half of the rounds."""
+    import torch
+
+    taken: list[list[float]] = [[] for _ in parts]
+    for part in parts:
+        part()  # allocations and the choice of a kernel
+    began = time.perf_counter()
+    while len(taken[0]) < 3 or time.perf_counter() - began < (SUSTAINED if gpu else SECONDS):
+        for part, times in zip(parts, taken, strict=True):
+            if gpu:
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            part()
+            if gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+    return [sorted(late)[len(late) // 2] for late in (times[len(times) // 2 :] for times in taken)]
 
 
 def _tokens(path: str, document: str) -> dict[str, float]:

@@ -1,12 +1,19 @@
 """What reuse could buy here, before anything runs: time to compute a prompt, time to load its KV from each tier. Pure.
 
     prefill = matrix products / rate of matrix products + attention / rate of attention
-    cold    = tokenizing + prefill of the prompt
-    reuse   = tokenizing + prefill of the last, incomplete chunk + KV bytes / bandwidth of the tier
+    server  = SERVER x tokenizing + REQUEST
+    cold    = server + prefill of the prompt
+    local   = server + prefill of the last, incomplete chunk
+    reuse   = local + KV bytes / bandwidth of the tier + CONNECT
 
-Rates are measured in the engines' interpreter, with torch's own kernels; or a saved result of the same model on the
-same device takes their place. Limits: queueing, HTTP, sampling and LMCache's own work are not counted, so reuse comes
-out as it would be at best.
+Rates are those of a layer that runs for seconds in the engines' interpreter, with torch's own kernels, and tokenizing
+is that of the engine's own tokenizer, both measured on this machine; or a saved result of the same model on the same
+device takes their place. What the API server, the engine's scheduler and LMCache's connector cost beside that was
+measured once (below), and is taken to be the same here.
+
+Not in it: queueing behind other requests, a busy processor, experts of a mixture (they count as one dense MLP of the
+same size), communication between GPUs. Of an engine that runs on a processor REQUEST and CONNECT are unknown and
+small beside computing; they count as on a GPU machine.
 """
 
 from __future__ import annotations
@@ -16,17 +23,37 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvdemo import units
-from kvdemo.planning import ceiling
 from kvdemo.planning.shape import Shape
+
+SERVER = 2.4
+"""What the API server and the engine's input take for a prompt, over what the tokenizer alone takes: tokenizing, the
+prompt decoded again for the stream, hashes of its blocks, copies between processes. On H200 hosts 3.9 us a token (five
+lengths from 1,000 to 24,000 tokens, n = 15) against 1.6 of the tokenizer (vLLM 0.26)."""
+
+SERVER_ON_CPU = 1.2
+"""The same beside engines on a processor: 1.1 to 1.3 on two cores (vLLM 0.32, 7,900 tokens, n = 4, a busy machine)."""
+
+REQUEST = 0.023
+"""Seconds of a request whatever its length: HTTP and hand-over between processes (6 ms), scheduling, one step of the
+engine, sampling (17 ms). Same source: a local hit of 1,000 tokens."""
+
+CONNECT = 0.022
+"""Seconds that a load through LMCache's connector takes beside moving bytes: reuse less local hit less bytes at copy
+speed. Median of ten pairs of medians on H200 and H100 hosts, from 1,000 to 32,000 tokens (3 to 39 ms, LMCache 0.5.3 and
+0.5.6); that it grows with the chunks, from 3 to 123, cannot be seen in them."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second: FLOPs, and seconds for tokenizing the prompt."""
+    """What this machine does in a second: FLOPs, and seconds for tokenizing the prompt.
+
+    ``server`` is what the API server takes for a prompt, over tokenizing.
+    """
 
     matmul: float
     attention: float
     tokenizing: float = 0.0
+    server: float = SERVER
 
 
 @dataclass(frozen=True)
@@ -82,12 +109,13 @@ def prefill(shape: Shape, rates: Rates, tokens: int, context: int) -> float:
 def from_rates(shape: Shape, rates: Rates, tokens: int, chunk: int) -> Times:
     """Times from measured rates."""
     rest = tokens % chunk or chunk
+    server = rates.server * rates.tokenizing + REQUEST
     basis = (
         f"{rates.matmul / 1e12:.3g} TFLOP/s in matrix products and {rates.attention / 1e12:.3g} in attention, "
-        "measured with torch"
+        f"measured with torch; API server and scheduler take {units.duration(1000 * server)} of each"
     )
     cold = prefill(shape, rates, tokens, tokens)
-    return Times(rates.tokenizing + cold, rates.tokenizing + prefill(shape, rates, rest, tokens), basis)
+    return Times(server + cold, server + prefill(shape, rates, rest, tokens), basis)
 
 
 def from_results(
@@ -120,9 +148,11 @@ def predict(
     kv_bytes = hit * kv_bytes_per_token
     tiers = []
     for name, bandwidth in bandwidths.items():
-        load = kv_bytes / bandwidth
-        found = ceiling.limit(kv_bytes, bandwidth, times.local, times.local + load, times.cold)
-        tiers.append(Tier(name, bandwidth, load, found.floor, times.cold / found.floor, found.needed))
+        load = kv_bytes / bandwidth + CONNECT
+        reuse = times.local + load
+        saved = times.cold - times.local - CONNECT
+        needed = kv_bytes / saved if saved > 0 else float("inf")
+        tiers.append(Tier(name, bandwidth, load, reuse, times.cold / reuse, needed))
     return Prediction(tokens, hit, kv_bytes, times, tuple(tiers))
 
 
@@ -130,8 +160,7 @@ def sentence(tier: Tier, cold: float) -> str:
     """What to expect of one tier, in plain words."""
     speed = f"{tier.name}: {tier.bandwidth / 1e9:.3g} GB/s, loading takes {units.duration(tier.load * 1000)}"
     if not tier.wins:
-        return (
-            f"{speed}: reuse cannot beat computing ({units.duration(cold * 1000)}); {tier.needed / 1e9:.2g} GB/s would"
-        )
-    first, gain = units.duration(tier.reuse * 1000), units.ratio(tier.speedup)
-    return f"{speed}: first token after {first} at best, {gain} faster (TTFT) than computing"
+        enough = f"; {tier.needed / 1e9:.2g} GB/s would" if tier.needed != float("inf") else ""
+        return f"{speed}: reuse cannot beat computing ({units.duration(cold * 1000)}){enough}"
+    faster = f"{units.ratio(tier.speedup)} faster (TTFT) than computing"
+    return f"{speed}: first token after {units.duration(tier.reuse * 1000)}, {faster}"
