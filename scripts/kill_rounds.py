@@ -379,6 +379,8 @@ def main() -> int:
         try:
             for task in as_completed(tasks):
                 rounds.append(task.result())
+                if rounds[-1].left or rounds[-1].touched:
+                    print(*rounds[-1].said, sep="\n")
                 print(rounds[-1], flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)

@@ -232,3 +232,22 @@ def test_a_port_taken_between_check_and_bind_is_told(lab: Lab) -> None:
     assert up.returncode == 1
     assert f"port {port} is answered by another program (pid {other.pid})" in said
     assert "leave `port` out" in said
+
+
+def test_a_stopped_guardian_is_named_and_replaced(lab: Lab) -> None:
+    """`ps` names it with both ways out, `up` starts its service anew, and `down` ends it in good order."""
+    path = lab.profile({"a": {}})
+    lab.up(path)
+    record = lab.project().records()["a"]
+    os.kill(record.guardian.pid, signal.SIGSTOP)
+    shown = lab.run("ps").stdout
+    assert f"its guardian was stopped (SIGSTOP): kill -CONT {record.guardian.pid}, or restart the service" in shown
+    run = lab.run("up", path)
+    assert run.returncode == 0, run.stderr
+    again = lab.project().records()["a"]
+    assert again.guardian != record.guardian
+    assert gone(record.guardian.pid)
+    os.kill(again.guardian.pid, signal.SIGSTOP)
+    run = lab.run("down")
+    assert (run.returncode, f"(pid {again.guardian.pid}) was stopped" in run.stdout) == (0, True), run.stdout
+    assert gone(again.guardian.pid)

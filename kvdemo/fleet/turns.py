@@ -18,6 +18,7 @@ from pathlib import Path
 from kvdemo.errors import ServiceError
 from kvdemo.fleet.watch import place
 from kvdemo.host.launcher import Event, State
+from kvdemo.host.state import private_directory
 from kvdemo.planning.order import measures
 from kvdemo.planning.plan import ServiceSpec
 
@@ -118,7 +119,7 @@ class Turns:
 def _open(uuid: str) -> int:
     file = directory() / f"{re.sub(r'[^A-Za-z0-9-]', '-', uuid)}.lock"
     try:
-        file.parent.mkdir(mode=0o700, exist_ok=True)
+        private_directory(file.parent)
         return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ServiceError(
