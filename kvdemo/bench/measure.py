@@ -48,11 +48,12 @@ class ReplacedError(ServiceError):
 class Meter:
     """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``.
 
-    Every method that asks an engine raises ReplacedError once that is another process than when it was first asked.
+    In ``one_run`` every method that asks an engine raises ReplacedError once that is another process than when it was
+    first asked; a page, which outlives its engines, is no run.
     """
 
-    def __init__(self, plan: Plan, key: str = "") -> None:
-        self.plan, self.key = plan, key
+    def __init__(self, plan: Plan, key: str = "", *, one_run: bool = True) -> None:
+        self.plan, self.key, self.one_run = plan, key, one_run
         self.began = time.time()
         self.births: dict[str, tuple[float | None, ...]] = {}
         self.closing = ExitStack()
@@ -79,7 +80,7 @@ class Meter:
         """The engine's counters now; empty if they cannot be read."""
         found = health.counters(engine.url, self.key)
         birth = tuple(found.get(name) for name in BIRTH)
-        if not any(birth):
+        if not any(birth) or not self.one_run:
             return found
         first = self.births.setdefault(engine.name, birth)
         # Behind a router several processes answer in turn: that is no replacement, and said of each sample.

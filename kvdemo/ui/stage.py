@@ -75,7 +75,7 @@ class Stage:
     def adopt(self, plan: Plan) -> None:
         """Use this plan from now on; requests under way end with the connections they have."""
         self.plan = plan
-        self.meter = Meter(plan, fleet.key_of(plan.engines[0], self.environ))
+        self.meter = Meter(plan, fleet.key_of(plan.engines[0], self.environ), one_run=False)
         chunks = [spec.chunk_size for spec in plan.engines if spec.chunk_size]
         self.chunk = max(chunks, default=256)
 
