@@ -211,6 +211,32 @@ def test_a_secret_that_only_dotenv_has_reaches_the_engine(lab: Lab) -> None:
     assert not any(KEY.encode() in text for text in state)
 
 
+def test_a_mistake_in_dotenv_shows_no_value(tmp_path: Path) -> None:
+    """Whatever stands in .env may be secret: a finding shows a name at most."""
+    (tmp_path / ".env").write_text(f"MINE = {KEY}\n{KEY}\nOTHER='{KEY}\n")
+    found = told(tmp_path, SMALL)
+    assert found.count("expected NAME=value") == 2
+    assert "this quote is never closed" in found
+    assert KEY not in found
+
+
+@pytest.mark.parametrize(
+    "place", ["model: ${MY_TOKEN}", "host: $MY_TOKEN", "env: {A: '${MY_TOKEN:?}'}", "env: {A: '${N:-$MY_TOKEN}'}"]
+)
+def test_a_variable_that_is_a_secret_by_its_name_becomes_no_value(tmp_path: Path, place: str) -> None:
+    """It would be in commands, state and messages; what only says yes or no may."""
+    file = tmp_path / "p.yaml"
+    file.write_text(f"engines: {{a: {{model: m}}}}\n{place}\n")
+    with pytest.raises(ProfileError) as caught:
+        load(file, {"MY_TOKEN": KEY})
+    assert "MY_TOKEN is a secret by its name" in str(caught.value)
+    assert KEY not in str(caught.value)
+    file.write_text(
+        "engines: {a: {model: m}}\nenv: {HF_HUB_DISABLE_IMPLICIT_TOKEN: '${HF_HUB_DISABLE_IMPLICIT_TOKEN:-1}'}\n"
+    )
+    assert load(file, {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}).env
+
+
 def test_logs_are_blanked_after_down_too(lab: Lab) -> None:
     """The names of the secrets outlive the fleet, and with them the blanks in its logs; values are kept nowhere."""
     path = lab.profile({"one": {"env": {"FAKE_LOG": "x"}}}, secrets=["QUIET_NAME"])

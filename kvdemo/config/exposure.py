@@ -56,13 +56,11 @@ _OF_ACCESS = re.compile(
 )
 """Tokens by which somebody is let in; models have others (``eos_token``)."""
 
-_SWITCHES = frozenset({"true", "false", "yes", "no", "0", "1"})
-
 
 def _by_name(keys: Keys, section: int, value: Any) -> bool:
     """Whether this value's name, or one around it, is that of a secret; what only says yes or no is none."""
     names = [flags.canonical(key) for key in keys[section + 1 :] if isinstance(key, str)]
-    if value is None or (str(value).lower() in _SWITCHES and names[:1] != ["api-key"]):
+    if value is None or (secrecy.is_switch(value) and names[:1] != ["api-key"]):
         return False
     secret = [name for name in names if secrecy.is_name(name)]
     return any(keys[section] == "env" or not _TOKEN.search(name) or _OF_ACCESS.search(name) for name in secret)

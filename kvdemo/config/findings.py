@@ -70,6 +70,8 @@ class Source:
 
     file: str
     text: str
+    private: bool = False
+    """Whether any line may hold a secret, whatever its name is (``.env``): no value of it is shown."""
 
     @cached_property
     def lines(self) -> list[str]:
@@ -87,6 +89,9 @@ class Source:
         row = bisect_right(self.starts, index) - 1
         start = self.starts[row]
         line = secrecy.covered_line(self.lines, row)
+        if self.private:
+            name = line.partition("=")[0] if "=" in line else ""
+            line = f"{name}{secrecy.COVER}" if line.strip() else line
         column = index - start
         # A window of a long line.
         first = max(0, column - 80)
@@ -162,7 +167,7 @@ def _looks_like_utf16(data: bytes) -> bool:
     return len(first) >= 4 and any(not any(first[at::2]) and all(first[1 - at :: 2]) for at in (0, 1))
 
 
-def read(path: Path) -> Source:
+def read(path: Path, *, private: bool = False) -> Source:
     """The text of this file. Raises ProfileError if it is not there, not readable, not UTF-8 text, or huge."""
     try:
         data = _once(path) if is_stream(path) else _whole(path)
@@ -182,7 +187,7 @@ def read(path: Path) -> Source:
     if b"\0" in data:
         raise ProfileError(f"{path}: is a binary file, not UTF-8 text")
     try:
-        return Source(str(path), data.decode("utf-8-sig"))
+        return Source(str(path), data.decode("utf-8-sig"), private)
     except UnicodeDecodeError as error:
-        good = Source(str(path), data[: error.start].decode("utf-8-sig", "replace"))
+        good = Source(str(path), data[: error.start].decode("utf-8-sig", "replace"), private)
         raise failure([good.finding(error.start, f"byte 0x{data[error.start]:02x} is not UTF-8 text")]) from None

@@ -38,6 +38,11 @@ def is_name(name: str) -> bool:
     return bool(_NAMES_WHOLE.search(name)) and not _COUNTS.search(name)
 
 
+def is_switch(value: object) -> bool:
+    """Whether a value only says yes or no."""
+    return str(value).lower() in ("true", "false", "yes", "no", "0", "1")
+
+
 def is_secret(text: str) -> bool:
     """Whether this text holds a secret by its form: a token of a known service, or a URL with a password."""
     return bool(_FORM.search(text) or _IN_URL.search(text))

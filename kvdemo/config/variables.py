@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvdemo.config import secrecy
 from kvdemo.config.findings import LINE_BREAK, Finding, Source, place, read
 from kvdemo.errors import ProfileError
 
@@ -61,7 +62,14 @@ class Variables:
                 f"{name} is under 'secrets' and must not become part of a value; engines get it from your environment",
                 match[0],
             )
-        return name, self.values.get(name)
+        value = self.values.get(name)
+        if value and secrecy.is_name(name) and not secrecy.is_switch(value):
+            raise Mistake(
+                f"{name} is a secret by its name and must not become part of a value: name it under secrets; engines "
+                "get it from your environment or from .env",
+                match[0],
+            )
+        return name, value
 
     def _required(self, match: re.Match[str]) -> str:
         name, value = self._lookup(match)
@@ -109,7 +117,7 @@ def dotenv(path: Path) -> tuple[dict[str, str], list[Finding]]:
     """The variables of a ``.env`` file (lines as a shell reads them, ``export`` allowed); none if it is not there."""
     variables: dict[str, str] = {}
     findings: list[Finding] = []
-    source = read(path) if path.is_file() else Source(str(path), "")
+    source = read(path, private=True) if path.is_file() else Source(str(path), "")
     for start, line in zip(source.starts, LINE_BREAK.split(source.text), strict=True):
         try:
             words = shlex.split(line, comments=True)

@@ -252,7 +252,9 @@ def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
     """
     key = environ.get("VLLM_API_KEY", "") if "VLLM_API_KEY" in spec.secrets else ""
     if why := health.unusable(key):
-        raise UsageError(f"VLLM_API_KEY {why}", "set it again: export VLLM_API_KEY=$(cat FILE) drops the line end")
+        raise UsageError(
+            f"VLLM_API_KEY {why}", "set it again: export VLLM_API_KEY=$(tr -d '\\r\\n' < FILE) drops line ends"
+        )
     return key
 
 
