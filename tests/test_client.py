@@ -314,7 +314,7 @@ def test_nothing_a_stream_holds_is_an_exception(null: Null, stream: str) -> None
 def test_who_listens_hears_every_token(null: Null) -> None:
     """Once before the clock, then after each token, with what there is so far."""
     told: list[tuple[bool, str]] = []
-    listening = Reply(heard=lambda reply: told.append((reply.ttft is None, reply.text)))
+    listening = Reply(on_token=lambda reply: told.append((reply.ttft is None, reply.text)))
     with Client(null.url) as client:
         script = [ROLE, ["delta", {"content": "a"}], PAUSE, ["delta", {"content": "b"}], *LAST]
         reply = client.stream(PATH, {"script": script}, listening)

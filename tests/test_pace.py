@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from kvdemo.bench import pace
 from kvdemo.bench.client import Reply
 from kvdemo.bench.modes.mode import Work
 from kvdemo.bench.pace import Pace
+from kvdemo.commands.benchmark import short_answers
 from kvdemo.words import forecast
-from runs import CALM
+from runs import CALM, sample
 
 
 def reply(**values: Any) -> Reply:
@@ -125,6 +127,17 @@ def test_an_answer_ends_where_the_model_ends_it(lab: Lab) -> None:
         lines = [json.loads(line) for line in samples.read_text().splitlines()]
         counts = {line["completion_tokens"] for line in lines if line["kind"] == "sample"}
         assert counts == {tokens}
+
+
+def test_an_answer_that_is_shorter_than_asked_for_is_told() -> None:
+    """An engine that was told to ignore the end of sequence and did not: how many answers, and the first of them."""
+    whole = replace(sample("reuse"), requested_tokens=16, completion_tokens=16, finish_reason="length")
+    short = replace(whole, completion_tokens=3, finish_reason="stop")
+    free = replace(short, requested_tokens=None)
+    failed = replace(short, error="it died")
+    assert short_answers([whole, free, failed]) == ""
+    words = f"2 answers ended early although ignore_eos was asked for: {short.engine} sent 3 of 16 tokens (stop)."
+    assert short_answers([whole, short, short]) == words
 
 
 def test_a_failure_is_an_event(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import subprocess
@@ -334,8 +335,9 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
 
 
 def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
-    """The terminal's bench: progress, table and report in place, as light or dark as the page; questions wait."""
+    """The terminal's bench about the typed question: progress, table, report in place, light or dark; questions wait."""
     expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
+    tab.page.get_by_label("Question", exact=True).fill("-- Which ship was it?")
     tab.page.locator("#tab-bench").click()
     tab.page.locator("#bench-start").click()
     expect(tab.page.locator("#bench-start")).to_be_disabled()
@@ -345,7 +347,8 @@ def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
     expect(tab.page.locator("div.out")).to_contain_text("b answers", timeout=PATIENCE * 2000)
     expect(tab.page.get_by_text("ended with exit code 0")).to_be_visible()
     expect(tab.page.frame_locator("iframe.report").locator("h1")).to_contain_text(re.compile(r"\(TTFT\)|noise"))
-    assert list((fleet.lab.path / "results").glob("*.jsonl"))
+    (saved,) = (fleet.lab.path / "results").glob("*.json")
+    assert json.loads(saved.read_text())["question"] == "-- Which ship was it?"
     tab.page.locator("#tab-ask").click()
     expect(tab.page.locator("#ask")).to_be_enabled()
     # Playwright's own choice of colours would hold inside the frame too, whatever the page says: none here.

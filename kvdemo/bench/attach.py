@@ -29,7 +29,7 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Targets:
-    """What the command line said about them."""
+    """What the command line says about them."""
 
     urls: Sequence[str]
     writer: str = ""
@@ -85,9 +85,9 @@ def _unknown(name: str, kind: str, address: str) -> dict[str, Any]:
     return {"name": name, "kind": kind, "address": address, **nothing}
 
 
-def _named(given: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
     names: set[str] = set()
-    for text in given:
+    for text in targets:
         name, equals, url = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,62}", name, re.ASCII):
             raise UsageError(f"--target {text}: expected NAME=URL", "for example --target a=http://127.0.0.1:8000")
@@ -134,13 +134,13 @@ def _models(name: str, url: str, key: str) -> dict[str, int | None]:
         raise NotReadyError(f"{name} refuses us (HTTP {status})", "set VLLM_API_KEY or OPENAI_API_KEY to its key")
     try:
         cards = json.loads(body)["data"] if status == 200 else []
-        found = {str(card["id"]): card.get("max_model_len") for card in cards if not card.get("parent")}
+        windows = {str(card["id"]): card.get("max_model_len") for card in cards if not card.get("parent")}
     except (ValueError, LookupError, TypeError, AttributeError):
-        found = {}
-    if not found:
-        said = f"HTTP {status}" if status else body.decode(errors="replace")
-        raise NotReadyError(f"{name} offers no model at {url}/v1/models ({said})", "is it up, and the address right?")
-    return {model: length if isinstance(length, int) else None for model, length in found.items()}
+        windows = {}
+    if not windows:
+        answer = f"HTTP {status}" if status else body.decode(errors="replace")
+        raise NotReadyError(f"{name} offers no model at {url}/v1/models ({answer})", "is it up, and the address right?")
+    return {model: length if isinstance(length, int) else None for model, length in windows.items()}
 
 
 def _common(offered: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
@@ -150,8 +150,8 @@ def _common(offered: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
         lack = next(name for name, models in offered.items() if wanted not in models)
         raise UsageError(f"--target-model: {lack} has no {wanted}", f"it offers {', '.join(sorted(offered[lack]))}")
     if not common:
-        told = "; ".join(f"{name}: {', '.join(sorted(models))}" for name, models in offered.items())
-        raise UsageError(f"the targets have no model in common ({told})", "engines share KV of one model only")
+        offers = "; ".join(f"{name}: {', '.join(sorted(models))}" for name, models in offered.items())
+        raise UsageError(f"the targets have no model in common ({offers})", "engines share KV of one model only")
     if not wanted and len(common) > 1:
         raise UsageError(f"the targets offer several models: {', '.join(sorted(common))}", "say which: --target-model")
     return wanted or common.pop()
@@ -160,10 +160,10 @@ def _common(offered: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
 def _cache(targets: Targets) -> ServiceSpec:
     """The cache of writer and reader; without an address, or with one that nobody asks for more than it tells."""
     url = _base(targets.lmcache_url, "--lmcache-url") if targets.lmcache_url else ""
-    told = health.status(url) if url else {}
-    if url and not told:
+    report = health.status(url) if url else {}
+    if url and not report:
         raise NotReadyError(f"no LMCache server answers at {url}/status", "give its HTTP address, not that of ZMQ")
-    size = told.get("chunk_size")
+    size = report.get("chunk_size")
     chunk = targets.chunk_size or (size if isinstance(size, int) and size > 0 else CHUNK)
     return ServiceSpec(**_unknown(CACHE, "cache", url), chunk_size=chunk)
 

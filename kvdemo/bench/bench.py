@@ -29,17 +29,17 @@ def shorten(session: Session) -> str:
     engine, options, text = session.roles.baseline, session.options, session.document
     # A character is at most a token in nearly all texts: so many fit into the window.
     reply = warm_up(session.meter, engine, options.system, text[: session.window], session.salt("pace"))
-    shown = pace.of(reply)
-    if shown is None:
+    rate = pace.of(reply)
+    if rate is None:
         raise ServiceError(f"{engine.name} does not answer: {reply.error or 'its usage has no prompt tokens'}")
     whole = session.make_prompt(text).tokens
     limits = [limit for limit in (whole + pace.ROOM, session.window, _room_in_cache(session)) if limit]
-    wanted = pace.document_tokens(shown, session.chunk, min(limits))
+    wanted = pace.document_tokens(rate, session.chunk, min(limits))
     if wanted < whole:
         cut = text[: len(text) * wanted // whole]
         session.document = cut[: cut.rfind("\n") + 1] or cut
     tokens = session.make_prompt(session.document).tokens
-    seconds = units.about(tokens * shown.prefill)
+    seconds = units.about(tokens * rate.prefill)
     what = f"{tokens:,} tokens of the shipped handbook"
     return f"No document was chosen: {what}, which {engine.name} reads in about {seconds}."
 

@@ -52,7 +52,7 @@ class Reply:
     With an ``error`` the rest is what had come until then; ``e2el``, up to the last token, is of whole answers only.
     ``together`` is the number of token events that one read of the socket brought at most, the first token among them:
     what comes in one read had been waiting for it. ``finish_reason`` is empty if the engine gave none.
-    ``heard`` is called with what there is: just before the clock starts, and after the stamp of each token.
+    ``on_token`` is called with what there is: just before the clock starts, and after the stamp of each token.
     """
 
     started: float = 0.0
@@ -68,7 +68,7 @@ class Reply:
     together: int = 0
     finish_reason: str = ""
     error: str = ""
-    heard: Callable[[Reply], object] = field(default=lambda _: None, repr=False)
+    on_token: Callable[[Reply], object] = field(default=lambda _: None, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -172,7 +172,7 @@ class Client:
         try:
             self.line.allow(self.patience)
             reply.started = time.time()
-            reply.heard(reply)
+            reply.on_token(reply)
             began = time.perf_counter_ns()
             # A server may refuse before it has read everything: its answer says why, the broken pipe does not.
             with suppress(BrokenPipeError):
@@ -222,7 +222,7 @@ class Client:
                 first_read = first_read or self.line.reads
                 reply.together += self.line.reads == first_read
                 self.line.allow(self.pause)
-                reply.heard(reply)
+                reply.on_token(reply)
         reply.error = f"the stream ended early, {reply.progress}"
 
 

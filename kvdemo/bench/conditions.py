@@ -25,7 +25,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
     plan, roles, options = session.plan, session.roles, session.options
     reader = roles.reader
     url = session.meter.cache_url(reader)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "kvdemo_version": __version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "project": plan.project,
@@ -54,11 +54,11 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
     if options.limit:
-        found |= _client(len(session.document.encode()))
+        facts |= _client(len(session.document.encode()))
         # Those of this machine say nothing about another one that the reader runs on.
         if not (plan.attached or reader.node):
-            found |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
-    return found
+            facts |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
+    return facts
 
 
 def _device(plan: Plan, engines: tuple[ServiceSpec, ...], environ: Mapping[str, str]) -> str:
@@ -75,10 +75,10 @@ def _without_folders(word: str) -> str:
 
 def _client(prompt_bytes: int) -> dict[str, Any]:
     """What this client adds to each TTFT, at the size of this run's prompt."""
-    found = calibrate.calibrate(prompt_bytes)
-    milliseconds = {"p50_ms": found.p50, "p90_ms": found.p90, "max_ms": found.max}
+    overhead = calibrate.calibrate(prompt_bytes)
+    milliseconds = {"p50_ms": overhead.p50, "p90_ms": overhead.p90, "max_ms": overhead.max}
     rounded = {name: round(value * 1000, 3) for name, value in milliseconds.items()}
-    return {"client_overhead": {"n": found.n, "prompt_bytes": found.prompt_bytes, **rounded}}
+    return {"client_overhead": {"n": overhead.n, "prompt_bytes": overhead.prompt_bytes, **rounded}}
 
 
 def _bandwidths(reader: ServiceSpec, store: str, environ: Mapping[str, str]) -> dict[str, float | None]:

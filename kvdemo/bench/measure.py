@@ -78,23 +78,23 @@ class Meter:
 
     def counters(self, engine: ServiceSpec) -> dict[str, float]:
         """The engine's counters now; empty if they cannot be read."""
-        found = health.counters(engine.url, self.key)
-        birth = tuple(found.get(name) for name in BIRTH)
+        now = health.counters(engine.url, self.key)
+        birth = tuple(now.get(name) for name in BIRTH)
         if not any(birth) or not self.one_run:
-            return found
+            return now
         first = self.births.setdefault(engine.name, birth)
         # Behind a router several processes answer in turn: that is no replacement, and said of each sample.
         since = max(filter(None, birth)) > self.began
         if birth != first and (since or not self.plan.attached):
             raise ReplacedError(engine.name)
-        return found
+        return now
 
     def ask(
         self, step: Step, path: str, body: Mapping[str, Any], chunks: int = 0, reply: Reply | None = None
     ) -> Sample:
         """One request as a sample; with ``chunks`` also waits until that many have arrived in the cache server.
 
-        A ``reply`` to fill lets its ``heard`` follow the stream; it is called once more when that has ended.
+        A ``reply`` to fill lets its ``on_token`` follow the stream; it is called once more when that has ended.
         """
         server = self.cache_url(step.engine)
         if chunks and server:
@@ -104,7 +104,7 @@ class Meter:
         stored_before = cacheserver.objects(server) if chunks and server else 0
         reply = self.client(step.engine).stream(path, body, reply)
         ended = time.monotonic()
-        reply.heard(reply)
+        reply.on_token(reply)
         sample = _sample(step, reply, body)
         if chunks and not server and not reply.error:
             time.sleep(UNSEEN_STORE)
@@ -139,8 +139,13 @@ class Meter:
         deadline = time.monotonic() + COUNTER_PATIENCE
         while True:
             after = self.counters(engine)
-            found = _sources(before, after)
-            if found is None or prompt_tokens is None or found.total >= prompt_tokens or time.monotonic() > deadline:
+            sources = _sources(before, after)
+            if (
+                sources is None
+                or prompt_tokens is None
+                or sources.total >= prompt_tokens
+                or time.monotonic() > deadline
+            ):
                 return after
             time.sleep(POLL)
 

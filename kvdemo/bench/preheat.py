@@ -35,8 +35,8 @@ def text(plan: Plan) -> str:
     Raises UsageError for a document that cannot be read.
     """
     path = plan.bench.get("context")
-    said = context.read(Path(path)) if path else "".join(map(LINE.format, range(1, 300)))
-    return f"{said}\n" * (1 + bench.WARM_UP_CHARACTERS // len(said))
+    document = context.read(Path(path)) if path else "".join(map(LINE.format, range(1, 300)))
+    return f"{document}\n" * (1 + bench.WARM_UP_CHARACTERS // len(document))
 
 
 def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:

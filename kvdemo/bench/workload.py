@@ -101,9 +101,9 @@ def messages(system: str, document: str, question: str, turns: Iterable[tuple[st
         {"role": "user", "content": f"{system}\n\n{document}"},
         {"role": "assistant", "content": "I have read the document."},
         *(
-            {"role": role, "content": said}
+            {"role": role, "content": words}
             for turn in turns
-            for role, said in zip(("user", "assistant"), turn, strict=True)
+            for role, words in zip(("user", "assistant"), turn, strict=True)
         ),
         {"role": "user", "content": question},
     ]

@@ -60,13 +60,13 @@ class Task:
     fate: Fate | None = None
 
 
-def of_project(project: Project, given: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
+def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
     """Measure a fleet that is up, as ``run`` does; of its services those that are up, if they suffice.
 
     Raises NotReadyError if they do not.
     """
     plan = fleet.loaded(project)
-    options = benchmark.saved(plan.bench).with_values(given)
+    options = benchmark.saved(plan.bench).with_values(values)
     modes.chosen(options)
     name, text = _document(options)
     events = fleet.status(project, environ)
@@ -78,9 +78,9 @@ def of_project(project: Project, given: Mapping[str, Any], environ: Mapping[str,
     run(Task(part, options, name, text, key, nice, fate), environ, output)
 
 
-def of_targets(targets: attach.Targets, given: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
+def of_targets(targets: attach.Targets, values: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
     """Measure engines that something else started, as ``run`` does. Raises NotReadyError for one that is not there."""
-    options = Bench().with_values(given)
+    options = Bench().with_values(values)
     if options.tier != "any":
         raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
     key = attach.key_of(environ)
@@ -104,24 +104,26 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
             output.follow(Notice(bench.shorten(session)))
         prepared = session.prepare()
         bench.check(session)
-        found = conditions.of(session, task.name, environ) | prepared
-        found["nice"] = dict(task.nice)
+        facts = conditions.of(session, task.name, environ) | prepared
+        facts["nice"] = dict(task.nice)
         name = f"{task.plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}"
-        recorder = Recorder(output.directory, name, found)
+        recorder = Recorder(output.directory, name, facts)
         try:
             _drive(session, recorder, samples, task, output)
             if task.fate:
                 task.fate.check()
         except (KeyboardInterrupt, ReplacedError) as error:
-            found["interrupted"] = True
+            facts["interrupted"] = True
             if isinstance(error, ReplacedError):
-                found["stopped"] = str(error)
-            recorder.amend(found)
-            _finish(found, samples, recorder, output)
+                facts["stopped"] = str(error)
+            recorder.amend(facts)
+            _finish(facts, samples, recorder, output)
             raise
         finally:
             cacheserver.forget(task.plan, f"kvdemo-{run_id}-*")
-    result = _finish(found, samples, recorder, output)
+    if sentence := short_answers(samples):
+        output.follow(Notice(sentence))
+    result = _finish(facts, samples, recorder, output)
     _judge(result, task, _deaths(task, samples))
 
 
@@ -160,6 +162,21 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     if conditions.get("interrupted"):
         terminal.err.print(f"interrupted: what was measured is in {recorder.path}")
     return result
+
+
+def short_answers(samples: Sequence[Sample]) -> str:
+    """Which answers are shorter than an engine that ignores the end of sequence makes them; empty if none is."""
+    short = [
+        sample
+        for sample in samples
+        if not sample.error and (sample.completion_tokens or 0) < (sample.requested_tokens or 0)
+    ]
+    if not short:
+        return ""
+    first = short[0]
+    tokens = f"{first.completion_tokens or 0:,} of {first.requested_tokens or 0:,} tokens"
+    what = f"{units.count(len(short), 'answer')} ended early although ignore_eos was asked for"
+    return f"{what}: {first.engine} sent {tokens} ({first.finish_reason})."
 
 
 def _deaths(task: Task, samples: Sequence[Sample]) -> list[str]:

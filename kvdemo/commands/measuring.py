@@ -19,7 +19,7 @@ class Bench(Deferred):
     """``kvdemo bench``."""
 
     @staticmethod
-    def story(command: Command, given: Mapping[str, Any]) -> None:
+    def story(command: Command, values: Mapping[str, Any]) -> None:
         """Measure the project or the targets, or print how another benchmark would."""
         from kvdemo.bench import attach
         from kvdemo.commands import benchmark, lookup, progress
@@ -34,8 +34,8 @@ class Bench(Deferred):
             raise UsageError("--target cannot be combined with --project-name", "a project knows its own engines")
         targets = attach.Targets(
             command.target or (),
-            given.get("writer", ""),
-            given.get("reader", ""),
+            values.get("writer", ""),
+            values.get("reader", ""),
             command.target_model,
             command.chunk_size,
             command.lmcache_url,
@@ -48,9 +48,9 @@ class Bench(Deferred):
         with progress.follower(command.progress, quiet=command.json) as follow, progress.failures(follow):
             output = benchmark.Output(command.result_dir, command.json, follow, verbose=command.verbose)
             if command.target:
-                benchmark.of_targets(targets, given, os.environ, output)
+                benchmark.of_targets(targets, values, os.environ, output)
             else:
-                benchmark.of_project(lookup.project(command.project_name), given, os.environ, output)
+                benchmark.of_project(lookup.project(command.project_name), values, os.environ, output)
 
 
 def bench() -> None:

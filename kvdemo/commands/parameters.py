@@ -80,19 +80,19 @@ def _of_bench() -> list[inspect.Parameter]:
     """Every option without a default here: what was not given is decided by the environment, then by the profile."""
     from kvdemo.config.benchmark import Bench, Flag  # noqa: PLC0415 (see above)
 
-    found = []
+    parameters = []
     for name, field in Bench.model_fields.items():
-        shown = next((each for each in field.metadata if isinstance(each, Flag)), Flag())
-        if shown.hidden:
+        flag = next((each for each in field.metadata if isinstance(each, Flag)), Flag())
+        if flag.hidden:
             continue
         option = typer.Option(
             envvar=f"KVDEMO_BENCH_{name.upper()}",
             show_envvar=False,
-            metavar=shown.metavar or None,
+            metavar=flag.metavar or None,
             help=field.description,
         )
-        found.append(_parameter(name, Annotated[_typed(field.annotation), option], None))
-    return found
+        parameters.append(_parameter(name, Annotated[_typed(field.annotation), option], None))
+    return parameters
 
 
 def _typed(annotation: Any) -> Any:
@@ -114,7 +114,7 @@ class Deferred(typer.core.TyperCommand):
     """A command whose options are made when they are needed: other verbs do not pay for them."""
 
     @staticmethod
-    def story(command: Command, given: Mapping[str, Any]) -> None:
+    def story(command: Command, values: Mapping[str, Any]) -> None:
         """What it does."""
         raise NotImplementedError
 

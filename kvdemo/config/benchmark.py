@@ -35,16 +35,16 @@ def prefix_lengths(value: Any) -> tuple[int, ...]:
     if value is None or value == "":
         return ()
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    found = []
+    lengths = []
     for word in filter(None, (str(word).strip().lower() for word in words)):
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", word, re.ASCII)
         tokens = int(float(match[1]) * (1000 if match[2] else 1)) if match else 0
         if tokens < 1:
             refuse(f"{shown(word)} is not a number of tokens; write them as 1k,4k,16k")
-        found.append(tokens)
-    if value and not found:
+        lengths.append(tokens)
+    if value and not lengths:
         refuse(f"{shown(value)} names no length; write them as 1k,4k,16k")
-    return tuple(found)
+    return tuple(lengths)
 
 
 def _factor(value: Any) -> float | None:
@@ -59,10 +59,10 @@ def _factor(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int:
-    given = number(value)
-    if isinstance(given, bool) or not isinstance(given, int):
+    whole = number(value)
+    if isinstance(whole, bool) or not isinstance(whole, int):
         refuse(f"expected a whole number, got {shown(value)}")
-    return given
+    return whole
 
 
 def _name(value: Any) -> str:
@@ -78,10 +78,10 @@ def _utf8(value: Any) -> str | None:
 
 def _switch(value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False}
-    given = words.get(value, value) if isinstance(value, str) else value
-    if not isinstance(given, bool):
+    switch = words.get(value, value) if isinstance(value, str) else value
+    if not isinstance(switch, bool):
         refuse(f"expected true or false, got {shown(value)}")
-    return given
+    return switch
 
 
 def _one_of(*choices: str) -> Callable[[Any], str]:
@@ -157,9 +157,9 @@ class Bench(Part):
     seed: Whole = 0
     """Seed of the order of the arms. Default: 0."""
 
-    def with_values(self, given: Mapping[str, Any]) -> Bench:
+    def with_values(self, values: Mapping[str, Any]) -> Bench:
         """These options with some replaced. Raises UsageError that names the flag of a wrong value."""
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         try:
             return Bench.model_validate({**self.model_dump(mode="json"), **given})
         except ValidationError as error:

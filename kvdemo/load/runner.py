@@ -56,7 +56,7 @@ class Flight:
 
     def fly(self) -> None:
         """Send it and follow the stream to its end."""
-        self.reply = Reply(heard=self._heard)
+        self.reply = Reply(on_token=self._heard)
         try:
             self.client.send(PATH, self.content, self.reply)
         finally:

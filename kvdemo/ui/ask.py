@@ -40,6 +40,7 @@ class Ask:
         with box("section", "card stack ask", aria_label="Ask"):
             with box("div", "line"):
                 self.question = ui.textarea(value=self._questions()[0])
+                self.question.on_value_change(lambda event: setattr(conversation, "question", event.value or ""))
                 self.question.props("outlined autogrow rows=1 aria-label=Question")
                 self.question.on("keydown.enter.exact.prevent", self._send)
                 self.demo = button("Demonstrate", self._demonstrate, "go", id="demo", title=self._explanation())

@@ -92,6 +92,8 @@ class Bench:
             workload.roles(self.stage.plan)
             options = ["--trials", str(int(self.trials.value or 1)), "--result-dir", str(self.result_dir)]
             options += self._context(Path(scratch.name))
+            if question := self.conversation.question.strip():
+                options += [f"--question={question}"]
             project, environ = self.stage.project.name, self.stage.environ
             run = BenchRun(project, options, environ, self.stage.bell)
         except UsageError as error:

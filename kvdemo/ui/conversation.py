@@ -154,6 +154,7 @@ class Conversation:
     system: str
     bell: Bell
     turns: list[Turn] = field(default_factory=list)
+    question: str = ""
 
     @property
     def busy(self) -> bool:

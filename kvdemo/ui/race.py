@@ -97,7 +97,7 @@ def _measured(
             stage.timed.discard(id(lane))
             bell.ring()
 
-    sample = stage.meter.ask(step, PATH, body, chunks, Reply(heard=hear))
+    sample = stage.meter.ask(step, PATH, body, chunks, Reply(on_token=hear))
     if not sample.error:
         stage.recall.note(own, salt, [*ids, *sample.token_ids[:-1]])
         if spec.cache:
