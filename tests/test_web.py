@@ -335,7 +335,7 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
 
 
 def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
-    """The terminal's bench about the typed question: progress, table, report in place, light or dark; questions wait."""
+    """The terminal's bench about the typed question: progress, table, report in place; questions wait."""
     expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
     tab.page.get_by_label("Question", exact=True).fill("-- Which ship was it?")
     tab.page.locator("#tab-bench").click()
