@@ -154,7 +154,7 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
         # Not by the terminal's console, which replaces characters that a terminal would act upon: JSON is for programs.
         sys.stdout.write(json.dumps(document.to_json(result), ensure_ascii=False) + "\n")
     else:
-        terminal.out.print(tables.result(result, verbose=output.verbose))
+        terminal.out.print(tables.result(result, samples, verbose=output.verbose))
     saved = recorder.close(result, page.render(result, samples))
     output.follow(Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html"))))
     if not output.as_json:

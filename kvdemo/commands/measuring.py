@@ -77,7 +77,7 @@ def report(
     if json:
         typer.echo(held.to_json())
     else:
-        terminal.out.print(tables.result(held.result, verbose=verbose))
+        terminal.out.print(tables.result(held.result, held.samples or (), verbose=verbose))
     terminal.err.print(f"Report: {target}", markup=False)
 
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from kvdemo import units
 from kvdemo.judge.result import Result
-from kvdemo.words import findings, sections
+from kvdemo.judge.sample import Sample
+from kvdemo.words import exchange, findings, sections
 from kvdemo.words.table import COLUMNS, PHASES
 from kvdemo.words.tones import Piece, Tone
 
@@ -44,14 +45,16 @@ PAGE = TerminalTheme((245, 246, 248), (20, 24, 29), _TONES, _TONES)
 BAR = 46
 
 
-def result(one: Result, *, verbose: bool = False) -> Group:
-    """What a person wants to know of a run: tables, the finding, the answer; the rest if ``verbose``."""
+def result(one: Result, samples: Sequence[Sample] = (), *, verbose: bool = False) -> Group:
+    """What a person wants to know of a run: tables, question and answer, the finding; the rest if ``verbose``."""
     parts: list[RenderableType] = [_heading(one), ""]
     if one.rows:
         parts += [latency(one), ""]
     if verbose and (bars := waterfall(one)):
         parts += [bars, ""]
     parts += [part for part in (matrix(one), lengths(one)) if part]
+    spoken = exchange.lines(one, samples)
+    parts += [*map(text, spoken), *([""] if spoken else [])]
     return Group(*parts, *map(text, findings.lines(one)), *map(text, findings.details(one) if verbose else ()))
 
 

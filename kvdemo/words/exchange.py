@@ -1,0 +1,40 @@
+"""What was asked of the engines, and what they answered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvdemo.judge.result import Result
+from kvdemo.judge.sample import Sample
+from kvdemo.words.table import PHASES
+from kvdemo.words.tones import Piece, Tone
+
+ARMS = ("cold", "store", "reuse", "again")
+LONGEST, OTHERS = 240, 3
+"""Characters of an answer, and different answers, that are shown."""
+
+
+def lines(result: Result, samples: Sequence[Sample]) -> Sequence[Piece]:
+    """The question and the answers: one line if all are alike, else the most frequent first, each with its engines.
+
+    Nothing for a history of a page, whose requests have questions of their own, and without a question.
+    """
+    question = " ".join(result.conditions.question.split())
+    said: dict[str, list[str]] = {}
+    for sample in samples:
+        if sample.arm in ARMS and sample.text.strip():
+            said.setdefault(" ".join(sample.text.split()), []).append(
+                f"{sample.engine} {PHASES.get(sample.arm, sample.arm)}"
+            )
+    if result.conditions.history or not question or not said:
+        return ()
+    total = sum(map(len, said.values()))
+    made = [Piece(f"Question: {question}")]
+    for text, engines in sorted(said.items(), key=lambda one: -len(one[1]))[:OTHERS]:
+        short = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+        alike = len(said) == 1
+        whose = f"all {total} alike" if alike else f"{len(engines)} of {total}: {', '.join(dict.fromkeys(engines))}"
+        made.append(Piece(f"Answer ({whose}): {short}", Tone.STRONG if alike else Tone.PLAIN))
+    if len(said) > OTHERS:
+        made.append(Piece(f"and {len(said) - OTHERS} other answers; the report shows them", Tone.DIM))
+    return made

@@ -1,0 +1,55 @@
+"""Question and answer below the table: what people read first must be what the engines said, and who said it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import runs
+from kvdemo.judge.sample import Sample
+from kvdemo.words import exchange
+
+QUESTION = "Which number is cut upside down?"
+
+
+def lines(samples: list[Sample], **conditions: object) -> list[str]:
+    """The text below a run of these samples."""
+    result = runs.result({**runs.CONDITIONS, "question": QUESTION, **conditions}, samples)
+    return [piece.text for piece in exchange.lines(result, samples)]
+
+
+def said(text: str) -> list[Sample]:
+    """A run whose engines all answer so."""
+    return [replace(sample, text=text) for sample in runs.samples() if sample.arm != "control"]
+
+
+def test_equal_answers_are_one_line() -> None:
+    """Every engine said the same: the answer once, and of how many answers; line breaks of a model are none here."""
+    samples = said("It is\n207.")
+    assert lines(samples) == [f"Question: {QUESTION}", f"Answer (all {len(samples)} alike): It is 207."]
+
+
+def test_different_answers_name_their_engines() -> None:
+    """The most frequent first; whoever said something else is named with its phase."""
+    samples = said("207")
+    odd = next(number for number, sample in enumerate(samples) if sample.arm == "reuse")
+    samples[odd] = replace(samples[odd], text="26")
+    question, first, second = lines(samples)
+    assert (question, first.rsplit(": ", 1)[1], second.rsplit(": ", 1)[1]) == (f"Question: {QUESTION}", "207", "26")
+    assert f"1 of {len(samples)}" in second
+    assert f"{samples[odd].engine} reuse" in second
+
+
+def test_long_and_many_answers_are_cut_and_counted() -> None:
+    """No answer fills the screen, and none is left out without a word."""
+    samples = [replace(sample, text=f"{number} " + "x" * 999) for number, sample in enumerate(said(""))]
+    shown = lines(samples)
+    assert len(shown) == 1 + exchange.OTHERS + 1
+    assert all(len(line) < exchange.LONGEST + 80 for line in shown)
+    assert shown[-1].startswith(f"and {len(samples) - exchange.OTHERS} other answers")
+
+
+def test_nothing_is_said_without_question_or_answer() -> None:
+    """Neither for a page's history, whose requests have questions of their own."""
+    assert lines(said(" ")) == []
+    assert lines(said("207"), question="") == []
+    assert lines(said("207"), history=True) == []
