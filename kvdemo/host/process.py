@@ -268,8 +268,8 @@ def wait_exit(records: Iterable[Record], timeout: float, *, first: bool = False)
             todo = []
             for fd, _ in poll.poll(remaining * 1000):
                 poll.unregister(fd)
+                record = owners.pop(fd)  # first: who is interrupted in between must not close it again
                 os.close(fd)
-                record = owners.pop(fd)
                 if record not in owners.values():  # all we knew of it ended: look again
                     todo.append(record)
     finally:
