@@ -63,6 +63,13 @@ def test_several_gpus_and_a_fixed_kv_cache() -> None:
     assert (value(argv, "--tensor-parallel-size"), value(argv, "--kv-cache-memory-bytes")) == ("2", str(GIB))
 
 
+def test_a_null_leaves_a_default_out_but_no_gpu() -> None:
+    """Nothing behind a flag takes kvdemo's own choice away, except for the number of ranks."""
+    argv = words(engine(args={"shutdown-timeout": None, "tensor-parallel-size": None}), devices=2)
+    assert "--shutdown-timeout" not in argv
+    assert value(argv, "--tensor-parallel-size") == "2"
+
+
 def test_args_win_over_defaults() -> None:
     """Whatever the profile says in args replaces kvdemo's own choice, once, in any spelling."""
     argv = words(engine(args={"shutdown_timeout": 3, "--enforce-eager": False}), devices=0)

@@ -124,7 +124,8 @@ def test_what_is_said_of_flags_is_true_of_vllm() -> None:
     assert not set(decisions.REMOVED) & set(names)
     engine = {*decisions.OWN_KEYS[Engine], *flags.SHORT.values()} - {"help"}
     assert engine <= set(names)
-    assert [n for n in names if "key of its own" in "".join(decisions.of_flag(Engine, n, None, cached=None))] == []
+    own = {n for n in names if "key of its own" in "".join(decisions.of_flag(Engine, n, "x", cached=None))}
+    assert own == set(decisions.OWN_KEYS[Engine])
     abbreviations = [n for n in names if any("whole name" in t for t in decisions.of_flag(Engine, n, "x", cached=None))]
     assert abbreviations == []
 
@@ -160,6 +161,13 @@ SHARED = "model: m\ncaches: {s: }\n"
         ("args: {runner: pooling}", "asks for text"),
         ("args: {headless: true}", "asks for text"),
         ("args: {help: true}", "ends the engine"),
+        ("args: {port: null}", "write 'port'"),
+        ("args: {enable-prompt-tokens-details: null}", "where the tokens of an answer came from"),
+        ("args: {download-dir: /models}", "HF_HUB_CACHE"),
+        ("args: {load-format: gguf}", "GGUF is not supported"),
+        ("cache: s, args: {kv-transfer-config: null}", "wired by kvdemo"),
+        ("env: {VLLM_USE_MODELSCOPE: 'True'}", "from Hugging Face"),
+        ("env: {SPT_NOENV: '0'}", "leaves behind"),
         ("args: {kv-transfer-config.kv_connector: LMCacheConnectorV1}", "write 'cache: NAME'"),
         ('args: {kv-transfer-config: \'{"kv_connector": "LMCacheMPConnector"}\'}', "write 'cache: NAME'"),
         ("cache: s, args: {kv-offloading-size: 4}", "wired by kvdemo"),
@@ -195,6 +203,7 @@ def test_what_a_key_decides_is_decided_nowhere_else(tmp_path: Path, engine: str,
         "cache: s, args: {block-size: 64, enforce-eager: true, hf-token: true}",
         "args: {hf-overrides: {eos_token: x, pad_token: y}, max-num-batched-tokens: 8}",
         "env: {HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', TOKENIZERS_PARALLELISM: 'x', HF_TOKEN_PATH: /t}",
+        "args: {uds: null, ssl-certfile: null, runner: null, headless: null, config: null}",
         "args: {root-path: /a, api-server-count: 2, allowed-origins: ['http://h:80/@x']}",
     ],
 )
@@ -210,6 +219,8 @@ def test_what_contradicts_nothing_is_taken(tmp_path: Path, engine: str) -> None:
         ("args: {disable-metrics: true}", "where the tokens"),
         ("args: {supported-transfer-mode: engine_driven}", "lmcache_driven"),
         ("args: {transport: grpc}", "zmq"),
+        ("args: {chunk-size: null}", "write 'chunk_size'"),
+        ("l2: ./kv, args: {l2-adapter: null}", "write 'l2'"),
         ("l2_adapter: {type: fs}", "write 'l2'"),
         ("args: {l1_size_gb: 3}", "write 'l1'"),
         ("env: {LMCACHE_MAX_LOCAL_CPU_SIZE: '3'}", "write 'l1'"),
@@ -235,7 +246,7 @@ def test_paths_in_args_and_env_are_relative_to_the_profile(tmp_path: Path) -> No
             "tool-parser-plugin": "plugin.py",
             "tokenizer": "../tok",
             "hf-config-path": "org/config",
-            "download-dir": "~/models",
+            "allowed-local-media-path": "~/models",
             "lora-modules": ["x=./x", "y=org/y", {"name": "z", "path": "./z"}],
             "speculative-config": {"model": "./draft", "method": "eagle"},
             "compilation-config": '{"cache_dir": "./cc", "mode": 3}',
@@ -247,7 +258,7 @@ def test_paths_in_args_and_env_are_relative_to_the_profile(tmp_path: Path) -> No
         "tool-parser-plugin": f"{here}/plugin.py",
         "tokenizer": f"{tmp_path.parent}/tok",
         "hf-config-path": "org/config",
-        "download-dir": "/home/me/models",
+        "allowed-local-media-path": "/home/me/models",
         "lora-modules": [f"x={here}/x", "y=org/y", {"name": "z", "path": f"{here}/z"}],
         "speculative-config": {"model": f"{here}/draft", "method": "eagle"},
         "compilation-config": f'{{"cache_dir": "{here}/cc", "mode": 3}}',

@@ -59,16 +59,28 @@ def _always(_: Any) -> bool:
     return True
 
 
+def _set(value: Any) -> bool:
+    return value is not None
+
+
 def _on(value: Any) -> bool:
-    return value is not False
+    return value not in (None, False)
 
 
 def _off(value: Any) -> bool:
     return value is False
 
 
+def _off_or_left_out(value: Any) -> bool:
+    return value in (None, False)
+
+
 def _not(*allowed: str) -> Callable[[Any], bool]:
-    return lambda value: str(value) not in allowed
+    return lambda value: value is not None and str(value) not in allowed
+
+
+def _is(name: str) -> Callable[[Any], bool]:
+    return lambda value: str(value) == name
 
 
 def _names_lmcache(value: Any) -> bool:
@@ -79,7 +91,7 @@ def _names_lmcache(value: Any) -> bool:
 class _Rule:
     # Refuses a flag where ``when`` holds for its value; ``cached``: only in engines with a cache, only in plain ones.
     text: str
-    when: Callable[[Any], bool] = _always
+    when: Callable[[Any], bool] = _set
     cached: bool | None = None
 
 
@@ -116,7 +128,8 @@ _RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
         "config": (_Rule("write the flags of that file here, under 'args': kvdemo must see what they decide"),),
         "convert": (_Rule(_TEXT, _not("auto", "none")),),
         "disable-log-stats": (_Rule(_READ, _on),),
-        "enable-per-request-metrics": (_Rule(_READ, _off),),
+        "download-dir": (_Rule("models lie where Hugging Face keeps them: write 'env: {HF_HUB_CACHE: DIRECTORY}'"),),
+        "enable-per-request-metrics": (_Rule(_READ, _off_or_left_out),),
         "enable-prefix-caching": (
             _Rule(
                 "kvdemo compares reuse with the engine's own prefix cache, and every trial's document is new: cold is "
@@ -124,14 +137,15 @@ _RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
                 _off,
             ),
         ),
-        "enable-prompt-tokens-details": (_Rule(_READ, _off),),
+        "enable-prompt-tokens-details": (_Rule(_READ, _off_or_left_out),),
         "enable-ssl-refresh": (_Rule(_HTTP, _on),),
         "grpc": (_Rule(_TEXT, _on),),
         "headless": (_Rule(_TEXT, _on),),
         "help": (_Rule("it ends the engine before it starts; see `vllm serve --help` for every flag"),),
         "kv-offloading-backend": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
         "kv-offloading-size": (_Rule(_WIRED, cached=True),),
-        "kv-transfer-config": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+        "kv-transfer-config": (_Rule(_WIRED, _always, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+        "load-format": (_Rule("GGUF is not supported: name the repository that the file was made from", _is("gguf")),),
         "runner": (_Rule(_TEXT, _not("auto", "generate")),),
         "skip-tokenizer-init": (_Rule(_TEXT, _on),),
         "ssl-ca-certs": (_Rule(_HTTP),),
@@ -146,7 +160,9 @@ _RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
         "disable-metrics": (_Rule(_READ, _on),),
         "disable-observability": (_Rule(_READ, _on),),
         "help": (_Rule("it ends the server before it starts; see `lmcache server --help` for every flag"),),
-        "l2-adapter": (_Rule("write 'l2' (a directory or redis://HOST:PORT), and further fields as 'l2_adapter'"),),
+        "l2-adapter": (
+            _Rule("write 'l2' (a directory or redis://HOST:PORT), and further fields as 'l2_adapter'", _always),
+        ),
         "supported-transfer-mode": (
             _Rule(
                 "its engines move KV in the mode lmcache_driven; leave this flag out", _not("lmcache_driven", "auto")
@@ -161,6 +177,9 @@ _VARIABLES: dict[str, str] = {
     "of a cache, and further flags under its 'args'",
     "LMCACHE_LOCAL_CPU": "host memory is always used by a cache: write its size as 'l1'",
     "LMCACHE_MP_TRANSFER_MODE": "engines and caches move KV in the mode lmcache_driven; leave this variable out",
+    "KVDEMO_RUN": "by it kvdemo finds what an engine leaves behind; leave this variable out",
+    "SPT_NOENV": "by its environment kvdemo finds what an engine leaves behind; leave this variable out",
+    "VLLM_USE_MODELSCOPE": "kvdemo downloads models from Hugging Face: give a local directory as 'model'",
     "VLLM_RPC_BASE_PATH": "kvdemo gives each project a private directory for sockets; leave this variable out",
 }
 
@@ -172,14 +191,14 @@ def of_flag(part: type[Part], flag: str, value: Any, *, cached: bool | None) -> 
     """
     base = flag.partition(".")[0]
     own = OWN_KEYS.get(part, {})
-    if cached is None and value is not None:
+    if cached is None:
         if key := own.get(base):
             yield f"this flag has a key of its own: write '{key}' outside of args"
         elif whole := _abbreviated(base, own, _RULES.get(part, {})):
             yield f"vLLM and LMCache read this as --{whole}: write a flag's whole name"
         if part is Engine and base in REMOVED:
             yield f"vLLM 0.32 has no such flag: {REMOVED[base]}"
-    for rule in _RULES.get(part, {}).get(base, ()) if value is not None else ():
+    for rule in _RULES.get(part, {}).get(base, ()):
         if rule.cached is cached and rule.when(value):
             yield rule.text
 

@@ -81,7 +81,9 @@ def argv(
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
     if cache:
         arguments["kv-transfer-config"] = _kv_transfer(cache)
-    arguments |= normalized(engine.args)
+    # A null leaves a default out; but GPUs that the engine was given must not stay empty.
+    wanted = normalized(engine.args).items()
+    arguments |= {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
     return (*command, *flags.words(arguments))
 
 
