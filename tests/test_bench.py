@@ -259,6 +259,19 @@ def test_a_small_l1_is_named_as_the_reason(bench: Bench) -> None:
     assert "KV (25 MB) does not fit into L1 (17 MB): raise `l1` of shared" in row(document, "reuse")["why"]
 
 
+def test_an_engine_that_dies_is_told_with_its_cause(bench: Bench) -> None:
+    """How far its answer came, and the root cause from its log, in the error and in the sample; the others go on."""
+    bench.break_("b", DIE_AFTER=10)
+    done = bench.run()
+    assert done.returncode == 1
+    why = row(bench.report(), "reuse", "b")["why"]
+    for words in ("after token 10", "the fake was told to die"):
+        assert words in why
+        assert words in done.stderr
+    assert "See stack trace" not in done.stderr
+    assert row(bench.report(), "cold", "plain")["verdict"] == "COLD"
+
+
 @pytest.mark.parametrize("how", ["restart", "up"])
 def test_another_process_of_an_engine_ends_the_run(bench: Bench, how: str) -> None:
     """Whoever restarts or replaces an engine ends the run: exit 1 and the name, what came before saved and marked."""

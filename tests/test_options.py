@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -133,6 +133,16 @@ def test_other_lengths_are_refused(text: str) -> None:
 def test_options_choose_modes(options: dict[str, Any], sections: list[str]) -> None:
     """One mode that stands alone, then those beside it; each names its section of the result."""
     assert [mode.section for mode in modes.chosen(Bench().with_values(options))] == sections
+
+
+@pytest.mark.parametrize("one", modes.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("other", modes.MODES, ids=lambda mode: type(mode).__name__)
+def test_only_one_mode_stands_alone(one: Mode, other: Mode) -> None:
+    """Two modes that would each be the whole run are refused, whichever they are; those beside another go with any."""
+    pair = {mode.option: VALUES[mode.option][0] for mode in (one, other) if mode.option}
+    clash = len({mode.option for mode in (one, other) if mode.option and not mode.beside}) > 1
+    with pytest.raises(UsageError, match="cannot be combined") if clash else nullcontext():
+        modes.chosen(Bench().with_values(pair))
 
 
 @pytest.mark.parametrize("mode", modes.MODES, ids=lambda mode: type(mode).__name__)

@@ -130,7 +130,10 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
 def _document(options: Bench) -> tuple[str, str]:
     """Name and text of the document, the shipped handbook if nobody chose one. Raises UsageError if it is unfit."""
     if options.context is None:
-        return HANDBOOK, (shipped.directory() / HANDBOOK).read_text(encoding="utf-8")
+        try:
+            return HANDBOOK, context.read(shipped.directory() / HANDBOOK)
+        except FileNotFoundError as error:
+            raise UsageError(f"no context, and {error}", "give a text file: --context FILE") from None
     return context.name(options.context), context.read(options.context)
 
 

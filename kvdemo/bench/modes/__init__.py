@@ -12,7 +12,8 @@ from kvdemo.bench.modes.latency import Latency
 from kvdemo.bench.modes.lengths import Lengths
 from kvdemo.bench.modes.matrix import Matrix
 from kvdemo.bench.modes.mode import Mode
-from kvdemo.config.benchmark import Bench
+from kvdemo.config.benchmark import Bench, flag
+from kvdemo.errors import UsageError
 
 MODES: tuple[Mode, ...] = (Matrix(), Lengths(), Decode(), Latency())
 
@@ -27,4 +28,6 @@ def chosen(options: Bench) -> Sequence[Mode]:
     for mode in picked:
         mode.refuse(options)
     alone = [mode for mode in picked if not mode.beside] or [MODES[-1]]
+    if len(alone) > 1:
+        raise UsageError(f"{flag(alone[0].option)} cannot be combined with {flag(alone[1].option)}")
     return [alone[0], *(mode for mode in picked if mode.beside)]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from kvdemo.bench.events import Doing
 from kvdemo.bench.session import Session
-from kvdemo.config.benchmark import Bench
+from kvdemo.config.benchmark import Bench, flag
 from kvdemo.errors import UsageError
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import ServiceSpec
@@ -51,8 +51,9 @@ class Mode(ABC):
     def refuse(self, options: Bench) -> None:
         """Raises UsageError for an option that would be left out silently."""
         if options.changed(*self.contradictory):
-            *names, last = (f"--{name.replace('_', '-')}" for name in self.contradictory)
-            raise UsageError(f"--{self.option} cannot be combined with {', '.join(names)} or {last}")
+            *names, last = map(flag, self.contradictory)
+            others = f"{', '.join(names)} or {last}" if names else last
+            raise UsageError(f"{flag(self.option)} cannot be combined with {others}")
 
     def check(self, session: Session) -> None:  # noqa: B027 (most modes have nothing to add)
         """Raises UsageError for what cannot be measured with this prompt, before anything is generated."""
