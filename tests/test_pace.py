@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from conftest import Lab
 from kvdemo import units
 from kvdemo.bench import pace
 from kvdemo.bench.client import Reply
+from kvdemo.bench.events import Doing, Estimate, Event, Failure, Notice, Saved, to_json
 from kvdemo.bench.modes.mode import Work
 from kvdemo.bench.pace import Pace
 from kvdemo.commands.benchmark import short_answers
@@ -138,6 +141,19 @@ def test_an_answer_that_is_shorter_than_asked_for_is_told() -> None:
     assert short_answers([whole, free, failed]) == ""
     words = f"2 answers ended early although ignore_eos was asked for: {short.engine} sent 3 of 16 tokens (stop)."
     assert short_answers([whole, short, short]) == words
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Doing("x"), Estimate(1, 1, 1, 1), Notice("x"), Saved("a", "b", "c"), Failure("x", "y", 1), sample("reuse")],
+    ids=lambda event: type(event).__name__,
+)
+def test_every_event_is_documented(event: Event) -> None:
+    """docs/bench.md has a row for each kind, with every key."""
+    kind, *keys = to_json(event)
+    page = (Path(__file__).parents[1] / "docs" / "bench.md").read_text()
+    (line,) = re.findall(rf"^\| `{to_json(event)[kind]}` \|.*$", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", line)) - {to_json(event)[kind]} == set(keys)
 
 
 def test_a_failure_is_an_event(lab: Lab) -> None:
