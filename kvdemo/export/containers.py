@@ -8,12 +8,11 @@ LMCache's key; KV files do not share the host's directory, since the image may h
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from kvdemo.config import flags
 from kvdemo.planning import pair
 from kvdemo.planning.plan import Plan, ServiceSpec
 
@@ -82,8 +81,8 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], *, cache: str = 
         env |= {"HF_HOME": HUB} if fetches else {"HF_HUB_OFFLINE": "1"}
     return Container(
         spec=spec,
-        command=(*(("sh", "-c", literal(_GUARDED)) if uses_extension(spec) else ()), PYTHON, *spec.argv[1:3]),
-        args=tuple(_arguments(spec, [literal(word) for word in spec.argv[3:]], cache or spec.cache, adapter)),
+        command=(*(("sh", "-c", literal(_GUARDED)) if uses_extension(spec) else ()), PYTHON, *spec.command[1:3]),
+        args=tuple(literal(word) for word in _arguments(spec, cache or spec.cache, adapter)),
         env=env,
         secrets=secrets(spec, fetches=fetches),
         mounts=spec.paths,
@@ -106,25 +105,17 @@ def directory(spec: ServiceSpec) -> str:
     return spec.store if spec.store.startswith("/") else ""
 
 
-def _arguments(spec: ServiceSpec, words: list[str], cache: str, adapter: dict[str, str]) -> list[str]:
-    for at, flag in enumerate(words[:-1], 1):
-        if flag in ("--host", "--http-host"):
-            words[at] = ANYWHERE
-        elif flag == "--kv-transfer-config" and spec.cache:
-            words[at] = _edited(words[at], "kv_connector_extra_config", {"lmcache.mp.host": f"tcp://{cache}"})
-        elif flag == "--l2-adapter" and directory(spec):
-            words[at] = _edited(words[at], "", {"base_path": KV, **adapter})
-    return words
-
-
-def _edited(text: str, part: str, changes: dict[str, Any]) -> str:
-    """JSON with these values in it (or in one part of it) replaced; what is no such JSON stays as the user wrote it."""
-    try:
-        document = json.loads(text)
-        (document[part] if part else document).update(changes)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return text
-    return json.dumps(document, separators=(",", ":"))
+def _arguments(spec: ServiceSpec, cache: str, adapter: dict[str, str]) -> tuple[str, ...]:
+    """What follows the program's name: its own words, and its flags with the addresses and places of a container."""
+    options = dict(spec.options)
+    options |= {flag: ANYWHERE for flag in ("host", "http-host") if flag in options}
+    if spec.cache:
+        wiring = options["kv-transfer-config"]
+        extra = {**wiring["kv_connector_extra_config"], "lmcache.mp.host": f"tcp://{cache}"}
+        options["kv-transfer-config"] = {**wiring, "kv_connector_extra_config": extra}
+    if directory(spec):
+        options["l2-adapter"] = {**options["l2-adapter"], "base_path": KV, **adapter}
+    return (*spec.command[3:], *flags.words(options))
 
 
 def image(plan: Plan, *, gpu: bool) -> str:

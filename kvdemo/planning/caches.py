@@ -27,10 +27,19 @@ FIRST_NATIVE = (0, 5, 6)
 """The first LMCache whose native adapter takes keys with a salt; before, it stores nothing of a salted request."""
 
 
-def argv(  # noqa: PLR0913 (each says another thing about the server)
+def argv(cache: Cache, *, python: str, **decided: Any) -> tuple[str, ...]:
+    """The command that runs this LMCache server."""
+    return (*command(python), *flags.words(options(cache, **decided)))
+
+
+def command(python: str) -> tuple[str, ...]:
+    """The words that start an LMCache server in this interpreter."""
+    return (python, "-m", "lmcache.cli.main", "server")
+
+
+def options(
     cache: Cache,
     *,
-    python: str,
     ports: tuple[int, int],
     inner: str,
     engines: int,
@@ -38,8 +47,8 @@ def argv(  # noqa: PLR0913 (each says another thing about the server)
     store: str | None,
     lmcache: str = "",
     node: str = "",
-) -> tuple[str, ...]:
-    """The command that runs this LMCache server for ``engines`` engines, its L2 in ``store``.
+) -> dict[str, Any]:
+    """Every flag of this LMCache server for ``engines`` engines, its L2 in ``store``, and its value.
 
     ``ports`` are for engines and for HTTP, ``inner`` the address on which engines reach it; ``lmcache`` is its version,
     empty if nobody knows; ``node`` tells the servers of several nodes apart that use one directory.
@@ -63,8 +72,7 @@ def argv(  # noqa: PLR0913 (each says another thing about the server)
         # "retain" keeps in L1 what was read from L2: the default drops it after one use.
         arguments["l2-prefetch-policy"] = "retain"
         arguments["l2-adapter"] = _l2_adapter(store, cache.l2_adapter, lmcache, node)
-    arguments |= normalized(cache.args)
-    return (python, "-m", "lmcache.cli.main", "server", *flags.words(arguments))
+    return arguments | normalized(cache.args)
 
 
 def _l2_adapter(store: str, given: Mapping[str, Any], lmcache: str, node: str) -> dict[str, Any]:

@@ -45,20 +45,23 @@ def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {flags.canonical(name): value for name, value in arguments.items()}
 
 
-def argv(
+def argv(engine: Engine, *, command: Sequence[str], **decided: Any) -> tuple[str, ...]:
+    """The command that runs this engine: the words that start vLLM's server, then its ``options``."""
+    return (*command, *flags.words(options(engine, **decided)))
+
+
+def options(
     engine: Engine,
     *,
-    command: Sequence[str],
     served: Sequence[str],
     port: int,
     devices: int,
     memory: float | None,
     cache: CacheAddress | None,
     stop_timeout: float,
-) -> tuple[str, ...]:
-    """The command that runs this engine.
+) -> dict[str, Any]:
+    """Every flag of this engine, and its value.
 
-    ``command`` are the words that start vLLM's server: interpreter, ``-m``, module.
     ``served`` are the model's names towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
     the fraction of each GPU it may use (None: vLLM's default).
     """
@@ -83,8 +86,7 @@ def argv(
         arguments["kv-transfer-config"] = _kv_transfer(cache)
     # A null leaves a default out; but GPUs that the engine was given must not stay empty.
     wanted = normalized(engine.args).items()
-    arguments |= {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
-    return (*command, *flags.words(arguments))
+    return arguments | {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
 
 
 def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.config import parallel
+from kvdemo.config import flags, parallel
 from kvdemo.planning import budget, caches, demand, engines, kinship, repositories, sums, window
 from kvdemo.planning.facts import SERVER, Facts, Model
 from kvdemo.planning.problems import Problem
@@ -184,20 +184,23 @@ def _cache(
     port, http = facts.ports[name], facts.ports[f"{name}.http"]
     python = kinship.python_of(profile, name, facts)
     interpreter = facts.interpreters.get(python)
+    command = caches.command(python)
+    options = caches.options(
+        cache,
+        lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
+        ports=(port, http),
+        inner=inner,
+        engines=len(users),
+        on_gpu=bool(gpus),
+        store=store,
+        node=facts.node,
+    )
     return ServiceSpec(
         name=name,
         kind="cache",
-        argv=caches.argv(
-            cache,
-            python=python,
-            lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
-            ports=(port, http),
-            inner=inner,
-            engines=len(users),
-            on_gpu=bool(gpus),
-            store=store,
-            node=facts.node,
-        ),
+        argv=(*command, *flags.words(options)),
+        command=command,
+        options=options,
         env=caches.env(cache, devices=[gpus[gpu] for gpu in sorted(gpus)]),
         secrets=tuple(secret for secret in profile.secrets if secret.startswith(_OF_CACHES)),
         host=cache.host,
@@ -243,19 +246,22 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     server = facts.interpreters[python].server if python in facts.interpreters else SERVER
     kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
     share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
+    command = (python, "-m", server)
+    options = engines.options(
+        engine,
+        served=served,
+        port=facts.ports[name],
+        devices=len(assignment.gpus),
+        memory=assignment.memory,
+        cache=address,
+        stop_timeout=profile.stop_timeout,
+    )
     return ServiceSpec(
         name=name,
         kind="engine",
-        argv=engines.argv(
-            engine,
-            command=(python, "-m", server),
-            served=served,
-            port=facts.ports[name],
-            devices=len(assignment.gpus),
-            memory=assignment.memory,
-            cache=address,
-            stop_timeout=profile.stop_timeout,
-        ),
+        argv=(*command, *flags.words(options)),
+        command=command,
+        options=options,
         env=engines.env(
             engine,
             devices=assignment.devices,

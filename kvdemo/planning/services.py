@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class ServiceSpec:
     server that an engine is wired to, ``pool`` the profile's name for it: on a cluster each ``node`` has its own.
     ``uuids`` are those of an engine's GPUs, ``weights`` is the digest of its model's files; ``address`` is the base URL
     of what something else started.
+
+    ``command`` are the words of ``argv`` that start the program, ``options`` its flags and their values, of which the
+    other words are made. ``python`` is the interpreter that runs it; ``source`` the directory or Hugging Face id that
+    an engine loads, ``tokenizer`` that of its tokenizer if it is another; ``measures`` whether it measures the free
+    memory of its GPUs at start; ``l1`` the bytes of a cache's host memory; ``paths`` what its flags name on the disk.
     """
 
     name: str
@@ -62,6 +67,8 @@ class ServiceSpec:
     measures: bool = False
     l1: int | None = None
     paths: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
