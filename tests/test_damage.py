@@ -160,6 +160,7 @@ def test_no_damage_is_a_traceback(tmp_path: Path, damage: Callable[[Path, random
     ("line", "changes", "said"),
     [
         (1, {"nodes": []}, "1: not a line of a kvdemo run: nodes"),
+        (1, {"memory_bandwidth": 1e-320}, "1: not a line of a kvdemo run: memory_bandwidth"),
         (2, {"itl": [0.1, float("nan")]}, "2: not a line of a kvdemo run: itl.1"),
         (2, {"ttft": 1e-320}, "2: not a line of a kvdemo run: ttft"),
         (2, {"prompt_tokens": 2**70}, "2: not a line of a kvdemo run: prompt_tokens"),
@@ -205,3 +206,13 @@ def test_conditions_cannot_pretend_to_be_findings(tmp_path: Path) -> None:
     document = json.loads(held.to_json())
     assert {"limit", "matrix"}.isdisjoint(document)
     assert document["speedup"]["median"] == 20.0
+
+
+def test_a_summary_without_times_is_refused(tmp_path: Path) -> None:
+    """A ratio of zero in an edited .json is no ratio."""
+    path = save(tmp_path, "run", samples()).with_suffix(".json")
+    summary = json.loads(path.read_text())
+    summary["rows"][2]["speedup"]["median"] = 0
+    path.write_text(json.dumps(summary))
+    with pytest.raises(UsageError, match=r"run\.json: not a result of kvdemo bench: rows\.2\.speedup\.median is '0'"):
+        saved.any_result(path)

@@ -69,11 +69,11 @@ class Ratio:
     """Paired ratios of ``n`` trials: median and range, and the interval where n carries one."""
 
     n: Count
-    median: Finite
-    min: Finite
-    max: Finite
-    low: Finite | None = field(default=None, metadata=ABSENT)
-    high: Finite | None = field(default=None, metadata=ABSENT)
+    median: Positive
+    min: Positive
+    max: Positive
+    low: Positive | None = field(default=None, metadata=ABSENT)
+    high: Positive | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True)

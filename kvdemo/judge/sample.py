@@ -16,17 +16,17 @@ Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
 """The part of a request in its trial: see ``kvdemo.bench.workload``."""
 
 
-def _resolved(seconds: float) -> float:
-    """Refuse a time below the clock's resolution."""
-    if 0 < seconds < 1e-9:
-        raise ValueError("shorter than the clock can tell")
-    return seconds
+def _resolved(value: float) -> float:
+    """Refuse what is too small to have been measured: no clock here tells less than a nanosecond."""
+    if 0 < value < 1e-9:
+        raise ValueError("too small to have been measured")
+    return value
 
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
-Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30)]
+Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30), AfterValidator(_resolved)]
 Positive = Annotated[float, Field(allow_inf_nan=False, ge=1e-12, le=1e30)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), AfterValidator(_resolved)]
 """What a field may hold when it is read from a file; code that makes samples is not checked again."""
