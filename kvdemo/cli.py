@@ -139,7 +139,7 @@ def export(
     path = here.profile(profile)
     text = formats.export(lookup.elsewhere(path, lookup.project_of(path, project_name)), format, nodes)
     if output is None:
-        typer.echo(text, nl=False)
+        frame.write(text)
     else:
         frame.save(output, text)
 

@@ -113,6 +113,15 @@ def test_a_hostile_path_does_not_reach_the_terminal(lab: Lab, name: str) -> None
     assert "Traceback" not in written
 
 
+def test_an_export_is_exact_in_a_file_and_harmless_on_a_terminal(lab: Lab) -> None:
+    """A value of the profile that turns the direction reaches whoever reads the file, not the terminal."""
+    path = lab.profile({"a": {"env": {"ODD": "so \u202egnp it is"}}})
+    assert "so \u202egnp it is" in lab.run("export", "shell", path, PYTHONUTF8="1").stdout
+    written = _on_a_terminal(lab, "export", "shell", path)
+    assert "gnp it is" in written
+    assert harmless(written.replace("\r\n", "\n"))
+
+
 def test_a_line_of_any_length_costs_no_memory(lab: Lab) -> None:
     """`logs` and `ps` need no more memory for a line of 100 MB than for one of 1 MB; the lines around it stay."""
     lab.up(lab.profile({"a": {}}))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 import typer.core
 
+from kvdemo import units
 from kvdemo.errors import DownIncompleteError, ExitCode, KvdemoError, UsageError
 
 if TYPE_CHECKING:
@@ -119,6 +120,11 @@ def show(events: Generator[Event]) -> None:
     with closing(events) as stream, terminal.Fleet() as show:
         for event in stream:
             show(event)
+
+
+def write(text: str) -> None:
+    """Print a document as it is, byte for byte; a terminal gets it with nothing in it that it would obey."""
+    typer.echo(units.printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def save(path: Path, text: str) -> None:
