@@ -298,6 +298,13 @@ PLACES = [
     "caches: {{c: {{l2: 'redis://me:{0}@host'}}}}\nengines: {{a: }}",
     "caches: {{c: {{env: {{AWS_SECRET_ACCESS_KEY: {0}}}}}}}\nengines: {{a: }}",
     "engines: {{a: {{model: 'https://u:{0}@host/m'}}}}",
+    "engines: {{a: {{args: {{'--api-key {0}': }}}}}}\nsecrets: 1",
+    "engines: {{a: {{args: {{'api-key={0}': true}}}}}}\nsecrets: 1",
+    "engines: {{a: {{args: {{middleware: ['--api-key={0}']}}}}}}\nsecrets: 1",
+    "engines: {{a: }}\nsecrets: [HF_TOKEN={0}]",
+    "engines: {{a: }}\nbench: {{system: 'Bearer {0}', secret: 1}}",
+    "x-k: &k {{api-key: {0}}}\nengines: {{a: {{args: *k}}}}",
+    "engines:\n  a:\n    env:\n      MY_SECRET: >-\n        {0}\n        more\n",
 ]
 
 

@@ -34,7 +34,7 @@ _WIDTH = 110
 
 def dotted(keys: Keys) -> str:
     """``engines.vllm-a.gpus[0]``."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{secrecy.covered_key(key)}" for key in keys).lstrip(".")
 
 
 @dataclass(frozen=True, order=True)

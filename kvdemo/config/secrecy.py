@@ -33,6 +33,10 @@ _BEFORE = re.compile(rf"{_NAME}['\"]?(?:\s*[:=]|\s)")
 """A name of a secret, and what parts it from the value."""
 
 
+_GIVEN = re.compile(rf"({_NAME}=|\bBearer\s+)[^\s'\"]+", re.I)
+"""A value right behind the name of a secret, or in an HTTP header."""
+
+
 def is_name(name: str) -> bool:
     """Whether a variable, flag or field of this name holds a secret, such as HF_TOKEN, api-key or redis_password."""
     return bool(_NAMES_WHOLE.search(name)) and not _COUNTS.search(name)
@@ -50,7 +54,13 @@ def is_secret(text: str) -> bool:
 
 def covered(text: str) -> str:
     """The text without what has the form of a secret."""
-    return _FORM.sub(COVER, _PERHAPS_IN_URL.sub(COVER, text))
+    return _GIVEN.sub(rf"\1{COVER}", _FORM.sub(COVER, _PERHAPS_IN_URL.sub(COVER, text)))
+
+
+def covered_key(text: str) -> str:
+    """A key as it may be shown: whoever forgot the colon has the value in it."""
+    end = _end_of_name(text)
+    return text[:end] + COVER if end else covered(text)
 
 
 def covered_line(lines: list[str], row: int) -> str:
@@ -61,7 +71,7 @@ def covered_line(lines: list[str], row: int) -> str:
     line = lines[row]
     if end := _end_of_name(line):
         after = line[end:]
-        return line[: len(line) - len(after.lstrip())] + (COVER if after.strip() else "")
+        return covered(line[: len(line) - len(after.lstrip())]) + (COVER if after.strip() else "")
     indent, item = _indent(line), line.lstrip().startswith("-")
     for above in reversed(lines[:row]):
         if above.strip() and _indent(above) < indent + (item and not above.lstrip().startswith("-")):
