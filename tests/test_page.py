@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kvdemo.judge.result import Cell, Cost, Lengths, Limit, LimitLine, Matrix, Point, Ratio
 from kvdemo.judge.sample import Sample, Sources
 from kvdemo.judge.verdict import Verdict
-from kvdemo.report import markup, page, svg
+from kvdemo.report import look, markup, page, svg, tables
 from runs import CALM, CONDITIONS, PROMPT, result, run, sample, samples, save
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
@@ -244,3 +244,19 @@ def test_the_command_writes_the_report(tmp_path: Path) -> None:
     refused = run("report", path, "--html", path)
     assert refused.returncode == 2
     assert path.read_text().count("\n") == 14
+
+
+HUES = {"cold", "store", "reuse", "again", "bad", "warn"}
+PHASES = {"client", "queue", "lookup", "prefill"}
+
+
+def test_a_colour_has_one_meaning() -> None:
+    """Phases of a request have colours of their own: none of them says where tokens came from, or that all is well."""
+    for scheme in (
+        look.STYLE.split("@media", 1)[0],
+        look.STYLE.split("prefers-color-scheme: dark", 1)[1].split("* {")[0],
+    ):
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
+        assert len({colours[name] for name in PHASES}) == len(PHASES)
+        assert not {colours[name] for name in PHASES} & {colours[name] for name in HUES}
+    assert not set(tables.PARTS.values()) & set(tables.STYLES.values())

@@ -10,12 +10,12 @@ from kvdemo.report.markup import Markup
 STYLE = Markup("""
 :root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --dim: #626b76; --line: #dfe3e8; --soft: #f5f6f8;
   --accent: #0a7d5c; --accent-rgb: 10 125 92; --bad: #b42318; --warn: #8f5200;
-  --cold: #6b7684; --store: #c2710c; --reuse: #0a7d5c; --again: #2f6fd6; --client: #b4bcc6; --queue: #e0a030;
-  --lookup: #b277d6; --prefill: #4a86d8; }
+  --cold: #7d8895; --store: #4d5762; --reuse: #0a7d5c; --again: #2f6fd6; --client: #c3b1e1; --queue: #a8612c;
+  --lookup: #d9a066; --prefill: #7652b5; }
 @media (prefers-color-scheme: dark) { :root { --bg: #14171b; --fg: #e6e9ed; --dim: #97a1ad; --line: #2d333b;
   --soft: #1c2127; --accent: #3fc79a; --accent-rgb: 63 199 154; --bad: #ff7b70; --warn: #e5b567; --cold: #9aa5b1;
-  --store: #eb9f45; --reuse: #3fc79a; --again: #74a7f5; --client: #56606c; --queue: #c98d2a; --lookup: #b98ad8;
-  --prefill: #5f95de; } }
+  --store: #cfd6de; --reuse: #3fc79a; --again: #74a7f5; --client: #5d4a86; --queue: #c07a45; --lookup: #e0b080;
+  --prefill: #a78bdb; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--bg); color: var(--fg); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -59,7 +59,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--dim); } .grid { stroke:
 svg text.strong { fill: var(--fg); }
 .cold { fill: var(--cold); stroke: var(--cold); } .store { fill: var(--store); stroke: var(--store); }
 .reuse { fill: var(--reuse); stroke: var(--reuse); } .again { fill: var(--again); stroke: var(--again); }
-.floor { fill: var(--again); stroke: var(--again); } rect.part { stroke: none; }
+.floor { fill: var(--fg); stroke: var(--fg); } rect.part { stroke: none; }
 .client { fill: var(--client); } .queue { fill: var(--queue); } .lookup { fill: var(--lookup); }
 .prefill { fill: var(--prefill); } .whole { fill: var(--client); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 13px; color: var(--dim); margin: 0 0 12px; }
@@ -78,8 +78,8 @@ a { color: inherit; text-underline-offset: 3px; }
   .row > .name { margin-top: 6px; } .row { min-height: 0; } .row > .name:empty { margin: 0; }
   dd { margin-bottom: 6px; } table { font-size: 14px; } th, td { padding-right: 14px; } }
 @media print { :root { color-scheme: light; --bg: #fff; --fg: #000; --dim: #444; --line: #ccc; --soft: #f4f4f4;
-  --accent: #08694d; --accent-rgb: 8 105 77; --cold: #5c6672; --store: #b5650a; --reuse: #08694d; --again: #2560bf;
-  --client: #b4bcc6; --queue: #e0a030; --lookup: #b277d6; --prefill: #4a86d8; --bad: #a01d12; --warn: #7a4600; }
+  --accent: #08694d; --accent-rgb: 8 105 77; --cold: #5c6672; --store: #343b44; --reuse: #08694d; --again: #2560bf;
+  --client: #c3b1e1; --queue: #a8612c; --lookup: #d9a066; --prefill: #7652b5; --bad: #a01d12; --warn: #7a4600; }
   @page { margin: 16mm; } main { max-width: none; padding: 0; } body { font-size: 11pt; } h1 { font-size: 52pt; }
   header { margin-bottom: 28px; } section { margin-bottom: 28px; } h2, h3, .say, .legend { break-after: avoid; }
   figure, table, tr, .row { break-inside: avoid; } th, td { padding-right: 12px; }

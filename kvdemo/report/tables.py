@@ -23,12 +23,13 @@ STYLES: Mapping[Tone, str] = {
     Tone.STRONG: "bold",
     Tone.GOOD: "green",
     Tone.SHARED: "bold green",
-    Tone.LOCAL: "cyan",
+    Tone.LOCAL: "blue",
     Tone.COMPUTED: "",
     Tone.WARN: "yellow",
     Tone.BAD: "bold red",
 }
-PARTS: Mapping[str, str] = {"client": "blue", "queue": "yellow", "prefill": "green"}
+PARTS: Mapping[str, str] = {"client": "plum3", "queue": "dark_orange3", "prefill": "medium_purple3"}
+"""Phases of a request have colours of their own: grey, blue and green say where tokens came from."""
 _TONES = [
     (92, 101, 113),
     (214, 69, 65),
