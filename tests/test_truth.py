@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kvdemo.commands import benchmark
+from kvdemo.errors import GateError
 from kvdemo.judge import stats
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Arm, Sample, Sources
@@ -285,3 +287,14 @@ def test_a_length_within_noise_is_no_gain(arm: Arm) -> None:
     assert cells[0] == "within noise"
     assert cells[1].endswith("x")
     assert "at all of these lengths" not in sections.break_even(one, one.lengths)
+
+
+def test_a_gate_is_not_passed_by_noise() -> None:
+    """--expected-ttft-gain above 1 wants an effect: a median that is large enough but within noise misses it."""
+    noise = run_of([1.0, 1.0, 1.0], [0.5, 0.8, 1.1])
+    assert noise.speedup
+    with pytest.raises(GateError, match="within noise"):
+        benchmark.gate(noise, 1.2)
+    benchmark.gate(run_of([1.0, 1.0, 1.0], [0.5, 0.8, 0.9]), 1.2)
+    with pytest.raises(GateError, match=r"1\.2x faster \(TTFT\), 2x was expected|1\.25x faster"):
+        benchmark.gate(run_of([1.0, 1.0, 1.0], [0.5, 0.8, 0.9]), 2)

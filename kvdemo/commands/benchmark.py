@@ -25,7 +25,8 @@ from kvdemo.config.benchmark import Bench
 from kvdemo.errors import GateError, ServiceError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.host.state import Project
-from kvdemo.judge import document, results
+from kvdemo.judge import document, effect, results
+from kvdemo.judge.effect import Effect
 from kvdemo.judge.record import Recorder
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sample
@@ -201,6 +202,17 @@ def _judge(result: Result, task: Task, deaths: Sequence[str]) -> None:
             "\n  ".join(["the run does not prove the reuse", *deaths, *findings.complaints(result)]),
             "the engines' logs show what they say" if attached else "kvdemo logs shows what the services say",
         )
-    reached = result.speedup.median if result.speedup else 0.0
-    if gain is not None and reached < gain:
-        raise GateError(f"reuse is {units.ratio(reached)} faster (TTFT), {gain:g}x was expected")
+    if gain is not None:
+        gate(result, gain)
+
+
+def gate(result: Result, gain: float) -> None:
+    """Raises GateError for a speed-up that is smaller than expected, or that could be noise."""
+    if result.speedup is None:
+        raise GateError(f"the run has no speed-up of one reuse, {gain:g}x was expected")
+    reached = units.ratio(result.speedup.median)
+    if result.speedup.median < gain:
+        raise GateError(f"reuse is {reached} faster (TTFT), {gain:g}x was expected")
+    if gain > 1 and effect.of(result.speedup, result.noise_floor) is not Effect.FASTER:
+        sure = findings.spread(result.speedup, "x")
+        raise GateError(f"reuse is within noise ({reached}, {sure}), {gain:g}x was expected", "measure more --trials")
