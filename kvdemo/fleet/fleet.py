@@ -55,8 +55,7 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
-    if problems := list(precheck.writing(project)) if fresh else []:
-        raise ServiceError(problems[0])
+    project.try_writing(precheck.SPACE)  # before anything is stopped
     document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from kvdemo.errors import ServiceError
 from kvdemo.fleet.watch import place
+from kvdemo.host.files import private_directory
 from kvdemo.host.launcher import Event, State
-from kvdemo.host.state import private_directory
 from kvdemo.planning.order import measures
 from kvdemo.planning.plan import ServiceSpec
 

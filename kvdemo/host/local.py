@@ -15,9 +15,10 @@ from typing import Any
 
 from kvdemo.errors import ServiceError
 from kvdemo.host import gpus, logend, marks, process, procfs
+from kvdemo.host.files import private_directory
 from kvdemo.host.launcher import BEGIN, PIECE, Event, Place, Remains, State, Status
 from kvdemo.host.procfs import Record, alive
-from kvdemo.host.state import Project, amounts, private_directory
+from kvdemo.host.state import Project, amounts
 from kvdemo.planning import environment
 from kvdemo.planning.plan import ServiceSpec
 

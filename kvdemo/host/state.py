@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.errors import LockedError, ServiceError, UsageError
-from kvdemo.host import locks, procfs
+from kvdemo.host import files, locks, procfs
 from kvdemo.host.procfs import Record
 
 SCHEMA_VERSION = 1
-LARGEST = 16 * 1024**2
-"""Bytes of a document or record that is read at most: a larger one is none of ours."""
-
 RELEASE_PATIENCE = 5.0
 """Seconds for a lock to become free after its last holder was killed."""
 
@@ -115,40 +112,10 @@ def _records(directory: Path) -> list[Path]:
     return [directory / "services" / f"{name}.json" for name in names if procfs.is_label(name)]
 
 
-def read_text(path: Path) -> str:
-    """The text of a small file of ours. Raises OSError for anything else: a pipe would be waited for without end."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > LARGEST:
-            raise OSError(errno.EFBIG, f"larger than {LARGEST >> 20} MiB", str(path))
-        return file.read().decode()
-
-
 def amounts(document: Mapping[str, Any] | None) -> dict[str, int]:
     """Bytes of each GPU's memory that were in use before the first start; what is damaged is left out."""
     used = (document or {}).get("gpu_used")
     return {uuid: n for uuid, n in used.items() if isinstance(n, int)} if isinstance(used, dict) else {}
-
-
-def private_directory(path: Path) -> Path:
-    """This directory, made if it is not there: a real one, of this user, closed to others. Raises ServiceError."""
-    remedy = "remove it, or set TMPDIR to a directory that only you can write"
-    try:
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        status = path.lstat()
-    except OSError as error:
-        raise ServiceError(f"cannot make {path}: {error.strerror}", remedy) from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise ServiceError(f"{path} is not a directory" + (", but a link" if path.is_symlink() else ""), remedy)
-    if status.st_uid != os.getuid():
-        raise ServiceError(f"{path} belongs to another user (uid {status.st_uid})", remedy)
-    if status.st_mode & 0o077:
-        raise ServiceError(f"{path} is open to others (mode {status.st_mode & 0o777:o})", remedy)
-    return path
 
 
 class Project:
@@ -257,7 +224,7 @@ class Project:
         """
         path = self.document
         try:
-            document = json.loads(read_text(path))
+            document = json.loads(files.read_text(path))
             if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
                 raise ValueError("written by another version of kvdemo")
         except FileNotFoundError:
@@ -308,7 +275,7 @@ class Project:
     def secrets(self) -> tuple[set[str], str]:
         """Names of the secrets that services of this project ever got, and the profile that named the last of them."""
         try:
-            document = json.loads(self._secrets.read_text())
+            document = json.loads(files.read_text(self._secrets))
             return {str(name) for name in document["names"]}, str(document["profile"])
         except (OSError, ValueError, KeyError, TypeError):
             return set(), ""
@@ -415,6 +382,6 @@ def _label(name: str) -> str:
 
 def _read(path: Path) -> Record | None:
     try:
-        return Record.from_json(read_text(path))
+        return Record.from_json(files.read_text(path))
     except (OSError, ValueError):
         return None
