@@ -9,8 +9,9 @@ LMCache's key; KV files do not share the host's directory, since the image may h
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvdemo.config import flags
 from kvdemo.planning import pair
@@ -82,7 +83,7 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], *, cache: str = 
     return Container(
         spec=spec,
         command=(*(("sh", "-c", literal(_GUARDED)) if uses_extension(spec) else ()), PYTHON, *spec.command[1:3]),
-        args=tuple(literal(word) for word in _arguments(spec, cache or spec.cache, adapter)),
+        args=_arguments(spec, literal, cache or spec.cache, adapter),
         env=env,
         secrets=secrets(spec, fetches=fetches),
         mounts=spec.paths,
@@ -105,9 +106,14 @@ def directory(spec: ServiceSpec) -> str:
     return spec.store if spec.store.startswith("/") else ""
 
 
-def _arguments(spec: ServiceSpec, cache: str, adapter: dict[str, str]) -> tuple[str, ...]:
-    """What follows the program's name: its own words, and its flags with the addresses and places of a container."""
-    options = dict(spec.options)
+def _arguments(
+    spec: ServiceSpec, literal: Callable[[str], str], cache: str, adapter: dict[str, str]
+) -> tuple[str, ...]:
+    """What follows the program's name: its own words, and its flags with the addresses and places of a container.
+
+    Only what the profile says is escaped: ``adapter`` may hold what the format is to expand.
+    """
+    options = {name: _escaped(value, literal) for name, value in spec.options.items()}
     options |= {flag: ANYWHERE for flag in ("host", "http-host") if flag in options}
     if spec.cache:
         wiring = options["kv-transfer-config"]
@@ -116,6 +122,15 @@ def _arguments(spec: ServiceSpec, cache: str, adapter: dict[str, str]) -> tuple[
     if directory(spec):
         options["l2-adapter"] = {**options["l2-adapter"], "base_path": KV, **adapter}
     return (*spec.command[3:], *flags.words(options))
+
+
+def _escaped(value: Any, literal: Callable[[str], str]) -> Any:
+    """The value, every text in it escaped."""
+    if isinstance(value, str):
+        return literal(value)
+    if isinstance(value, Mapping):
+        return {_escaped(key, literal): _escaped(part, literal) for key, part in value.items()}
+    return [_escaped(part, literal) for part in value] if isinstance(value, list | tuple) else value
 
 
 def image(plan: Plan, *, gpu: bool) -> str:
