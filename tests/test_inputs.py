@@ -17,6 +17,7 @@ from conftest import Lab
 from kvdemo.config import findings
 from kvdemo.config.profile import Engine, Profile, load
 from kvdemo.errors import ProfileError
+from kvdemo.export import containers
 from kvdemo.planning import window
 from kvdemo.planning.facts import Model
 
@@ -276,6 +277,15 @@ def test_a_model_may_have_several_names(tmp_path: Path) -> None:
         assert load(tmp_path / "p.yaml", {}).engines["a"].served_model_name == names
     assert "'a' is named twice" in told(tmp_path, f"{SMALL}served_model_name: [a, a]\n")
     assert "would be read as a flag" in told(tmp_path, f"{SMALL}served_model_name: [a, --b]\n")
+
+
+def test_a_container_may_fetch_what_args_name(lab: Lab) -> None:
+    """A local model is mounted and needs no hub; a draft model of a repository does."""
+    args = {"speculative-config": {"model": "org/draft"}}
+    plan = lab.plan(lab.profile({"a": {"args": args}, "b": {}}))
+    a, b = (containers.container(spec, str) for spec in plan.services)
+    assert (a.fetches, a.env.get("HF_HUB_OFFLINE"), b.fetches, b.env["HF_HUB_OFFLINE"]) == (True, None, False, "1")
+    assert a.mounts == b.mounts == (f"{lab.path}/model",)
 
 
 def test_a_file_that_args_name_is_looked_for_before_the_start(lab: Lab) -> None:

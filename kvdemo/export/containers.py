@@ -74,7 +74,7 @@ def container(spec: ServiceSpec, literal: Callable[[str], str], *, cache: str = 
 
     ``cache`` is the name under which an engine reaches its cache, if that is not the service's own.
     """
-    fetches = spec.kind == "engine" and not spec.source.startswith("/")
+    fetches = spec.kind == "engine" and (not spec.source.startswith("/") or bool(spec.repositories))
     env = {name: literal(value) for name, value in spec.env.items() if name not in _OF_THE_HOST}
     if not spec.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""

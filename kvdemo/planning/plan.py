@@ -291,4 +291,5 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         tokenizer=str(engines.normalized(engine.args).get("tokenizer") or ""),
         measures=bool(assignment.gpus) and not engine.kv_cache,
         paths=repositories.paths(engine),
+        repositories=tuple(one.name for one in repositories.others(engine)),
     )

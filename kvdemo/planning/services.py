@@ -33,7 +33,8 @@ class ServiceSpec:
     ``command`` are the words of ``argv`` that start the program, ``options`` its flags and their values, of which the
     other words are made. ``python`` is the interpreter that runs it; ``source`` the directory or Hugging Face id that
     an engine loads, ``tokenizer`` that of its tokenizer if it is another; ``measures`` whether it measures the free
-    memory of its GPUs at start; ``l1`` the bytes of a cache's host memory; ``paths`` what its flags name on the disk.
+    memory of its GPUs at start; ``l1`` the bytes of a cache's host memory; ``paths`` what its flags name on the disk,
+    ``repositories`` what they name on Hugging Face.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ServiceSpec:
     measures: bool = False
     l1: int | None = None
     paths: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
