@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import runs
+from conftest import Lab
 from kvdemo.judge.sample import Sample
 from kvdemo.words import exchange
 
@@ -48,8 +49,28 @@ def test_long_and_many_answers_are_cut_and_counted() -> None:
     assert shown[-1].startswith(f"and {len(samples) - exchange.OTHERS} other answers")
 
 
+def test_words_of_random_weights_are_called_meaningless() -> None:
+    """Where a text is shown that means nothing, the next line says so; of other models it does not."""
+    assert lines(said("drift oil"), random_weights=True)[-1] == exchange.MEANINGLESS
+    assert exchange.MEANINGLESS not in lines(said("207"))
+
+
 def test_nothing_is_said_without_question_or_answer() -> None:
     """Neither for a page's history, whose requests have questions of their own."""
     assert lines(said(" ")) == []
     assert lines(said("207"), question="") == []
     assert lines(said("207"), history=True) == []
+
+
+def test_a_model_that_calls_its_weights_random_is_called_so(lab: Lab) -> None:
+    """From the model's own config.json to the last screen of bench and to a report made later; others are not."""
+    config = lab.path / "model" / "config.json"
+    (lab.path / "context.txt").write_text("word " * 900)
+    for marked in (False, True):
+        config.write_text(config.read_text().replace("{", '{"kvdemo_random_weights": true, ' if marked else "{", 1))
+        assert lab.run("up", lab.profile()).returncode == 0
+        result = f"results-{marked}"
+        bench = lab.run("bench", "--trials", "1", "--no-limit", "--context", "context.txt", "--result-dir", result)
+        report = lab.run("report", next((lab.path / result).glob("*.jsonl")))
+        assert (exchange.MEANINGLESS in bench.stdout, exchange.MEANINGLESS in report.stdout) == (marked, marked)
+        assert "Answer (" in bench.stdout

@@ -120,6 +120,7 @@ def test_tiny_model_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert first == second
     other = make_model(tmp_path / "first", seed=1)
     assert {name for name in first if first[name] != other[name]} == {"model.safetensors"}
+    assert runtime.has_random_weights(tmp_path / "first")
 
 
 @has_tokenizers

@@ -12,7 +12,7 @@ from typing import Any
 from kvdemo import __version__
 from kvdemo.bench import cacheserver, calibrate
 from kvdemo.bench.session import Session
-from kvdemo.host import bandwidth, gpus
+from kvdemo.host import bandwidth, gpus, runtime
 from kvdemo.planning import environment
 from kvdemo.planning.plan import Plan, ServiceSpec
 
@@ -53,6 +53,9 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "reader": reader.name,
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
+    paths = [name for name, digest in plan.models.items() if digest and digest == reader.weights]
+    if any(runtime.has_random_weights(Path(path)) for path in paths):
+        facts["random_weights"] = True
     if options.limit:
         facts |= _client(len(session.document.encode()))
         # Those of this machine say nothing about another one that the reader runs on.

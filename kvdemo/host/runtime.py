@@ -61,6 +61,15 @@ def interpreter(python: str) -> Interpreter:
     )
 
 
+def has_random_weights(path: Path) -> bool:
+    """Whether this model directory says of itself that its weights are random, as ``kvdemo.makers.tiny`` writes."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("kvdemo_random_weights") is True
+
+
 def model(name: str, environ: Mapping[str, str], revision: str = "main", form: Format = "") -> Model:
     """Read a model directory, or the local copy of a Hugging Face model, in the format that an engine reads.
 

@@ -34,7 +34,8 @@ class Conditions:
     """Under what a run was measured. ``everything`` is what its file holds, these fields and others, as it was saved.
 
     Bandwidths are bytes a second, ``kv_bytes_per_token`` bytes; ``nodes`` is empty on one machine. A
-    ``history`` is what people asked a page: requests, but no trials of one prompt.
+    ``history`` is what people asked a page: requests, but no trials of one prompt. With ``random_weights`` the words
+    of the answers mean nothing.
     """
 
     model_id: str
@@ -60,6 +61,7 @@ class Conditions:
     nice: Mapping[str, int] = Field(default_factory=dict)
     interrupted: bool = False
     history: bool = False
+    random_weights: bool = False
     client_overhead: ClientOverhead | None = None
     everything: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
 

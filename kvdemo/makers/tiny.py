@@ -160,6 +160,7 @@ def configurations(shape: Shape, vocabulary: int) -> dict[str, dict[str, Any]]:
         "hidden_act": "silu",
         "hidden_size": shape.hidden,
         "initializer_range": 0.02,
+        "kvdemo_random_weights": True,  # kvdemo says of its answers that they mean nothing
         "intermediate_size": shape.intermediate,
         "max_position_embeddings": shape.positions,
         "mlp_bias": False,

@@ -20,7 +20,7 @@ from kvdemo.report import figures
 from kvdemo.report.figures import section
 from kvdemo.report.look import POLICY, SCRIPT, STYLE
 from kvdemo.report.markup import Markup, data, join, tag
-from kvdemo.words import findings
+from kvdemo.words import exchange, findings
 from kvdemo.words.table import COLUMNS
 from kvdemo.words.tones import Piece
 
@@ -140,7 +140,8 @@ def _answers(result: Result, samples: Sequence[Sample]) -> Markup:
     if not answers or not question:
         return Markup()
     folded = tag("details", tag("summary", "The answers, each arm's first"), *answers)
-    return section("Question and answers", "", tag("blockquote", question), folded)
+    say = exchange.MEANINGLESS if result.conditions.random_weights else ""
+    return section("Question and answers", say, tag("blockquote", question), folded)
 
 
 def _conditions(written: Mapping[str, Any]) -> Markup:

@@ -9,6 +9,7 @@ from kvdemo.judge.sample import Sample
 from kvdemo.words.table import PHASES
 from kvdemo.words.tones import Piece, Tone
 
+MEANINGLESS = "The model's weights are random: its words mean nothing."
 ARMS = ("cold", "store", "reuse", "again")
 LONGEST, OTHERS = 240, 3
 """Characters of an answer, and different answers, that are shown."""
@@ -37,4 +38,6 @@ def lines(result: Result, samples: Sequence[Sample]) -> Sequence[Piece]:
         made.append(Piece(f"Answer ({whose}): {short}", Tone.STRONG if alike else Tone.PLAIN))
     if len(said) > OTHERS:
         made.append(Piece(f"and {len(said) - OTHERS} other answers; the report shows them", Tone.DIM))
+    if result.conditions.random_weights:
+        made.append(Piece(MEANINGLESS, Tone.WARN))
     return made
