@@ -137,10 +137,10 @@ def test_a_warm_cold_cell_is_not_cold() -> None:
 
 
 def test_decode_tax_is_paired() -> None:
-    """ITL while the writer stores over ITL while a plain engine computes, trial by trial."""
+    """ITL while the writer stores over ITL while a plain engine beside it computes, baseline or not, trial by trial."""
     made = samples()
     for trial, gap in ((1, 0.02), (2, 0.04)):
-        for writer, factor in (("a", 1.5), ("plain", 1.0)):
+        for writer, factor in (("a", 1.5), ("another", 1.0)):
             made.append(replace(sample("store", trial), arm="decode", engine="b", writer=writer, itl=(gap * factor,)))
     tax = summarize(CONDITIONS, made)["costs"]["decode_tax"]
     assert (tax["n"], tax["median"]) == (2, 1.5)

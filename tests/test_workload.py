@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvdemo.bench import workload
+from kvdemo.bench.modes import decode
 from kvdemo.errors import UsageError
 from kvdemo.planning.plan import Plan, ServiceSpec
 from runs import CALM
@@ -63,6 +65,18 @@ def test_of_several_caches_the_named_engines_decide() -> None:
 def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:
     """There is a cold request in any case."""
     assert workload.roles(fleet(engine("a", "c"), engine("b", "c"))).baseline.name == "a"
+
+
+def test_decoding_is_compared_beside_the_writer() -> None:
+    """The engine that only computes is on the writer's GPU: on the reader's own it would slow it as storing cannot."""
+    first, second = (0,), (1,)
+    one = [replace(spec, gpus=first) for spec in FOUR.engines]
+    assert [spec.name for spec in decode.busy(workload.roles(fleet(*one)))] == ["q", "a"]
+    two = [replace(spec, gpus=gpus) for spec, gpus in zip(FOUR.engines, (first, second) * 2, strict=True)]
+    assert [spec.name for spec in decode.busy(workload.roles(fleet(*two)))] == ["p", "a"]
+    four = [replace(spec, gpus=(number,)) for number, spec in enumerate(FOUR.engines)]
+    assert decode.busy(workload.roles(fleet(*four))) == ()
+    assert decode.busy(workload.roles(fleet(engine("a", "c"), engine("b", "c")))) == ()
 
 
 def test_only_engines_of_one_model_share() -> None:

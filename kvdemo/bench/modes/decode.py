@@ -14,7 +14,7 @@ from kvdemo.bench import workload
 from kvdemo.bench.events import Doing
 from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
-from kvdemo.bench.workload import Step
+from kvdemo.bench.workload import Roles, Step
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import ServiceSpec
 
@@ -46,8 +46,17 @@ class Decode(Mode):
 
 
 def _busy(session: Session) -> Sequence[ServiceSpec]:
-    roles = session.roles
-    return (roles.baseline, roles.writer) if roles.plain else (roles.writer,)
+    return busy(session.roles)
+
+
+def busy(roles: Roles) -> Sequence[ServiceSpec]:
+    """A plain engine, and the writer: on the same GPUs, or the reader would share its own with one of them only.
+
+    None of them if there is no such pair: nothing could be compared.
+    """
+    place = (roles.writer.node, roles.writer.gpus)
+    beside = [spec for spec in reversed(roles.plain) if (spec.node, spec.gpus) == place]
+    return (beside[0], roles.writer) if beside else ()
 
 
 def _while_busy(session: Session, trial: int, other: ServiceSpec) -> Sample | None:
