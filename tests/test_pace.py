@@ -24,6 +24,18 @@ from kvdemo.words import forecast
 from runs import CALM, sample
 
 
+def test_one_slow_gap_is_not_the_pace() -> None:
+    """The first token after the prompt may pay for what comes once: the median is the pace, also of a sample."""
+    shown = pace.of(reply(itl=[4.0, 0.1, 0.1]))
+    assert shown
+    assert shown.decode == 0.1
+    measured = pace.of_sample(
+        replace(sample("cold"), prompt_tokens=1000, cached_tokens=0, ttft=2.0, itl=(4.0, 0.1, 0.1))
+    )
+    assert measured == Pace(0.002, 0.1)
+    assert pace.of_sample(replace(sample("cold"), error="it died")) is None
+
+
 def reply(**values: Any) -> Reply:
     """An answer of four tokens to a prompt of 1,000."""
     usage = {"prompt_tokens": 1000, "prompt_tokens_details": {"cached_tokens": 0}}

@@ -64,28 +64,36 @@ def run(session: Session) -> Generator[Doing | Estimate | Sample]:
     Raises ReplacedError when an engine is no longer the process that it was.
     """
     picked = modes.chosen(session.options)
-    yield from _warm_up(session, picked)
+    work = sum((mode.work(session) for mode in picked), Work())
+    announced = yield from _warm_up(session, picked, work)
     for mode in picked:
-        yield from mode.samples(session)
+        for event in mode.samples(session):
+            yield event
+            if announced and isinstance(event, Sample) and (rate := pace.of_sample(event)):
+                # The warm-up paid for what comes once: the first prompt that is computed shows the pace without that.
+                revised = pace.estimate(rate, work, session.options.max_tokens)
+                if abs(revised.seconds - announced) > pace.OTHERWISE * announced:
+                    yield revised
+                announced = 0.0
 
 
-def _warm_up(session: Session, picked: Sequence[Mode]) -> Generator[Doing | Estimate]:
-    """Throwaways; the first of them shows how fast this machine is, and so how long the run will take."""
+def _warm_up(session: Session, picked: Sequence[Mode], work: Work) -> Generator[Doing | Estimate, None, float]:
+    """Throwaways; the first of them shows how fast this machine is, and so how long the run will take.
+
+    Returns the seconds that were announced; 0 if the run is too short to be announced.
+    """
     engines = list(dict.fromkeys(engine.name for mode in picked for engine in mode.engines(session)))
-    estimated = False
+    announced, options = 0.0, session.options
     for number, name in enumerate(engines):
         engine = session.plan.service(name)
         yield Doing(f"warming up {name}", engine=name)
-        options = session.options
         reply = warm_up(session.meter, engine, options.system, session.document, session.salt("warm"), options.asked)
-        rate = pace.of(reply)
-        if rate and not estimated:
-            estimated = True
-            work = sum((mode.work(session) for mode in picked), Work())
-            left = len(engines) - number - 1
-            estimate = pace.estimate(rate, work, options.max_tokens, left * (reply.e2el or 0.0))
+        if number == 0 and (rate := pace.of(reply)):
+            estimate = pace.estimate(rate, work, options.max_tokens, (len(engines) - 1) * (reply.e2el or 0.0))
             if estimate.seconds > pace.WORTH_SAYING:
+                announced = estimate.seconds
                 yield estimate
+    return announced
 
 
 def warm_up(

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvdemo.bench.client import Reply
 from kvdemo.bench.events import Estimate
 from kvdemo.bench.modes.mode import Work
+from kvdemo.judge.sample import Sample
 
 WORTH_SAYING = 30.0
 """Seconds; a run that takes longer is announced."""
+
+OTHERWISE = 0.25
+"""Share by which a later estimate must differ from the first one to be told."""
 
 COMFORT = 10.0
 """Seconds that reading a document cold may take when nobody chose the document."""
@@ -36,9 +41,20 @@ def of(reply: Reply) -> Pace | None:
     """The pace that an answer shows; None if it failed, or if all of its prompt came from a cache."""
     details = reply.usage.get("prompt_tokens_details") or {}
     computed = (reply.usage.get("prompt_tokens") or 0) - (details.get("cached_tokens") or 0)
-    if reply.error or reply.ttft is None or computed <= 0:
+    return None if reply.error else _pace(reply.ttft, reply.itl, computed)
+
+
+def of_sample(sample: Sample) -> Pace | None:
+    """The same of a measured request."""
+    computed = (sample.prompt_tokens or 0) - (sample.cached_tokens or 0)
+    return None if sample.error else _pace(sample.ttft, sample.itl, computed)
+
+
+def _pace(ttft: float | None, itl: Sequence[float], computed: int) -> Pace | None:
+    """The median of the gaps: the first of a process pays for what comes once."""
+    if ttft is None or computed <= 0:
         return None
-    return Pace(reply.ttft / computed, statistics.fmean(reply.itl) if reply.itl else 0.0)
+    return Pace(ttft / computed, statistics.median(itl) if itl else 0.0)
 
 
 def estimate(pace: Pace, work: Work, max_tokens: int, before: float = 0.0) -> Estimate:

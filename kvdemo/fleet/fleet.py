@@ -26,6 +26,11 @@ from kvdemo.host.state import Project
 from kvdemo.planning import order
 from kvdemo.planning.plan import Plan, ServiceSpec
 
+RECORD_PATIENCE = 10.0
+"""Seconds in which a guardian has ended what its service left, and recorded the end."""
+
+RECORD_POLL = 0.05
+
 
 def up(  # noqa: PLR0913 (each is one wish of the caller)
     plan: Plan,
@@ -326,7 +331,15 @@ def ended(project: Project, environ: Mapping[str, str], names: Collection[str]) 
 
 
 def death(project: Project, environ: Mapping[str, str], service: str) -> str:
-    """Why this service has ended, and what to do, in one sentence; empty if it lives or nothing is known of it."""
-    events = status(project, environ, [service])
-    event = next((event for event in events if event.cause), None)
+    """Why this service has ended, and what to do, in one sentence; empty if it lives or nothing is known of it.
+
+    Of one that has just ended, the record of its guardian is waited for.
+    """
+    deadline = time.monotonic() + RECORD_PATIENCE
+    while True:
+        (now,) = status(project, environ, [service])
+        if not now.detail.startswith(watch.JUST_ENDED) or time.monotonic() > deadline:
+            break
+        time.sleep(RECORD_POLL)
+    event = now if now.cause else None
     return f"{event.detail}: {event.fix}" if event and event.fix else event.detail if event else ""

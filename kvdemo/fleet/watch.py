@@ -19,6 +19,8 @@ from kvdemo.planning.plan import ServiceSpec
 
 __all__ = ["Event", "State", "observe", "place", "registered", "until_ready"]
 
+JUST_ENDED = "has just ended; its guardian has yet to record how"
+
 TICK = 0.5
 """Seconds between two questions to a service that is not ready yet."""
 
@@ -52,7 +54,8 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
     if not status.alive:
         ended = status.exit
         if ended is None:
-            return replace(event, state=State.EXITED, detail="gone without a trace (its guardian was killed too)")
+            trace = JUST_ENDED if status.guarded else "gone without a trace (its guardian was killed too)"
+            return replace(event, state=State.EXITED, detail=trace)
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
     event = replace(event, memory=status.memory, nice=status.nice, pid=status.pid, start_ticks=status.start_ticks)
