@@ -220,7 +220,7 @@ def restart(
 
 
 app.command(cls=measuring.Bench)(measuring.bench)
-app.command()(load.load)
+app.command("load")(load.load)
 app.command()(measuring.report)
 app.command()(measuring.compare)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from kvdemo.commands import options
-from kvdemo.commands.options import JsonOption, ProjectOption
+from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir
+from kvdemo.commands.parameters import taking
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -29,64 +29,80 @@ if TYPE_CHECKING:
     from kvdemo.planning.plan import Plan
 
 
-def load(  # noqa: PLR0913, PLR0917 (one parameter is one option)
-    project_name: ProjectOption = "",
-    context: Annotated[Path | None, typer.Option(metavar="FILE", help="Documents' text; else the profile's.")] = None,
-    slo_ttft: Annotated[str, typer.Option(metavar="TIME", help="1s, 850ms; else twice the cold TTFT here.")] = "",
-    slo_share: Annotated[str, typer.Option(metavar="SHARE", help="Of all requests sent.")] = "90%",
-    rate: Annotated[str, typer.Option(metavar="R1,R2,...|search", help="Requests a second.")] = "search",
-    documents: Annotated[int, typer.Option(min=1, help="Documents that have been read before.")] = 10,
-    document_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each; else as the profile's document.")] = 0,
-    reuse: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of requests on documents that were read before.")
-    ] = "100%",
-    popularity: Annotated[Literal["uniform", "zipf"], typer.Option(help="Which document is asked about.")] = "uniform",
-    turns: Annotated[int, typer.Option(min=1, help="Questions in a conversation about a document.")] = 1,
+@dataclass(frozen=True)
+class Load:
+    """The options of ``kvdemo load``, each declared once."""
+
+    project_name: ProjectOption = ""
+    context: Annotated[Path | None, typer.Option(metavar="FILE", help="Documents' text; else the profile's.")] = None
+    slo_ttft: Annotated[str, typer.Option(metavar="TIME", help="1s, 850ms; else twice the cold TTFT here.")] = ""
+    slo_share: Annotated[str, typer.Option(metavar="SHARE", help="Of all requests sent.")] = "90%"
+    rate: Annotated[str, typer.Option(metavar="R1,R2,...|search", help="Requests a second.")] = "search"
+    documents: Annotated[int, typer.Option(min=1, help="Documents that have been read before.")] = 10
+    document_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each; else as the profile's document.")] = 0
+    reuse: Annotated[str, typer.Option(metavar="SHARE", help="Of requests on documents that were read before.")] = (
+        "100%"
+    )
+    popularity: Annotated[Literal["uniform", "zipf"], typer.Option(help="Which document is asked about.")] = "uniform"
+    turns: Annotated[int, typer.Option(min=1, help="Questions in a conversation about a document.")] = 1
     duration: Annotated[
         str, typer.Option(metavar="TIME", help="Of each phase; else 30 requests' time, 15 s or more.")
-    ] = "",
-    engines: Annotated[int, typer.Option(min=0, help="Engines of each side; else as many as all sides have.")] = 0,
-    repetitions: Annotated[int, typer.Option(min=1, help="Of everything, with other arrivals.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 24,
-    expected_capacity_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this ratio.")] = None,
-    what_if: Annotated[Path | None, typer.Option(metavar="RUN", help="Simulate, with a saved run's times.")] = None,
-    l1: Annotated[str, typer.Option(metavar="SIZE", help="With --what-if: another size of L1.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
-    result_dir: options.ResultDir = Path("results"),
-    json: JsonOption = False,
-) -> None:
+    ] = ""
+    engines: Annotated[int, typer.Option(min=0, help="Engines of each side; else as many as all sides have.")] = 0
+    repetitions: Annotated[int, typer.Option(min=1, help="Of everything, with other arrivals.")] = 1
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 24
+    expected_capacity_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this ratio.")] = None
+    what_if: Annotated[Path | None, typer.Option(metavar="RUN", help="Simulate, with a saved run's times.")] = None
+    l1: Annotated[str, typer.Option(metavar="SIZE", help="With --what-if: another size of L1.")] = ""
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0
+    result_dir: ResultDir = Path("results")
+    json: JsonOption = False
+
+    def traffic(self) -> Options:
+        """What is asked of the engines. Raises UsageError for an option that cannot be read."""
+        from kvdemo.load import story
+
+        return story.Options(
+            slo_ttft=seconds(self.slo_ttft, "--slo-ttft"),
+            slo_share=share(self.slo_share, "--slo-share"),
+            rates=rates(self.rate),
+            documents=self.documents,
+            document_tokens=self.document_tokens,
+            reuse=share(self.reuse, "--reuse"),
+            popularity=self.popularity,
+            turns=self.turns,
+            duration=seconds(self.duration, "--duration"),
+            engines=self.engines,
+            repetitions=self.repetitions,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+
+def run(options: Load) -> None:
+    """Measure, or simulate with --what-if."""
+    traffic = options.traffic()
+    if options.what_if:
+        from kvdemo.commands import whatif
+
+        whatif.simulate(options.what_if, traffic, options.l1, as_json=options.json)
+        return
+    if options.l1:
+        raise UsageError("--l1 needs --what-if", "a running fleet has the size that its profile says")
+    from kvdemo.commands import lookup
+
+    measure(lookup.project(options.project_name), traffic, options)
+
+
+load = taking(
+    Load,
+    run,
     """Find the highest rate of requests that each side of the fleet serves within a limit on TTFT.
 
     Sides are the plain engines and those of each cache, equally many, one side at a time, under the same arrivals.
     Example: kvdemo load --slo-ttft 1s --rate 1,2,4,8 --documents 10
-    """
-    from kvdemo.load import story
-
-    asked = story.Options(
-        slo_ttft=seconds(slo_ttft, "--slo-ttft"),
-        slo_share=share(slo_share, "--slo-share"),
-        rates=rates(rate),
-        documents=documents,
-        document_tokens=document_tokens,
-        reuse=share(reuse, "--reuse"),
-        popularity=popularity,
-        turns=turns,
-        duration=seconds(duration, "--duration"),
-        engines=engines,
-        repetitions=repetitions,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
-    if what_if:
-        from kvdemo.commands import whatif
-
-        whatif.simulate(what_if, asked, l1, as_json=json)
-        return
-    if l1:
-        raise UsageError("--l1 needs --what-if", "a running fleet has the size that its profile says")
-    from kvdemo.commands import lookup
-
-    measure(lookup.project(project_name), asked, context, result_dir, expected_capacity_gain, as_json=json)
+    """,
+)
 
 
 def seconds(text: str, option: str) -> float:
@@ -125,9 +141,7 @@ def rates(text: str) -> tuple[float, ...]:
     return tuple(sorted(values))
 
 
-def measure(
-    project: Project, asked: Options, context: Path | None, result_dir: Path, gain: float | None, *, as_json: bool
-) -> None:
+def measure(project: Project, asked: Options, options: Load) -> None:
     """Measure a fleet that is up, save, print.
 
     Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed.
@@ -141,12 +155,12 @@ def measure(
     plan = fleet.loaded(project)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
-    about = story.Traffic(plan, replace(_with_document(plan, asked, context), run_id=run_id, key=key))
+    about = story.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
     _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
-    saved = Saved(result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
+    saved = Saved(options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
     interrupted = False
     try:
-        with progress.follower("text", quiet=as_json) as show:
+        with progress.follower("text", quiet=options.json) as show:
             _drive(about, saved, {"mode": MODE, **_about(plan, project.name)}, show)
     except KeyboardInterrupt:
         if saved.recorder is None:
@@ -156,11 +170,11 @@ def measure(
         for engines in about.sides.values():
             runner.settle(engines, key)
         story.forget(plan, run_id, about.sides)
-    result = _finish(saved, as_json=as_json)
+    result = _finish(saved, as_json=options.json)
     if interrupted:
         terminal.err.print(f"interrupted: what was measured is in {saved.name}.jsonl")
         raise KeyboardInterrupt
-    _gate(result, gain)
+    _gate(result, options.expected_capacity_gain)
 
 
 @dataclass

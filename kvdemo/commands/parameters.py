@@ -64,16 +64,28 @@ def function(story: Story, doc: str) -> Callable[..., None]:
         own = {field.name: values.pop(field.name) for field in fields(Command)}
         story(Command(**own), {name: value for name, value in values.items() if value is not None})
 
+    return _signed(command, [*_of(Command), *_of_bench()], doc)
+
+
+def taking(declaration: Any, story: Callable[[Any], None], doc: str) -> Callable[..., None]:
+    """A function whose options are the fields of this dataclass; ``story`` is given one of it."""
+
+    def command(**values: Any) -> None:
+        story(declaration(**values))
+
+    return _signed(command, _of(declaration), doc)
+
+
+def _signed(command: Callable[..., None], parameters: list[inspect.Parameter], doc: str) -> Callable[..., None]:
     command.__doc__ = doc
-    parameters = [*_of_command(), *_of_bench()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-def _of_command() -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(Command, include_extras=True)
-    return [_parameter(field.name, hints[field.name], field.default) for field in fields(Command)]
+def _of(declaration: Any) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(declaration, include_extras=True)
+    return [_parameter(field.name, hints[field.name], field.default) for field in fields(declaration)]
 
 
 def _of_bench() -> list[inspect.Parameter]:
