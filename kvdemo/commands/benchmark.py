@@ -164,7 +164,7 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     if not output.as_json:
         terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
-        terminal.err.print(f"interrupted: what was measured is in {recorder.path}")
+        output.follow(Notice(f"interrupted: what was measured is in {recorder.path}"))
     return result
 
 
