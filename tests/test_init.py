@@ -119,6 +119,28 @@ def test_any_profile_can_be_named_on_any_machine(tmp_path: Path, kind: choice.Ki
     assert "../" not in (tmp_path / "kvdemo.yaml").read_text().replace("https://", "")
 
 
+@pytest.mark.parametrize("kind", ["one-gpu", "demo4"])
+def test_a_small_model_gets_its_own_document_and_questions(tmp_path: Path, kind: choice.Kind) -> None:
+    """SmolLM2 is asked what it answers rightly, about the guide, with memory of its size."""
+    cpu = profile.load(shipped.directory() / "cpu.yaml", {})
+    small = written(choice.choose(cards(140, 140, 140, 140), NONE, kind), tmp_path)
+    assert small.bench.questions == cpu.bench.questions
+    assert (small.bench.context or Path()).name == "lighthouse.txt"
+    assert {engine.max_model_len for engine in small.engines.values()} == {8192}
+    assert all(cache.l1 <= 4 * GIB for cache in small.caches.values())
+
+
+@pytest.mark.parametrize("name", ["python", "with space", "a,b}", "cash$money"])
+def test_any_path_of_an_interpreter_can_be_written(lab: Lab, name: str) -> None:
+    """Whatever characters it has, relative to the working directory: the profile holds the same interpreter."""
+    (lab.path / name).write_text(lab.python.read_text())
+    (lab.path / name).chmod(0o755)
+    done = lab.run("init", "smoke", "--python", f"./{name}", "-o", "sub/k.yaml", KVDEMO_MODEL=str(lab.path / "model"))
+    assert done.returncode == 0, done.stderr
+    loaded = profile.load(lab.path / "sub" / "k.yaml", {})
+    assert {engine.runtime.python for engine in loaded.engines.values()} == {str(lab.path / name)}
+
+
 def test_comments_stay(tmp_path: Path) -> None:
     """What is written explains itself line by line as the shipped profile does."""
     written(choice.choose((), {}), tmp_path)

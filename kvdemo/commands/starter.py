@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +22,14 @@ SMALL_EDITS = {
     "KV_CACHE:-6GiB": "KV_CACHE:-1GiB",
     "KV_CACHE:-4352MiB": "KV_CACHE:-1GiB",
     "handbook.txt": "lighthouse.txt",
+    "l1: 24GiB": "l1: 4GiB",
+    "l1: 16GiB": "l1: 3GiB",
+    "128 KiB a token": "22.5 KiB a token",
 }
 """What else changes in a profile for GPUs whose model becomes SmolLM2."""
+
+
+QUESTIONS = re.compile(r"^  questions:.*\n(?:    - .*\n)+", re.MULTILINE)
 
 
 def access(python: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -48,7 +56,7 @@ def text_of(chosen: Choice, model: Path, python: str) -> str:
     body = "".join(lines[1:]) if lines[0].startswith("# yaml-language-server") else text
     replaced = dict(chosen.edits)
     if chosen.model == choice.SMALL:
-        replaced |= {old: str(model) for old in ("../.cache/smollm2", choice.GATED) if old in body}
+        replaced |= {old: str(model).replace("$", "$$") for old in ("../.cache/smollm2", choice.GATED) if old in body}
         replaced |= {
             old: new for old, new in SMALL_EDITS.items() if old in body and chosen.kind in {"one-gpu", "demo4"}
         }
@@ -60,11 +68,20 @@ def text_of(chosen: Choice, model: Path, python: str) -> str:
         raise KeyError(absent[0])
     if replaced:  # all at once: what one change writes, no other may read
         body = re.sub("|".join(map(re.escape, replaced)), lambda match: replaced[match[0]], body)
+    if chosen.model == choice.SMALL and chosen.kind in {"one-gpu", "demo4"}:
+        body = QUESTIONS.sub(lambda _: _questions(), body)
     if python:
-        body = body.replace(
-            "\ndefaults:\n", f"\nruntime: {{python: {python}}}   # holds vLLM and LMCache\n\ndefaults:\n", 1
-        )
+        quoted = json.dumps(python.replace("$", "$$"), ensure_ascii=False)
+        holder = f"\nruntime: {{python: {quoted}}}   # holds vLLM and LMCache\n\ndefaults:\n"
+        body = body.replace("\ndefaults:\n", holder, 1)
     return body
+
+
+def _questions() -> str:
+    """Those of cpu.yaml: SmolLM2 answers them rightly, and most others it does not."""
+    match = QUESTIONS.search((shipped.directory() / "cpu.yaml").read_text(encoding="utf-8"))
+    assert match is not None  # noqa: S101 (the file is ours)
+    return match[0]
 
 
 def document_of(text: str) -> str:
@@ -79,6 +96,8 @@ def run(kind: Kind | None, output: Path, python: str, *, force: bool) -> None:
         UsageError: a file is there and ``force`` is not set, or cannot be written.
         PreflightError: the interpreter holds no engines, or the model cannot be made.
     """
+    if python:  # a link stays one: in an environment it is what makes the environment
+        python = str(Path(shutil.which(python) or python).absolute())
     holder = runtime.interpreter(python or sys.executable)
     if holder.problem:
         raise PreflightError(holder.problem, "kvdemo init --python /path/to/python (scripts/setup makes one)")
