@@ -210,9 +210,13 @@ def _tokens(path: str, document: str) -> dict[str, float]:
     tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(path)
     with open(document, encoding="utf-8-sig") as stream:  # noqa: PTH123
         text = stream.read()
-    began = time.perf_counter()
-    count = len(tokenizer.encode(text).ids)
-    return {"tokens": count, "tokenizing": time.perf_counter() - began}
+    taken = []
+    count = 0
+    for _ in range(3):  # one alone came out as 69 and as 104 ms within a minute
+        began = time.perf_counter()
+        count = len(tokenizer.encode(text).ids)
+        taken.append(time.perf_counter() - began)
+    return {"tokens": count, "tokenizing": sorted(taken)[1]}
 
 
 def main() -> None:
