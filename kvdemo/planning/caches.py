@@ -21,7 +21,7 @@ NATIVE: Mapping[str, Any] = {"type": "fs_native", "num_workers": 8, "shared": Tr
 """L2 as files, read and written by native threads."""
 
 PYTHON: Mapping[str, Any] = {"type": "fs", "shared": True}
-"""Its twin in Python: one chunk after another, and a lookup that holds up the engine (docs/results has both)."""
+"""Its twin in Python: one chunk after another (4 GB/s at best, LMCache 0.5.3); its lookup holds up the engine."""
 
 FIRST_NATIVE = (0, 5, 6)
 """The first LMCache whose native adapter takes keys with a salt; before, it stores nothing of a salted request."""
