@@ -37,7 +37,7 @@ def headline(result: Result) -> Headline:
     about = f"about what only {run.writer} has read"
     certainty = spread(ratio, "x") if ratio.n > 1 else "1 trial: its noise is unknown"
     alone = any(is_baseline(result, row) and row.arm == "store" for row in result.rows)
-    than = f"than {run.writer} computing it" if alone else "than a plain engine"
+    than = f"than {run.writer} computing it," if alone else "than a plain engine"
     few = " in 1 trial" if ratio.n == 1 else ""
     match effect.of(ratio, result.noise_floor):
         case Effect.NONE:

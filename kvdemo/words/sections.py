@@ -24,7 +24,7 @@ class Part:
 
 PARTS = {
     "client_http_ms": ("client", "client and HTTP"),
-    "queue_and_load_ms": ("queue", "queue (with lookup and load from the cache)"),
+    "queue_and_load_ms": ("queue", "queue and cache load"),
     "prefill_ms": ("prefill", "prefill"),
 }
 WATERFALL = (
