@@ -31,6 +31,20 @@ def test_a_tier_too_slow() -> None:
     )
 
 
+def test_a_disk_is_no_limit_of_what_lay_in_memory() -> None:
+    """A reuse that was faster than the disk is not told that the disk cannot; within noise it is."""
+    kept = ceiling.limit(4e9, 2e9, local=0.2, reuse=0.4, cold=1.2)
+    assert ceiling.of_run("disk", kept) == (
+        "Loading moved 20 GB/s, more than the 2 GB/s that the disk was measured at: the files' pages were in memory, "
+        "or the disk's rate changes. Beating computing takes 4 GB/s here."
+    )
+    assert ceiling.of_run("disk", ceiling.limit(4e9, 2e9, local=0.2, reuse=2.1, cold=1.2)).startswith(
+        "Reuse from disk cannot beat computing here"
+    )
+    assert ceiling.of_run("memory", kept) == ceiling.sentence("memory", kept)
+    assert ceiling.of_run("disk", ceiling.limit(4e9, 2e9, local=0.5, reuse=0.4, cold=1.2))  # no rate out of nothing
+
+
 def test_nothing_to_gain() -> None:
     """Where computing takes no longer than a local hit no bandwidth helps, and no number is made up."""
     found = ceiling.limit(10**9, 10e9, local=0.3, reuse=0.4, cold=0.2)

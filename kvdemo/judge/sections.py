@@ -108,7 +108,7 @@ def limit(conditions: Conditions, rows: Sequence[Row]) -> Limit | None:
     limits = {name: ceiling.limit(kv_bytes, speed, *medians) for name, speed in bandwidths.items() if speed}
     if tier not in limits:
         return None
-    sentences = [ceiling.sentence(tier, limits[tier])]
+    sentences = [ceiling.of_run(tier, limits[tier])]
     if tier != "disk" and "disk" in limits and not limits["disk"].worthwhile:
         sentences.append(ceiling.sentence("disk", limits["disk"]))
     own = limits[tier]

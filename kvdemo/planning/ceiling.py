@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from kvdemo import units
 
+BEYOND = 1.1
+"""A reuse so many times faster than its floor is not noise: it was not bound by the rate that was measured."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -53,6 +56,19 @@ def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
         share = gap_before / (gap_before - gap) if gap_before != gap else 1.0
         return round(before[0] + share * (tokens - before[0]))
     return None
+
+
+def of_run(tier: str, bound: Limit) -> str:
+    """The finding about the tier that a run loaded from; a disk's own rate cannot bound what came from elsewhere."""
+    local = bound.floor - bound.kv_bytes / bound.bandwidth
+    loading = bound.floor / bound.efficiency - local
+    if tier != "disk" or bound.efficiency <= BEYOND or loading <= 0:
+        return sentence(tier, bound)
+    moved, measured, needed = (rate / 1e9 for rate in (bound.kv_bytes / loading, bound.bandwidth, bound.needed))
+    return (
+        f"Loading moved {moved:.2g} GB/s, more than the {measured:.2g} GB/s that the disk was measured at: the files' "
+        f"pages were in memory, or the disk's rate changes. Beating computing takes {needed:.2g} GB/s here."
+    )
 
 
 def sentence(tier: str, bound: Limit) -> str:
