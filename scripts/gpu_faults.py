@@ -75,10 +75,13 @@ def wait_for(done: Callable[[], bool]) -> float:
     return time.monotonic() - began
 
 
-def kvdemo(*arguments: str) -> subprocess.Popen[str]:
-    """The command, running, in a session of its own."""
-    argv = [sys.executable, "-m", "kvdemo", *arguments]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def kvdemo(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+    """The command, running, in a session of its own, with these variables beside the others."""
+    argv, pipe = [sys.executable, "-m", "kvdemo", *arguments], subprocess.PIPE
+    variables = {**os.environ, **environ}
+    return subprocess.Popen(
+        argv, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=variables
+    )
 
 
 def finish(running: subprocess.Popen[str]) -> tuple[int, str]:
@@ -161,7 +164,9 @@ def interrupted(path: Path, engine: str, phase: str) -> tuple[str, int, int]:
     """Ctrl-C when the engine's log shows this phase; the fault, its exit code, GPU memory at that moment."""
     name = project_for(phase)
     log = project(name).log(engine)
-    running = kvdemo("up", str(path), engine, "-p", name)
+    # What was compiled before would be loaded, and the phase would not show.
+    afresh = {"VLLM_DISABLE_COMPILE_CACHE": "1"} if phase == "compile" else {}
+    running = kvdemo("up", str(path), engine, "-p", name, **afresh)
     reached = ""
     while running.poll() is None and reached != phase:
         time.sleep(0.05)
