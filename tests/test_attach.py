@@ -207,7 +207,7 @@ def test_https(outside: Outside, tmp_path: Path) -> None:
         (["--target", "a=http://x", "--target", "b=http://y", "--tier", "l2"], 2, "--tier cannot be combined"),
         (["--target", "a=http://x", "--target", "b=http://y", "-p", "demo"], 2, "--project-name"),
         (["--target", "a=http://127.0.0.1:9", "--target", "b=http://127.0.0.1:9"], 7, "Connection refused"),
-        (["--lmcache-url", "http://127.0.0.1:9"], 2, "need --target"),
+        (["--cache-url", "http://127.0.0.1:9"], 2, "need --target"),
     ],
 )
 def test_mistakes(lab: Lab, options: list[str], code: int, said: str) -> None:
@@ -230,7 +230,7 @@ def test_models_must_agree(outside: Outside) -> None:
 
 def test_a_cache_server_that_is_none(outside: Outside) -> None:
     """The address of an engine is not that of its LMCache server."""
-    done = outside.run(*outside.urls("a", "b"), "--lmcache-url", outside.plan.service("a").url)
+    done = outside.run(*outside.urls("a", "b"), "--cache-url", outside.plan.service("a").url)
     assert (done.returncode, "no LMCache server answers" in done.stderr) == (7, True)
 
 

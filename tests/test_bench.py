@@ -68,7 +68,7 @@ class Bench:
         leader = self.lab.project().records()[service].leader
         assert leader
         zmq = next(port for port in cache.ports if port != cache.port)
-        others = health.status(cache.url)["registered_gpu_ids"] if what == "unregister" else []
+        others = health.report(cache)["registered_gpu_ids"] if what == "unregister" else []
         for pid in {leader.pid, *others[1:]}:  # an engine that died is registered for ever
             body = {"id": pid, "model": self.plan.service(service).model}
             assert health.request(f"http://{cache.host}:{zmq}", f"/fake/{what}", body=body)[0] == 200

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from kvdemo import backends
+from kvdemo.backends.backend import Address
 from kvdemo.config.profile import Cache, Engine
 from kvdemo.planning import caches, engines, environment
 
@@ -21,7 +23,9 @@ def engine(**keys: Any) -> Engine:
 def words(one: Engine, **changes: Any) -> list[str]:
     """The command line of an engine."""
     given: dict[str, Any] = {"command": ("py", "-m", "server"), "served": ["m"], "port": 8000, "devices": 1}
-    return list(engines.argv(one, **given | {"memory": None, "cache": None, "stop_timeout": 30.0} | changes))
+    return list(
+        engines.argv(one, **given | {"memory": None, "wiring": engines.UNWIRED, "stop_timeout": 30.0} | changes)
+    )
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -49,7 +53,7 @@ def test_an_engine_without_a_gpu() -> None:
 
 def test_a_cached_engine() -> None:
     """The connector knows the server's address and survives its death."""
-    argv = words(engine(), cache=engines.CacheAddress("10.0.0.1", 5555))
+    argv = words(engine(), wiring=backends.DEFAULT.wiring(Address("10.0.0.1", 5555)))
     config = json.loads(value(argv, "--kv-transfer-config"))
     assert config["kv_connector"] == "LMCacheMPConnector"
     assert config["kv_load_failure_policy"] == "recompute"
@@ -136,7 +140,7 @@ def test_a_cache_server() -> None:
 def test_l2_takes_the_best_adapter_that_works(version: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
     """Native files from the LMCache that can store salted requests with them; the profile's fields come on top."""
     common: dict[str, Any] = {"python": "py", "ports": (1111, 2222), "inner": "127.0.0.1", "engines": 1, "on_gpu": True}
-    argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", lmcache=version, **common))
+    argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", version=version, **common))
     assert json.loads(value(argv, "--l2-adapter")) == {**expected, "base_path": "/kv/x"}
 
 

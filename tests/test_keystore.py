@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from conftest import Lab
+from kvdemo.backends import store
 from kvdemo.errors import PreflightError
 from kvdemo.fleet import keystore
-from kvdemo.planning import services
+from kvdemo.planning.services import ServiceSpec
 from twonodes import valkey
 
 redis = pytest.importorskip("redis")
@@ -23,9 +25,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def cache(url: str, kin: dict[str, str] | None = None) -> ServiceSpec:
+    """A cache with this L2."""
+    nothing: dict[str, Any] = {"argv": (), "env": {}, "ports": (), "start_timeout": 0.0, "stop_timeout": 0.0}
+    return ServiceSpec("shared", "cache", host="", port=0, store=url, kin=kin or {}, **nothing)
+
+
 def put(url: str, *keys: str) -> None:
     """Write as LMCache does."""
-    host, port = services.server(url)
+    host, port = store.server(url)
     with redis.Redis(host, port, password=ENVIRON["LMCACHE_RESP_PASSWORD"]) as client:
         for key in keys:
             client.set(key, b"kv")
@@ -33,36 +41,36 @@ def put(url: str, *keys: str) -> None:
 
 def test_a_server_belongs_to_one_fingerprint_of_a_model(server: str) -> None:
     """The first one has it; the same may come again, others may not; another model is another matter."""
-    keystore.claim(server, {"/m[1]": "f1"}, ENVIRON)
+    keystore.claim(cache(server, {"/m[1]": "f1"}), ENVIRON)
     put(server, "/m[1]@0@0@hash@salt")
-    keystore.claim(server, {"/m[1]": "f1", "/n": "g1"}, ENVIRON)
+    keystore.claim(cache(server, {"/m[1]": "f1", "/n": "g1"}), ENVIRON)
     with pytest.raises(PreflightError, match=r"holds KV of /m\[1\] by other weights, .* \(f1, not f2\)"):
-        keystore.claim(server, {"/m[1]": "f2"}, ENVIRON)
+        keystore.claim(cache(server, {"/m[1]": "f2"}), ENVIRON)
 
 
 def test_kv_without_a_claim_is_nobodys(server: str) -> None:
     """Of another program, or its claim was evicted: it may be of any weights."""
     put(server, "org/model@0@0@hash")
     with pytest.raises(PreflightError, match="unknown"):
-        keystore.claim(server, {"org/model": "f1"}, ENVIRON)
-    keystore.claim(server, {"org/mode": "f1", "org": "f1"}, ENVIRON)
+        keystore.claim(cache(server, {"org/model": "f1"}), ENVIRON)
+    keystore.claim(cache(server, {"org/mode": "f1", "org": "f1"}), ENVIRON)
 
 
 def test_keys_of_a_salt(server: str) -> None:
     """Found and deleted by salt; nothing else is."""
     put(server, "m@0@0@1@run-1", "m@0@0@2@run-1", "m@0@0@1@run-2", "m@0@0@1")
-    assert sorted(keystore.keys(server, "run-1", ENVIRON)) == ["m@0@0@1@run-1", "m@0@0@2@run-1"]
-    keystore.forget(server, "run-*", ENVIRON)
-    assert keystore.keys(server, "run-*", ENVIRON) == []
+    assert sorted(keystore.keys(cache(server), "run-1", ENVIRON)) == ["m@0@0@1@run-1", "m@0@0@2@run-1"]
+    keystore.forget(cache(server), "run-*", ENVIRON)
+    assert keystore.keys(cache(server), "run-*", ENVIRON) == []
 
 
 def test_a_server_that_refuses(server: str) -> None:
     """No password, or nobody there: what to look at."""
     with pytest.raises(PreflightError, match="authenticated") as caught:
-        keystore.claim(server, {"m": "f"}, {})
+        keystore.claim(cache(server, {"m": "f"}), {})
     assert "LMCACHE_RESP_PASSWORD" in caught.value.hint
     with pytest.raises(PreflightError, match="refused"):
-        keystore.claim("redis://127.0.0.1:9", {"m": "f"}, {})
+        keystore.claim(cache("redis://127.0.0.1:9", {"m": "f"}), {})
 
 
 def test_other_weights_are_refused_before_they_start(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:

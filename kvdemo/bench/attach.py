@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from kvdemo import backends
 from kvdemo.config.benchmark import Bench
 from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.host import health
 from kvdemo.planning.plan import Plan, ServiceSpec
 
-CACHE = "lmcache"
+CACHE = backends.DEFAULT.kind
 """The name of the cache that writer and reader are thought to share."""
-
-CHUNK = 256
-"""LMCache's own default."""
 
 PATIENCE = 10.0
 
@@ -36,7 +34,7 @@ class Targets:
     reader: str = ""
     model: str = ""
     chunk_size: int | None = None
-    lmcache_url: str = ""
+    cache_url: str = ""
 
 
 def key_of(environ: Mapping[str, str]) -> str:
@@ -64,6 +62,7 @@ def plan(targets: Targets, key: str) -> Plan:
             cache=CACHE if name in (writer, reader) else "",
             model=model,
             context=offered[name][model],
+            backend=cache.backend if name in (writer, reader) else "",
             chunk_size=cache.chunk_size if name in (writer, reader) else None,
             secrets=("VLLM_API_KEY",) if key else (),
         )
@@ -159,13 +158,15 @@ def _common(offered: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
 
 def _cache(targets: Targets) -> ServiceSpec:
     """The cache of writer and reader; without an address, or with one that nobody asks for more than it tells."""
-    url = _base(targets.lmcache_url, "--lmcache-url") if targets.lmcache_url else ""
-    report = health.status(url) if url else {}
+    backend = backends.DEFAULT
+    url = _base(targets.cache_url, "--cache-url") if targets.cache_url else ""
+    cache = ServiceSpec(**_unknown(CACHE, "cache", url), backend=backend.kind)
+    report = health.report(cache) if url else {}
     if url and not report:
-        raise NotReadyError(f"no LMCache server answers at {url}/status", "give its HTTP address, not that of ZMQ")
-    size = report.get("chunk_size")
-    chunk = targets.chunk_size or (size if isinstance(size, int) and size > 0 else CHUNK)
-    return ServiceSpec(**_unknown(CACHE, "cache", url), chunk_size=chunk)
+        where = f"{url}{backend.report_path}"
+        raise NotReadyError(f"no {backend.title} server answers at {where}", "give its HTTP address, not the engines'")
+    chunk = targets.chunk_size or backend.reported_chunk_size(report) or backend.chunk_size
+    return replace(cache, chunk_size=chunk)
 
 
 def _version(url: str, key: str) -> str:

@@ -47,8 +47,8 @@ def shorten(session: Session) -> str:
 def _room_in_cache(session: Session) -> int | None:
     """Tokens whose KV fills half of the cache server's memory; None if nobody knows."""
     reader = session.roles.reader
-    memory, url = session.plan.service(reader.cache).l1, session.meter.cache_url(reader)
-    size = (cacheserver.kv_bytes_per_token(url) if url else None) or reader.kv_bytes_per_token
+    memory = session.plan.service(reader.cache).l1
+    size = cacheserver.kv_bytes_per_token(session.meter.cache(reader)) or reader.kv_bytes_per_token
     return memory // 2 // size if memory and size else None
 
 

@@ -1,4 +1,4 @@
-"""What an LMCache server and its KV store hold: chunks that arrive, tiers, files, and why tokens are missing.
+"""What a cache server and its KV store hold: chunks that arrive, tiers, files, and why tokens are missing.
 
 Limit: the server's counters are of everybody's chunks. A run tells its own by when they came, and its files by salt.
 """
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvdemo import backends
+from kvdemo.backends.backend import Backend
 from kvdemo.fleet import keystore
 from kvdemo.host import health
 from kvdemo.judge import verdict
@@ -38,63 +40,64 @@ class Stored:
     filed: int | None = None
 
 
-def tiers(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
-    """Tokens that the LMCache server found in each tier, where it tells (0.5.6 does, 0.5.3 does not)."""
-    names = {"l1": "lookup_hit_l1_tokens", "l2": "lookup_hit_l2_tokens"}
-    if not any(name in after for name in names.values()):
-        return None
-    return {tier: int(after.get(name, 0) - before.get(name, 0)) for tier, name in names.items()}
+def _backend(cache: ServiceSpec) -> Backend:
+    return backends.of(cache.backend)
 
 
-def objects(server: str) -> int:
+def counters(cache: ServiceSpec | None) -> dict[str, float]:
+    """The server's counters now; empty if it does not answer, or if there is none to ask."""
+    return health.counters(cache.url) if cache else {}
+
+
+def tiers(cache: ServiceSpec | None, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
+    """Tokens that the server found in each tier, where it tells."""
+    return _backend(cache).tiers(before, after) if cache else None
+
+
+def objects(cache: ServiceSpec) -> int:
     """Chunks in L1 by the server's own report."""
-    return int(health.status(server).get("storage_manager", {}).get("l1_manager", {}).get("total_object_count", 0))
+    return _backend(cache).objects(health.report(cache))
 
 
-def settle(server: str) -> None:
+def settle(cache: ServiceSpec) -> None:
     """Wait until no store is in hand, where the server tells: chunks that come late count as the next writer's."""
-    deadline = time.monotonic() + STORE_PATIENCE
-    while _in_hand(health.counters(server)) > 0 and time.monotonic() < deadline:
+    deadline, pending = time.monotonic() + STORE_PATIENCE, _backend(cache).pending
+    while pending(counters(cache)) > 0 and time.monotonic() < deadline:
         time.sleep(POLL)
 
 
-def _in_hand(counters: Mapping[str, float]) -> float:
-    return counters.get("num_submitted_stores", 0) - counters.get("num_finished_stores", 0)
-
-
-def wait_until_stored(server: str, stored: int, before: Mapping[str, float], chunks: int) -> int:
+def wait_until_stored(cache: ServiceSpec, stored: int, before: Mapping[str, float], chunks: int) -> int:
     """Storing goes on after the answer: wait for the chunks to be there. How many of them arrived?
 
     Ends early when the server is gone, or when nothing more has come for a while.
     """
+    backend = _backend(cache)
     arrived, progress = 0, time.monotonic()
     while True:
-        now = health.counters(server)
-        seen = int(max(now.get("l1_write_chunks", 0) - before.get("l1_write_chunks", 0), objects(server) - stored))
+        now = counters(cache)
+        seen = max(backend.written(before, now), objects(cache) - stored)
         if seen > arrived:
             arrived, progress = seen, time.monotonic()
-        patience = STORE_PATIENCE if _in_hand(now) > 0 else IDLE_PATIENCE
+        patience = STORE_PATIENCE if backend.pending(now) > 0 else IDLE_PATIENCE
         if arrived >= chunks or not now or time.monotonic() - progress > patience:
             return arrived
         time.sleep(POLL)
 
 
-def kv_bytes_per_token(server: str) -> int | None:
-    """KV bytes a token by LMCache's own account, all ranks together; None if no engine has registered."""
-    for meta in health.status(server).get("cache_context_meta", {}).values():
-        if size := meta.get("kv_cache_layout", {}).get("cache_size_per_token"):
-            return int(size) * int(meta.get("world_size", 1))
-    return None
+def kv_bytes_per_token(cache: ServiceSpec | None) -> int | None:
+    """KV bytes a token by the server's own account, all ranks together; None if it does not tell, or nobody can ask."""
+    return _backend(cache).kv_bytes_per_token(health.report(cache)) if cache and cache.url else None
 
 
 def files_of(plan: Plan, salts: str) -> list[Path]:
-    """The KV files in L2 whose salt matches this pattern: LMCache puts a request's salt into the file's name."""
-    stores = {Path(spec.directory) for spec in plan.services if spec.directory}
-    return [file for store in stores for file in store.glob(f"*@{salts}.data")]
+    """The KV files in L2 whose salt matches this pattern."""
+    stores = {(Path(spec.directory), _backend(spec).files(salts)) for spec in plan.services if spec.directory}
+    return [file for store, pattern in stores if pattern for file in store.glob(pattern)]
 
 
-def _servers(plan: Plan) -> set[str]:
-    return {spec.store for spec in plan.services if spec.store and not spec.directory}
+def _with_servers(plan: Plan) -> list[ServiceSpec]:
+    """One cache for each L2 that is a server."""
+    return list({spec.store: spec for spec in plan.services if spec.store and not spec.directory}.values())
 
 
 def wait_for_files(plan: Plan, salt: str, chunks: int) -> int:
@@ -102,24 +105,25 @@ def wait_for_files(plan: Plan, salt: str, chunks: int) -> int:
     filed, progress = 0, time.monotonic()
     while filed < chunks and time.monotonic() - progress < STORE_PATIENCE:
         time.sleep(POLL)
-        now = len(files_of(plan, salt)) + sum(len(keystore.keys(one, salt, os.environ)) for one in _servers(plan))
+        now = len(files_of(plan, salt)) + sum(len(keystore.keys(one, salt, os.environ)) for one in _with_servers(plan))
         if now > filed:
             filed, progress = now, time.monotonic()
     return filed
 
 
-def clear_l1(server: str) -> bool:
+def clear_l1(cache: ServiceSpec) -> bool:
     """Make the cache server forget L1, so that the next hit comes from L2. Did it forget everything?"""
-    health.request(server, "/cache/clear", body={}, timeout=30)
-    return objects(server) == 0
+    if path := _backend(cache).clear_path:
+        health.request(cache.url, path, body={}, timeout=30)
+    return objects(cache) == 0
 
 
 def forget(plan: Plan, salts: str) -> None:
     """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them."""
     for file in files_of(plan, salts):
         file.unlink(missing_ok=True)
-    for store in _servers(plan):
-        keystore.forget(store, salts, os.environ)
+    for cache in _with_servers(plan):
+        keystore.forget(cache, salts, os.environ)
 
 
 def why_missing(
@@ -137,33 +141,27 @@ def why_missing(
     cache = plan.service(engine.cache)
     if not cache.url:
         return (
-            "nobody can ask its cache server why (--lmcache-url): the writer's chunks came too late, were evicted, or "
+            "nobody can ask its cache server why (--cache-url): the writer's chunks came too late, were evicted, or "
             "are under another model name, chunk size (--chunk-size) or server"
         )
-    report, since = health.status(cache.url), stored.before if stored else before
-    registered = report.get("registered_gpu_ids")
-
-    def counted(name: str) -> int:
-        return int(after.get(name, 0) - since.get(name, 0))
-
+    backend, report = _backend(cache), health.report(cache)
+    losses = backend.losses(stored.before if stored else before, before, after)
     facts = CacheFacts(
         cache.name,
         bool(report),
         sample.expected,
         engines=sum(spec.cache == cache.name for spec in plan.engines),
-        registered=None if registered is None else len(registered),
-        strange=after.get("lookup_early_exit", 0) > before.get("lookup_early_exit", 0),
+        registered=backend.registered(report),
+        strange=losses.strange,
         failed=stored.failed if stored else "",
         chunks=stored.chunks if stored else 0,
         stored=stored.arrived if stored else None,
         filed=stored.filed if stored else None,
-        evicted=counted("l1_evicted_chunks"),
-        refused=counted("l1_allocation_failure_chunks"),
-        unreadable=counted("l2_prefetch_failure_chunks"),
-        matched_tokens=int(after["lookup_hit_tokens"] - before.get("lookup_hit_tokens", 0))
-        if "lookup_hit_tokens" in after
-        else None,
-        kv_bytes=(sample.prompt_tokens or 0) * (kv_bytes_per_token(cache.url) or engine.kv_bytes_per_token or 0),
+        evicted=losses.evicted,
+        refused=losses.refused,
+        unreadable=losses.unreadable,
+        matched_tokens=losses.matched,
+        kv_bytes=(sample.prompt_tokens or 0) * (backend.kv_bytes_per_token(report) or engine.kv_bytes_per_token or 0),
         l1_bytes=cache.l1,
     )
     why = verdict.why_missing(facts)

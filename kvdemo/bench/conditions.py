@@ -24,7 +24,6 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
     """
     plan, roles, options = session.plan, session.roles, session.options
     reader = roles.reader
-    url = session.meter.cache_url(reader)
     facts: dict[str, Any] = {
         "kvdemo_version": __version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -46,7 +45,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "question": options.asked,
         "context": name,
         "chunk_size": reader.chunk_size,
-        "kv_bytes_per_token": (cacheserver.kv_bytes_per_token(url) if url else None) or reader.kv_bytes_per_token,
+        "kv_bytes_per_token": cacheserver.kv_bytes_per_token(session.meter.cache(reader)) or reader.kv_bytes_per_token,
         "kv_bytes_per_token_by_config": reader.kv_bytes_per_token,
         "baseline": roles.baseline.name,
         "writer": roles.writer.name,

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from kvdemo import backends
 from kvdemo.bench import cacheserver
 from kvdemo.bench.cacheserver import Stored
 from kvdemo.bench.client import Client, Reply
@@ -72,9 +73,10 @@ class Meter:
             self.clients[engine.name] = self.closing.enter_context(Client(engine.url, self.key))
         return self.clients[engine.name]
 
-    def cache_url(self, engine: ServiceSpec) -> str:
-        """Base URL of the engine's cache server; empty for a plain engine."""
-        return self.plan.service(engine.cache).url if engine.cache else ""
+    def cache(self, engine: ServiceSpec) -> ServiceSpec | None:
+        """The engine's cache server; None for a plain engine, and for a server that nobody can ask."""
+        cache = self.plan.service(engine.cache) if engine.cache else None
+        return cache if cache and cache.url else None
 
     def counters(self, engine: ServiceSpec) -> dict[str, float]:
         """The engine's counters now; empty if they cannot be read."""
@@ -96,11 +98,11 @@ class Meter:
 
         A ``reply`` to fill lets its ``on_token`` follow the stream; it is called once more when that has ended.
         """
-        server = self.cache_url(step.engine)
+        server = self.cache(step.engine)
         if chunks and server:
             cacheserver.settle(server)
         before = self.counters(step.engine)
-        cache_before = health.counters(server) if server else {}
+        cache_before = cacheserver.counters(server)
         stored_before = cacheserver.objects(server) if chunks and server else 0
         reply = self.client(step.engine).stream(path, body, reply)
         ended = time.monotonic()
@@ -109,17 +111,19 @@ class Meter:
         if chunks and not server and not reply.error:
             time.sleep(UNSEEN_STORE)
         elif chunks:
-            arrived = 0 if reply.error else cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
+            arrived = 0
+            if server and not reply.error:
+                arrived = cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
             self.stored[step.salt] = Stored(chunks, arrived, cache_before, failed=reply.error)
             if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - ended)
         after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
-        cache_after = health.counters(server) if server and step.expected else {}
+        cache_after = cacheserver.counters(server) if step.expected else {}
         sample = replace(
             sample,
             sources=_sources(before, after),
-            lookup=_delta("lmcache_mp_lookup_duration_seconds_sum", before, after),
-            tiers=cacheserver.tiers(cache_before, cache_after),
+            lookup=_delta(backends.of(step.engine.backend).lookup_seconds, before, after),
+            tiers=cacheserver.tiers(server, cache_before, cache_after),
         )
         note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
         return replace(sample, note="" if sample.error else note)
@@ -164,11 +168,11 @@ class Meter:
 
         Counters tell their sum only: each sample gets sources of its own if the engine's usage agrees with that sum.
         """
-        engine, server = steps[0].engine, self.cache_url(steps[0].engine)
+        engine, server = steps[0].engine, self.cache(steps[0].engine)
         if chunks and server:
             cacheserver.settle(server)
         before = self.counters(engine)
-        cache_before = health.counters(server) if server else {}
+        cache_before = cacheserver.counters(server)
         stored_before = cacheserver.objects(server) if chunks and server else 0
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
@@ -184,7 +188,7 @@ class Meter:
             return [replace(sample, note=_blind(before, after)) for sample in samples]
         if together.total != total or together.local or together.shared != hits:
             return samples
-        cache_after = health.counters(server) if server else {}
+        cache_after = cacheserver.counters(server)
         return [
             replace(
                 sample,
@@ -205,7 +209,7 @@ class Meter:
         stored_before: int,
     ) -> None:
         """Wait for the chunks of several writes; which of them came can be told only if all of them did."""
-        server = self.cache_url(steps[0].engine)
+        server = self.cache(steps[0].engine)
         whole = [sample for sample in samples if not sample.error]
         if not server:
             time.sleep(UNSEEN_STORE)

@@ -46,7 +46,7 @@ def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
         return None
     # A character is at most a token in nearly all texts: so many fit.
     reply = bench.warm_up(meter, spec, meter.plan.bench.get("system", ""), text[: spec.context], salt)
-    if server := meter.cache_url(spec):
+    if server := meter.cache(spec):
         cacheserver.settle(server)  # the next engine of this cache is to load what this one stored
     return reply
 

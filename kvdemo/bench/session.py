@@ -107,7 +107,7 @@ class Session:
         """
         caches = dict.fromkeys(engine.cache for engine in (self.roles.writer, self.roles.reader))
         for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
-            if not (self.plan.attached or health.healthy(spec.url, spec.kind)):
+            if not (self.plan.attached or health.healthy(spec)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
             if spec.kind == "engine":
                 self.meter.counters(spec)

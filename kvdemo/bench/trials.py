@@ -74,7 +74,8 @@ def make_loadable(
         meter.stored[salt] = replace(meter.stored[salt], filed=filed)
     if tier != "l2":
         return
-    cacheserver.clear_l1(meter.cache_url(reader))
+    if cache := meter.cache(reader):
+        cacheserver.clear_l1(cache)
     if session.options.drop_page_cache:
         for salt in salts:
             for file in cacheserver.files_of(session.plan, salt):

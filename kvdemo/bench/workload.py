@@ -7,8 +7,8 @@ A trial puts one document, under a salt of its own, to these arms:
     reuse    the other cached engine, which has not seen it either: the reader loads what the writer stored
     again    the reader once more: now its own prefix cache has it
 
-Arms run in random, balanced order (reuse after store, again after reuse). The salt makes cold cold: vLLM and LMCache
-mix it into every key, so that nothing of another trial or program can match.
+Arms run in random, balanced order (reuse after store, again after reuse). The salt makes cold cold: an engine and its
+cache mix it into every key, so that nothing of another trial or program can match.
 """
 
 from __future__ import annotations

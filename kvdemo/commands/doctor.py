@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvdemo.backends.store import is_server
 from kvdemo.commands import checks, guard
 from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError, UsageError
@@ -22,7 +23,6 @@ from kvdemo.planning import engines, environment, kinship, peak, predict
 from kvdemo.planning import plan as planning
 from kvdemo.planning.facts import Facts, Interpreter, Model
 from kvdemo.planning.plan import Plan, ServiceSpec
-from kvdemo.planning.services import is_server
 from kvdemo.planning.shape import Shape
 
 if TYPE_CHECKING:

@@ -26,10 +26,8 @@ class Bench(Deferred):
         from kvdemo.export import peers
         from kvdemo.fleet import fleet
 
-        if not command.target and (command.target_model or command.chunk_size or command.lmcache_url):
-            raise UsageError(
-                "--target-model, --chunk-size and --lmcache-url need --target", "the profile says them else"
-            )
+        if not command.target and (command.target_model or command.chunk_size or command.cache_url):
+            raise UsageError("--target-model, --chunk-size and --cache-url need --target", "the profile says them else")
         if command.target and command.project_name:
             raise UsageError("--target cannot be combined with --project-name", "a project knows its own engines")
         targets = attach.Targets(
@@ -38,7 +36,7 @@ class Bench(Deferred):
             values.get("reader", ""),
             command.target_model,
             command.chunk_size,
-            command.lmcache_url,
+            command.cache_url,
         )
         if command.peer:
             key = attach.key_of(os.environ)

@@ -36,10 +36,16 @@ class Command:
         str, typer.Option(metavar="ID", help="With --target: the model, if they offer several.")
     ] = ""
     chunk_size: Annotated[
-        int | None, typer.Option(min=1, help="With --target: tokens a chunk; else LMCache's answer, or 256.")
+        int | None, typer.Option(min=1, help="With --target: tokens a chunk; else the cache server's answer, or 256.")
     ] = None
-    lmcache_url: Annotated[
-        str, typer.Option(metavar="URL", help="With --target: HTTP address of the writer's LMCache.")
+    cache_url: Annotated[
+        str,
+        typer.Option(
+            "--cache-url",
+            "--lmcache-url",  # its name before there was more than one backend
+            metavar="URL",
+            help="With --target: HTTP address of the writer's cache server.",
+        ),
     ] = ""
     peer: Annotated[
         Literal["vllm-bench", "lmcache-bench", "guidellm", "aiperf"] | None,

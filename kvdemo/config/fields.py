@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 
+from kvdemo import backends
 from kvdemo.config import arguments, quantities, values
 from kvdemo.config.values import LABEL, VARIABLE
 
@@ -76,6 +77,7 @@ Seconds = Annotated[float, BeforeValidator(quantities.seconds), _schema(*_DURATI
 OptionalPath = Annotated[Path | None, BeforeValidator(values.path), _schema({"type": ["string", "null"]})]
 Store = Annotated[str | None, BeforeValidator(values.store), _schema({"type": ["string", "null"]})]
 Address = Annotated[str, BeforeValidator(values.ray_address), _schema(_TEXT)]
+Kind = Annotated[str, BeforeValidator(values.backend), _schema({"enum": list(backends.BACKENDS)})]
 Placement = Annotated[str, BeforeValidator(values.placement), _schema({"enum": ["spread", "pack"]})]
 ModelName = Annotated[str, BeforeValidator(_model_or_empty), _schema(_TEXT)]
 OptionalModel = Annotated[str | None, BeforeValidator(values.model), _schema({"type": ["string", "null"]})]

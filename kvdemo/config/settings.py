@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from pydantic.json_schema import GenerateJsonSchema
 
+from kvdemo import backends
 from kvdemo.config import fields, values
 from kvdemo.config.benchmark import Bench
 from kvdemo.config.part import Part
@@ -62,8 +63,10 @@ class Engine(_Service):
 
 
 class Cache(_Service):
-    """One LMCache server."""
+    """One cache server, through which engines share their KV."""
 
+    kind: fields.Kind = backends.DEFAULT.kind
+    """What carries the KV: lmcache, a server of LMCache. Default: lmcache."""
     l1: fields.Size = 2 * GIB
     """Host memory for KV, in bytes or such as 8GiB. Default: 2GiB."""
     l2: fields.Store = None

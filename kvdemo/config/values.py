@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from kvdemo import backends
 from kvdemo.config.quantities import number, refuse, shown
 
 LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -158,6 +159,13 @@ def store(value: Any, info: ValidationInfo) -> str | None:
 def launcher(value: Any) -> dict[str, Any]:
     """Where services run: nothing or ``local`` is this machine, ``ray`` a cluster with every default."""
     return {} if value == "local" else {"ray": {}} if value == "ray" else mapping(value)
+
+
+def backend(value: Any) -> str:
+    """What carries the KV of a cache."""
+    if value not in backends.BACKENDS:
+        refuse(f"expected {' or '.join(backends.BACKENDS)}, got {shown(value)}")
+    return str(value)
 
 
 def placement(value: Any) -> str:

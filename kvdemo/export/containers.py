@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvdemo import backends
 from kvdemo.config import flags
 from kvdemo.planning import pair
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -61,7 +62,7 @@ class Container:
     @property
     def health(self) -> str:
         """The path that answers 200 once it is healthy."""
-        return "/healthcheck" if self.spec.kind == "cache" else "/health"
+        return self.spec.health_path
 
     @property
     def port(self) -> int:
@@ -115,12 +116,10 @@ def _arguments(
     """
     options = {name: _escaped(value, literal) for name, value in spec.options.items()}
     options |= {flag: ANYWHERE for flag in ("host", "http-host") if flag in options}
-    if spec.cache:
-        wiring = options["kv-transfer-config"]
-        extra = {**wiring["kv_connector_extra_config"], "lmcache.mp.host": f"tcp://{cache}"}
-        options["kv-transfer-config"] = {**wiring, "kv_connector_extra_config": extra}
-    if directory(spec):
-        options["l2-adapter"] = {**options["l2-adapter"], "base_path": KV, **adapter}
+    place = KV if directory(spec) else ""
+    options = backends.of(spec.backend).in_container(
+        options, host=cache if spec.cache else "", directory=place, adapter=adapter
+    )
     return (*spec.command[3:], *flags.words(options))
 
 
@@ -168,7 +167,7 @@ def measuring(plan: Plan, *, reached: str = "") -> str:
     urls = {spec.name: f"http://{reached}:{spec.port}" if reached else spec.url for spec in plan.services}
     words = [word for spec in chosen for word in ("--target", f"{spec.name}={urls[spec.name]}")]
     context = plan.bench.get("context") or "FILE"
-    return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--lmcache-url", urls[shared]])
+    return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--cache-url", urls[shared]])
 
 
 def versions(plan: Plan) -> dict[str, str]:

@@ -150,5 +150,5 @@ def _grouped(argv: tuple[str, ...]) -> list[str]:
 
 
 def _wait(spec: ServiceSpec) -> str:
-    path = "healthcheck" if spec.kind == "cache" else "health"
-    return f'ready {spec.name} "${_variable(spec.name)}" {spec.port} {spec.url}/{path} {spec.start_timeout:.0f}'
+    address = f"{spec.url}{spec.health_path}"
+    return f'ready {spec.name} "${_variable(spec.name)}" {spec.port} {address} {spec.start_timeout:.0f}'

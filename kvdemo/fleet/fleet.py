@@ -216,13 +216,13 @@ class _Starter:
         if spec.directory:
             stores.make(Path(spec.directory), dict(self.plan.models), self.project.stores)
         elif spec.store:
-            keystore.claim(spec.store, spec.kin, self.environ)
+            keystore.claim(spec, self.environ)
         self.project.note_secrets(spec.secrets, self.plan.profile)
         self.started.append(spec.name)
         self.launcher.start(spec, self.run_id, self.environ)
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
-        cache = self.plan.service(spec.cache).url if spec.cache else ""
+        cache = self.plan.service(spec.cache) if spec.cache else None
         known = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
         try:
             watch.until_ready(
@@ -231,7 +231,7 @@ class _Starter:
                 deadline=deadline,
                 stopped=self.stopping.is_set,
                 emit=lambda event: self.events.put(_blanked(event, known)),
-                cache_url=cache,
+                cache=cache,
                 key=key_of(spec, self.environ),
             )
         except Exception as error:

@@ -1,6 +1,6 @@
 """L2 on a Redis or Valkey server: whose KV it holds, and the keys of a benchmark's own requests.
 
-LMCache's keys begin with the model's name and end with the request's salt; nothing in them tells other weights of the
+The backend knows the keys: they name the model and the request's salt, and nothing in them tells other weights of the
 same name apart. So a server is claimed: one key for each model says of which fingerprint its KV is, and a fleet of
 another one is refused. Limit: who writes there without kvdemo is seen only while that key is not there.
 """
@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from kvdemo import backends
+from kvdemo.backends.store import server
 from kvdemo.errors import PreflightError
-from kvdemo.planning.services import server
+from kvdemo.planning.services import ServiceSpec
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,8 +25,9 @@ BATCH = 1000
 
 
 @contextlib.contextmanager
-def _connected(store: str, environ: Mapping[str, str]) -> Iterator[Redis]:
-    """A connection; name and password as LMCache takes them. Raises PreflightError if the server refuses."""
+def _connected(cache: ServiceSpec, environ: Mapping[str, str]) -> Iterator[Redis]:
+    """A connection; name and password as the cache server takes them. Raises PreflightError if the server refuses."""
+    store, backend = cache.store, backends.of(cache.backend)
     try:
         import redis  # noqa: PLC0415 (only who has such a store needs it)
     except ImportError:
@@ -33,8 +36,8 @@ def _connected(store: str, environ: Mapping[str, str]) -> Iterator[Redis]:
     client = redis.Redis(
         host,
         port,
-        username=environ.get("LMCACHE_RESP_USERNAME") or None,
-        password=environ.get("LMCACHE_RESP_PASSWORD") or None,
+        username=environ.get(backend.user) or None,
+        password=environ.get(backend.password) or None,
         socket_timeout=10,
         socket_connect_timeout=3,
         decode_responses=True,
@@ -43,39 +46,40 @@ def _connected(store: str, environ: Mapping[str, str]) -> Iterator[Redis]:
         with client:
             yield client
     except redis.RedisError as error:
-        hint = "is it running, and does its password stand in LMCACHE_RESP_PASSWORD, named under secrets?"
+        hint = f"is it running, and does its password stand in {backend.password}, named under secrets?"
         raise PreflightError(f"L2 {store}: {error}", hint) from None
 
 
-def claim(store: str, kin: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    """Make this server the L2 of these fingerprints, by model. Raises PreflightError if it is that of others."""
-    with _connected(store, environ) as client:
-        for model, mine in kin.items():
+def claim(cache: ServiceSpec, environ: Mapping[str, str]) -> None:
+    """Make its server the L2 of this cache's fingerprints. Raises PreflightError if it is that of others."""
+    pattern = backends.of(cache.backend).keys_of_model
+    with _connected(cache, environ) as client:
+        for model, mine in cache.kin.items():
             key = f"{CLAIM}{model}"
             theirs = client.get(key)
             # A server short of memory may have dropped the claim and kept KV.
-            if theirs is None and next(client.scan_iter(f"{_literal(model)}@*", BATCH), None) is not None:
+            if theirs is None and next(client.scan_iter(pattern(_literal(model)), BATCH), None) is not None:
                 theirs = "unknown"
             if theirs is None and not client.set(key, mine, nx=True):
                 theirs = client.get(key)
             if theirs not in (None, mine):
                 raise PreflightError(
-                    f"L2 {store} holds KV of {model} by other weights, flags or versions ({theirs!s}, not {mine}): it "
-                    "would silently be wrong here",
+                    f"L2 {cache.store} holds KV of {model} by other weights, flags or versions ({theirs!s}, not "
+                    f"{mine}): it would silently be wrong here",
                     "use another server, or empty this one (redis-cli FLUSHALL) once nobody needs what is in it",
                 )
 
 
-def keys(store: str, salts: str, environ: Mapping[str, str]) -> list[str]:
+def keys(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> list[str]:
     """The keys of KV whose salt matches this pattern."""
-    with _connected(store, environ) as client:
-        return list(client.scan_iter(f"*@{salts}", BATCH))
+    with _connected(cache, environ) as client:
+        return list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH))
 
 
-def forget(store: str, salts: str, environ: Mapping[str, str]) -> None:
+def forget(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> None:
     """Delete the KV under these salts."""
-    with _connected(store, environ) as client:
-        if found := list(client.scan_iter(f"*@{salts}", BATCH)):
+    with _connected(cache, environ) as client:
+        if found := list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH)):
             client.unlink(*found)
 
 

@@ -1,7 +1,7 @@
 """The directories of KV files (L2): made by ``up`` with a mark, deleted only if they carry it.
 
 ``ROOT/.kvdemo-store`` marks a directory that kvdemo made; below it lies one directory per fingerprint of model,
-weights, flags and versions, because LMCache's own key knows none of them and would load wrong KV silently. A project
+weights, flags and versions, because a backend's own key knows none of them and would load wrong KV silently. A project
 remembers the stores that it used, so that ``down -v`` finds them after a plain ``down`` too.
 """
 

@@ -1,6 +1,6 @@
 """Stop services, and prove that they are gone.
 
-Engines end before caches: an LMCache server has mapped the memory of its engines, and gives it back only when they
+Engines end before caches: a cache server has mapped the memory of its engines, and gives it back only when they
 leave in good order. After the last one, the launcher looks for anything that outlived its owner.
 """
 

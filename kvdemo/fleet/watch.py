@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
+from kvdemo import backends
 from kvdemo.fleet import diagnose
 from kvdemo.host import health
 from kvdemo.host.launcher import BEGIN, Event, Launcher, State, Status
 from kvdemo.planning.plan import ServiceSpec
 
-__all__ = ["Event", "State", "observe", "place", "registered", "until_ready"]
+__all__ = ["Event", "State", "observe", "place", "until_ready"]
 
 JUST_ENDED = "has just ended; its guardian has yet to record how"
 
@@ -60,7 +61,7 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
     event = replace(event, memory=status.memory, nice=status.nice, pid=status.pid, start_ticks=status.start_ticks)
     guarded = _unguarded(status)
-    if not health.healthy(spec.url, spec.kind):
+    if not health.healthy(spec):
         return replace(
             event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
         )
@@ -106,7 +107,7 @@ def until_ready(
     deadline: float,
     stopped: Callable[[], bool],
     emit: Callable[[Event], None],
-    cache_url: str = "",
+    cache: ServiceSpec | None = None,
     key: str = "",
 ) -> None:
     """Emit STARTING events until READY, or FAILED with the root cause (``detail``, ``fix``).
@@ -129,8 +130,8 @@ def until_ready(
         launcher.note(spec.name)
         elapsed = time.time() - status.started_at
         event = replace(event, phase=follower.update(), elapsed=elapsed, memory=status.memory)
-        if health.healthy(spec.url, spec.kind):
-            doubt, hopeless = _doubt(spec, launcher, cache_url, key, deadline)
+        if health.healthy(spec):
+            doubt, hopeless = _doubt(spec, launcher, cache, key, deadline)
             if hopeless:
                 emit(replace(event, state=State.FAILED, phase="", detail=doubt, fix=hopeless))
                 return
@@ -178,7 +179,9 @@ def _until_stopped(
             return
 
 
-def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, deadline: float) -> tuple[str, str]:
+def _doubt(
+    spec: ServiceSpec, launcher: Launcher, cache: ServiceSpec | None, key: str, deadline: float
+) -> tuple[str, str]:
     """Why a service that says it is healthy is not ready yet, empty when it is; and what helps if no wait can."""
     if stranger := launcher.stranger(spec):
         return f"port {spec.port} is answered by another program{_pid(stranger)}, which took it after it was checked", (
@@ -189,16 +192,16 @@ def _doubt(spec: ServiceSpec, launcher: Launcher, cache_url: str, key: str, dead
     code, models = health.models(spec.url, key)
     if code in (401, 403):
         return _refusal(code, key)
-    return _inability(spec, models, cache_url, key, deadline), ""
+    return _inability(spec, models, cache, key, deadline), ""
 
 
-def _inability(spec: ServiceSpec, models: list[str], cache_url: str, key: str, deadline: float) -> str:
+def _inability(spec: ServiceSpec, models: list[str], cache: ServiceSpec | None, key: str, deadline: float) -> str:
     """What an engine that answers cannot do yet; empty when it serves."""
     if spec.model not in models:
         return f"it offers {models or 'no models'} instead of {spec.model}"
     if failed := health.generates(spec.url, spec.model, max(1.0, deadline - time.monotonic()), key):
         return f"it cannot generate: {failed}"
-    if cache_url and not registered(cache_url):
+    if cache and not _registered(cache):
         return "it has not registered with its cache server"
     return ""
 
@@ -219,9 +222,10 @@ def _refusal(code: int, key: str) -> tuple[str, str]:
     )
 
 
-def registered(cache_url: str) -> int:
-    """How many engines an LMCache server knows."""
-    return len(health.status(cache_url).get("registered_gpu_ids", []))
+def _registered(cache: ServiceSpec) -> bool:
+    """Whether a cache server knows engines, if it must."""
+    backend = backends.of(cache.backend)
+    return not backend.registers or bool(backend.registered(health.report(cache)))
 
 
 def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diagnose.Cause:

@@ -13,7 +13,13 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-COUNTER = re.compile(r"^(vllm|lmcache_mp|process)[:_](\w+?)(?:_total)?(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
+from kvdemo import backends
+from kvdemo.planning.services import ServiceSpec
+
+COUNTER = re.compile(
+    rf"^({'|'.join(('vllm', *backends.prefixes(), 'process'))})[:_](\w+?)(?:_total)?(?:\{{(.*)\}})? ([-+.\deE]+)$",
+    re.MULTILINE,
+)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -54,9 +60,9 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def healthy(url: str, kind: str, timeout: float = 3) -> bool:
+def healthy(spec: ServiceSpec, timeout: float = 3) -> bool:
     """Whether it says of itself that it works. A hung engine may: so ``up`` also makes it generate."""
-    return request(url, "/healthcheck" if kind == "cache" else "/health", timeout=timeout)[0] == 200
+    return request(spec.url, spec.health_path, timeout=timeout)[0] == 200
 
 
 def doomed(url: str) -> bool:
@@ -96,9 +102,9 @@ def generates(url: str, model: str, timeout: float, key: str = "") -> str:
     return "" if status == 200 else f"{status or 'no answer'}: {answer[:300].decode(errors='replace')}"
 
 
-def status(url: str) -> dict[str, Any]:
-    """An LMCache server's own report (``/status``); empty if it does not answer."""
-    code, body = request(url, "/status")
+def report(cache: ServiceSpec) -> dict[str, Any]:
+    """A cache server's own report; empty if it does not answer."""
+    code, body = request(cache.url, backends.of(cache.backend).report_path)
     try:
         found = json.loads(body) if code == 200 else {}
     except ValueError:

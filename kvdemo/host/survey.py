@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from kvdemo.backends.store import is_server
 from kvdemo.host import gpus, machine, marks, process, runtime, typed
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, projects
 from kvdemo.planning import repositories, window
 from kvdemo.planning.facts import Facts, Gpu, Model
 from kvdemo.planning.plan import Plan, wanted_ports
-from kvdemo.planning.services import is_server
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Profile

@@ -208,7 +208,7 @@ def settle(engines: Sequence[ServiceSpec], key: str) -> str:
     for engine in engines:
         while time.monotonic() < deadline:
             counters = health.counters(engine.url, key)
-            if not counters and not health.healthy(engine.url, engine.kind):
+            if not counters and not health.healthy(engine):
                 return f"{engine.name} no longer answers"
             if not counters.get("num_requests_running", 0) + counters.get("num_requests_waiting", 0):
                 break

@@ -128,8 +128,9 @@ class Traffic:
     def _settle(self, side: str) -> None:
         """Wait until what the side's engines have stored can be loaded."""
         for name in dict.fromkeys(engine.cache for engine in self.sides[side] if engine.cache):
-            if url := self.plan.service(name).url:
-                cacheserver.settle(url)
+            cache = self.plan.service(name)
+            if cache.url:
+                cacheserver.settle(cache)
 
     def _read(self, side: str, name: str) -> None:
         """Let the side's engines read every document once, in turn: as every phase begins."""
@@ -249,7 +250,7 @@ class Traffic:
             spec.cache: self.plan.service(spec.cache) for group in self.sides.values() for spec in group if spec.cache
         }
         l1 = {cache.name: cache.l1 for cache in caches.values()}
-        sizes = [cacheserver.kv_bytes_per_token(cache.url) for cache in caches.values() if cache.url]
+        sizes = [cacheserver.kv_bytes_per_token(cache) for cache in caches.values()]
         return {
             "sides": {side: [spec.name for spec in engines] for side, engines in self.sides.items()},
             "gpus": {spec.name: list(spec.gpus) for engines in self.sides.values() for spec in engines},

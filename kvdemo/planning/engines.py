@@ -7,9 +7,10 @@ called vllm and fails. Flags are those of ``vllm serve``; whatever the profile s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvdemo import backends
+from kvdemo.backends.backend import Wiring
 from kvdemo.config import flags, parallel
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ GIB = 1024**3
 # and with it the mark by which an orphan is found).
 QUIET = {
     "DO_NOT_TRACK": "1",
-    "LMCACHE_DISABLE_BANNER": "1",
-    "LMCACHE_TRACK_USAGE": "false",
+    **backends.quiet(),
     "NO_COLOR": "1",
     "PYTHONHASHSEED": "0",
     "PYTHONUNBUFFERED": "1",
@@ -32,12 +32,8 @@ QUIET = {
 }
 
 
-@dataclass(frozen=True)
-class CacheAddress:
-    """Where a cached engine finds its LMCache server."""
-
-    host: str
-    port: int
+UNWIRED = Wiring()
+"""A plain engine has no cache."""
 
 
 def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,13 +53,13 @@ def options(
     port: int,
     devices: int,
     memory: float | None,
-    cache: CacheAddress | None,
+    wiring: Wiring,
     stop_timeout: float,
 ) -> dict[str, Any]:
     """Every flag of this engine, and its value.
 
     ``served`` are the model's names towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
-    the fraction of each GPU it may use (None: vLLM's default).
+    the fraction of each GPU it may use (None: vLLM's default), ``wiring`` what its cache's backend gives it.
     """
     arguments: dict[str, Any] = {
         "model": engine.model,
@@ -73,7 +69,7 @@ def options(
         "max-model-len": engine.max_model_len,
         "enable-prompt-tokens-details": True,
         "enable-per-request-metrics": True,
-        # vLLM's default of 0 kills the engine core at once: its KV memory would stay behind, registered with LMCache.
+        # vLLM's default of 0 kills the engine core at once: its KV memory would stay behind, registered with its cache.
         "shutdown-timeout": max(1, int(stop_timeout / 2)),
     }
     if devices:
@@ -82,36 +78,23 @@ def options(
         arguments |= {"gpu-memory-utilization": memory, "kv-cache-memory-bytes": engine.kv_cache}
     else:
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
-    if cache:
-        arguments["kv-transfer-config"] = _kv_transfer(cache)
+    arguments |= dict(wiring.arguments)
     # A null leaves a default out; but GPUs that the engine was given must not stay empty.
     wanted = normalized(engine.args).items()
     return arguments | {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
 
 
-def _kv_transfer(cache: CacheAddress) -> dict[str, Any]:
-    """LMCache's multiprocess connector; values by which engines survive the death of their cache server.
-
-    A failed load is computed again, a dead server is noticed by heartbeat within seconds, and KV blocks move by mapped
-    memory or CUDA IPC only (the other modes unpickle what arrives on a socket).
-    """
-    return {
-        "kv_connector": "LMCacheMPConnector",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {
-            "lmcache.mp.host": f"tcp://{cache.host}",
-            "lmcache.mp.port": cache.port,
-            "lmcache.mp.mp_transfer_mode": "lmcache_driven",
-            "lmcache.mp.heartbeat_interval": 2,
-            "lmcache.mp.mq_timeout": 10,
-        },
-    }
-
-
-def env(engine: Engine, *, devices: Sequence[str], offline: bool, sockets: str, start_timeout: float) -> dict[str, str]:
+def env(
+    engine: Engine,
+    *,
+    devices: Sequence[str],
+    offline: bool,
+    sockets: str,
+    start_timeout: float,
+    wiring: Wiring = UNWIRED,
+) -> dict[str, str]:
     """The variables this engine gets on top of the user's own."""
-    variables = dict(QUIET)
+    variables = QUIET | dict(wiring.env)
     variables["VLLM_RPC_BASE_PATH"] = sockets
     variables["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(start_timeout))
     if offline:

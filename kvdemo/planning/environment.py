@@ -1,7 +1,7 @@
 """Which of the user's own variables a service inherits.
 
-An allow list: LMCache's HTTP front end shows its whole environment to whoever asks, and an engine's environment is
-part of what a benchmark measured. Secrets reach engines only, and only those that the profile names.
+An allow list: a cache server's HTTP front end may show its whole environment to whoever asks, and an engine's
+environment is part of what a benchmark measured. Secrets reach engines only, and only those that the profile names.
 """
 
 from __future__ import annotations

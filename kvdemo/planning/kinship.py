@@ -1,6 +1,6 @@
 """Which engines may share KV: those of equal weights, numeric flags and versions. Pure.
 
-LMCache's own key holds the model's name and the tokens only: KV of another build would be loaded, silently wrong.
+A backend's own key holds the model's name and the tokens only: KV of another build would be loaded, silently wrong.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvdemo import backends
+from kvdemo.backends.store import is_server
 from kvdemo.errors import ProfileError
 from kvdemo.planning import engines, repositories
 from kvdemo.planning.facts import Facts, Interpreter, Model
 from kvdemo.planning.repositories import Repository
-from kvdemo.planning.services import is_server
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine, Profile
 
-# Flags that change the numbers in a KV block without changing LMCache's key for it.
+# Flags that change the numbers in a KV block without changing the backend's key for it.
 NUMERIC_FLAGS = (
     "calculate-kv-scales",
     "dtype",
@@ -115,14 +116,13 @@ def kin_of(profile: Profile, cache: str, facts: Facts, elsewhere: Mapping[str, F
                 + ": KV of one would silently be wrong in the other",
                 "make them equal, or give each its own cache",
             )
-    serde = profile.caches[cache].l2_adapter.get("serde")
-    # Compressed KV has the names of plain KV, but not its content.
-    extra = {"serde": serde} if serde else {}
+    settings = profile.caches[cache]
+    extra = backends.of(settings.kind).fingerprint(settings.l2_adapter)
     return {model: json.dumps({**mine, **extra}, sort_keys=True) for model, (_, mine) in prints.items()}
 
 
 def store_of(l2: str | None, kin: Mapping[str, str]) -> str:
-    """L2 for exactly these weights, flags and versions, none of which LMCache's own key knows.
+    """L2 for exactly these weights, flags and versions, none of which the backend's own key knows.
 
     On disk that is a directory of their own. A server has no directories: whoever starts on it claims it for them
     (``keystore.claim``).

@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvdemo import backends
+from kvdemo.backends.backend import Address, Wiring
+from kvdemo.backends.store import is_server
 from kvdemo.config import flags, parallel
 from kvdemo.planning import budget, caches, demand, engines, kinship, repositories, sums, window
 from kvdemo.planning.facts import SERVER, Facts, Model
 from kvdemo.planning.problems import Problem
-from kvdemo.planning.services import Node, ServiceSpec, is_server, reachable
+from kvdemo.planning.services import Node, ServiceSpec, reachable
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine, Profile
@@ -178,16 +181,17 @@ def _cache(
     profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], kin: Mapping[str, str]
 ) -> ServiceSpec:
     cache, inner = profile.caches[name], _inner(profile, name)
+    backend = backends.of(cache.kind)
     store = kinship.store_of(cache.l2, kin)
     users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
     port, http = facts.ports[name], facts.ports[f"{name}.http"]
     python = kinship.python_of(profile, name, facts)
     interpreter = facts.interpreters.get(python)
-    command = caches.command(python)
+    command = caches.command(cache, python)
     options = caches.options(
         cache,
-        lmcache=interpreter.versions.get("lmcache", "") if interpreter else "",
+        version=interpreter.versions.get(backend.package, "") if interpreter else "",
         ports=(port, http),
         inner=inner,
         engines=len(users),
@@ -198,11 +202,12 @@ def _cache(
     return ServiceSpec(
         name=name,
         kind="cache",
+        backend=cache.kind,
         argv=(*command, *flags.words(options)),
         command=command,
         options=options,
         env=caches.env(cache, devices=[gpus[gpu] for gpu in sorted(gpus)]),
-        secrets=tuple(secret for secret in profile.secrets if secret.startswith(_OF_CACHES)),
+        secrets=tuple(secret for secret in profile.secrets if secret.startswith(backend.secrets)),
         host=cache.host,
         inner=inner,
         port=http,
@@ -222,13 +227,17 @@ def _cache(
     )
 
 
-_OF_CACHES = "LMCACHE_RESP_"
-"""Secrets for the server that holds L2: caches get them, and engines all others."""
-
-
 def _inner(profile: Profile, cache: str) -> str:
     """Where a cache listens for its engines. On a cluster they are on its node: nobody else can reach KV by it."""
     return "127.0.0.1" if profile.on.ray else profile.caches[cache].host
+
+
+def _wiring(profile: Profile, engine: Engine, facts: Facts) -> Wiring:
+    """What the backend of its cache gives this engine."""
+    if not engine.cache:
+        return engines.UNWIRED
+    address = Address(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
+    return backends.of(profile.caches[engine.cache].kind).wiring(address)
 
 
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
@@ -237,11 +246,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache = profile.caches[engine.cache] if engine.cache else None
-    address = (
-        engines.CacheAddress(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
-        if cache and engine.cache
-        else None
-    )
+    wiring = _wiring(profile, engine, facts)
     python = kinship.python_of(profile, name, facts)
     server = facts.interpreters[python].server if python in facts.interpreters else SERVER
     kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
@@ -253,7 +258,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         port=facts.ports[name],
         devices=len(assignment.gpus),
         memory=assignment.memory,
-        cache=address,
+        wiring=wiring,
         stop_timeout=profile.stop_timeout,
     )
     return ServiceSpec(
@@ -268,14 +273,16 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
             offline=kinship.complete(profile.engines[name], facts),
             sockets=facts.sockets,
             start_timeout=profile.start_timeout,
+            wiring=wiring,
         ),
-        secrets=tuple(secret for secret in profile.secrets if not secret.startswith(_OF_CACHES)),
+        secrets=tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets())),
         host=engine.host,
         port=facts.ports[name],
         ports=(facts.ports[name],),
         gpus=assignment.gpus,
         uuids=assignment.uuids,
         cache=engine.cache or "",
+        backend=cache.kind if cache else "",
         node=facts.node,
         pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
         model=served[0],

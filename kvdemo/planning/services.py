@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kvdemo import backends
+from kvdemo.backends.store import is_server
+
 
 @dataclass(frozen=True)
 class Node:
@@ -24,10 +27,11 @@ class ServiceSpec:
     """One process to start. ``env`` comes on top of the user's environment; ``secrets`` are names, never values.
 
     ``port`` is where its HTTP API listens, on ``host``; ``ports`` everything it binds, on ``inner`` if that is given.
-    ``context`` is the longest sequence in tokens; ``chunk_size`` the tokens per LMCache chunk; ``store`` L2: a
+    ``context`` is the longest sequence in tokens; ``chunk_size`` the tokens per stored chunk; ``store`` L2: a
     directory or ``redis://HOST:PORT``, and ``kin`` the fingerprint of each model whose KV is in it. ``cache`` is the
-    server that an engine is wired to, ``pool`` the profile's name for it: on a cluster each ``node`` has its own.
-    ``uuids`` are those of an engine's GPUs, ``weights`` is the digest of its model's files; ``address`` is the base URL
+    server that an engine is wired to, ``backend`` the kind of that cache, or of this one, ``pool`` the profile's name
+    for it: on a cluster each ``node`` has its own. ``uuids`` are those of an engine's GPUs, ``weights`` is the digest
+    of its model's files; ``address`` is the base URL
     of what something else started.
 
     ``command`` are the words of ``argv`` that start the program, ``options`` its flags and their values, of which the
@@ -71,6 +75,7 @@ class ServiceSpec:
     repositories: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = ""
 
     @property
     def digest(self) -> str:
@@ -85,6 +90,11 @@ class ServiceSpec:
         return self.address or (f"http://{reachable(self.host)}:{self.port}" if self.port else "")
 
     @property
+    def health_path(self) -> str:
+        """The path of its HTTP API that answers 200 once it works."""
+        return backends.of(self.backend).health_path if self.kind == "cache" else "/health"
+
+    @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Host and port of everything it binds."""
         return tuple((self.host if port == self.port else self.inner or self.host, port) for port in self.ports)
@@ -93,17 +103,6 @@ class ServiceSpec:
     def directory(self) -> str:
         """The directory of L2; empty if there is none, or if L2 is a server."""
         return "" if is_server(self.store) else self.store
-
-
-def is_server(l2: str) -> bool:
-    """Whether this L2 is a Redis or Valkey server, not a directory."""
-    return l2.startswith("redis://")
-
-
-def server(l2: str) -> tuple[str, int]:
-    """Host and port of an L2 that is a server."""
-    host, _, port = l2.removeprefix("redis://").rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def reachable(host: str) -> str:

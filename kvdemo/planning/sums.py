@@ -5,10 +5,12 @@ A sum that does not fit says who needs what, who holds the rest, and which value
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvdemo import backends
 from kvdemo.planning import demand, kinship
 from kvdemo.planning.budget import Assignment
 from kvdemo.planning.engines import GIB
@@ -18,9 +20,6 @@ from kvdemo.planning.problems import Problem
 if TYPE_CHECKING:
     from kvdemo.config.profile import Engine, Profile
 
-CACHE_GPU_BYTES = int(0.65 * GIB)
-"""GPU memory of one LMCache server's CUDA context and staging (522 to 650 MiB were reported, LMCache#4287)."""
-
 CPU_ENGINE_BYTES = int(1.3 * GIB)
 """Host memory of one engine of vLLM's CPU build beside its KV cache (measured: 1.1 GiB with a tiny model, both of its
 processes; 2.1 to 2.2 GiB with a KV cache of 1 GiB)."""
@@ -29,7 +28,8 @@ UNCERTAIN = GIB // 2
 """How far an engine's need may be off (the sums of engines that were measured are)."""
 
 FEW_FILES = 1024
-"""Open files of a process. Engines and LMCache idle with 30 to 52; connections and KV files in flight come on top."""
+"""Open files of a process. Engines and cache servers idle with 30 to 52; connections and KV files in flight are
+more."""
 
 VLLM_MEMORY = 0.92
 """The share of a GPU that vLLM takes unless told (0.92 since 0.32, 0.9 before)."""
@@ -121,12 +121,14 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
     tenants = {name: profile.engines[name] for name, one in assigned.items() if gpu.index in one.gpus}
     if not tenants or not gpu.total:
         return None
-    caches = {engine.cache for engine in tenants.values()} - {None}
-    servers = len(caches) * CACHE_GPU_BYTES
+    caches = {engine.cache for engine in tenants.values() if engine.cache}
+    kinds = Counter(backends.of(profile.caches[name].kind) for name in caches)
+    each = {backend: count * backend.gpu_bytes for backend, count in kinds.items()}
+    servers = sum(each.values())
     needs = {n: demand.of(e, kinship.model_of(e, facts), len(assigned[n].gpus), gpu) for n, e in tenants.items()}
     shares = {n: _share(e, needs[n], assigned[n], gpu) for n, e in tenants.items()}
     parts = _equal({name: f"{_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()})
-    parts += [f"{len(caches)} LMCache server(s) {_gib(servers)}"] * bool(caches)
+    parts += [f"{kinds[backend]} {backend.title} server(s) {_gib(size)}" for backend, size in each.items()]
     held = f"; held by {', '.join(map(str, gpu.holders))}" if gpu.holders else ""
     fixed = {name: share for name, share in shares.items() if tenants[name].kv_cache}
     room = gpu.free - servers

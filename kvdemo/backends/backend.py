@@ -1,0 +1,189 @@
+"""What kvdemo asks of a KV backend: what it starts, what its engines get, and how its answers are read. Pure.
+
+A backend never asks anything itself: planning starts what it names, fleet and bench send the requests that it names and
+hand it the answers. What a backend does not tell stays unknown; the defaults here say so, and a run then proves what
+the engines' own counters prove.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+NOTHING: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a profile and a plan say of one cache server.
+
+    Its ``engines`` engines reach it on ``inner`` and ``port``, everybody over HTTP on ``host`` and ``http_port``.
+    ``l1`` are bytes, ``chunk_size`` tokens; ``store`` is L2 (a directory, ``redis://HOST:PORT``, or empty) and
+    ``adapter`` what the profile says of it. ``version`` is that of the backend's package, empty if nobody knows;
+    ``node`` tells the servers of several nodes apart that use one directory.
+    """
+
+    host: str
+    inner: str
+    port: int
+    http_port: int
+    l1: int
+    chunk_size: int
+    engines: int
+    on_gpu: bool
+    store: str = ""
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an engine finds its cache server."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What an engine of a cache gets on top of what every engine gets: flags of `vllm serve`, and variables."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a cache server counted while tokens went missing; None where it does not tell.
+
+    ``strange``: it did not know the engine that asked. ``evicted``, ``refused`` (L1 was full) and ``unreadable`` (in
+    L2) are chunks, ``matched`` the tokens that its lookup hit.
+    """
+
+    strange: bool = False
+    evicted: int = 0
+    refused: int = 0
+    unreadable: int = 0
+    matched: int | None = None
+
+
+class Backend(ABC):
+    """One way to carry KV between engines.
+
+    ``counters`` are a server's or an engine's Prometheus samples by name, without prefix and ``_total``
+    (``host.health.counters``); ``report`` is the JSON document that it answers at ``report_path``, empty if none came.
+    """
+
+    kind: ClassVar[str]
+    """Its name in a profile: ``caches.NAME.kind``."""
+    title: ClassVar[str]
+    """Its name for people."""
+    command: ClassVar[tuple[str, ...]]
+    """The words that start its server, after the interpreter."""
+    package: ClassVar[str]
+    """The Python distribution that holds it."""
+    chunk_size: ClassVar[int] = 256
+    """Its own default, in tokens."""
+    gpu_bytes: ClassVar[int] = 0
+    """GPU memory of one server on each GPU that it sees."""
+    quiet: ClassVar[Mapping[str, str]] = {}
+    """Variables that switch its telemetry and banners off, in whatever process imports it."""
+    secrets: ClassVar[tuple[str, ...]] = ()
+    """How the names of secrets begin that are for its server, and for no engine."""
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    """How the names of its Prometheus series begin, up to the separator after which its own names follow."""
+    health_path: ClassVar[str] = "/health"
+    """Answers 200 once the server works."""
+    report_path: ClassVar[str] = "/status"
+    """Answers with the server's report."""
+    clear_path: ClassVar[str] = ""
+    """A POST here empties L1; empty if nothing does."""
+    registers: ClassVar[bool] = False
+    """Whether an engine must have registered with the server before it can share."""
+    lookup_seconds: ClassVar[str] = ""
+    """The engine's counter of seconds spent on asking the cache; empty if there is none."""
+    user: ClassVar[str] = ""
+    """The variable that holds the name for an L2 server; empty if there is none."""
+    password: ClassVar[str] = ""
+    """The variable that holds the password for an L2 server; empty if there is none."""
+
+    @abstractmethod
+    def options(self, server: Server) -> dict[str, Any]:
+        """The flags of this server, which the profile's ``args`` may replace."""
+
+    @abstractmethod
+    def wiring(self, server: Address) -> Wiring:
+        """What an engine gets that is to find this server."""
+
+    def in_container(
+        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
+    ) -> dict[str, Any]:
+        """The same flags in a container: an engine's whose server is at ``host``, or a server's own.
+
+        A server keeps L2 in ``directory``, if it has one; ``adapter`` is what an export adds to L2's fields.
+        """
+        del host, directory, adapter
+        return dict(options)
+
+    def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes KV in L2 another one although its key is the same, beside model, flags and versions."""
+        del adapter
+        return {}
+
+    def files(self, salts: str) -> str:
+        """A glob pattern for the files in L2 of requests whose salt matches this one; empty: unknown."""
+        del salts
+        return ""
+
+    def keys(self, salts: str) -> str:
+        """The same for the keys in an L2 that is a Redis or Valkey server."""
+        del salts
+        return ""
+
+    def keys_of_model(self, model: str) -> str:
+        """A pattern for the keys of this model, whose name is escaped, in an L2 that is a Redis or Valkey server."""
+        del model
+        return ""
+
+    def reported_chunk_size(self, report: Mapping[str, Any]) -> int | None:
+        """Tokens a chunk by the server's own report."""
+        del report
+        return None
+
+    def registered(self, report: Mapping[str, Any]) -> int | None:
+        """How many engines have offered it their KV memory."""
+        del report
+        return None
+
+    def kv_bytes_per_token(self, report: Mapping[str, Any]) -> int | None:
+        """KV bytes a token by the server's own account, all ranks together."""
+        del report
+        return None
+
+    def objects(self, report: Mapping[str, Any]) -> int:
+        """Chunks in L1."""
+        del report
+        return 0
+
+    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+        """Chunks that came into L1 between two readings of the server's counters."""
+        del before, after
+        return 0
+
+    def pending(self, counters: Mapping[str, float]) -> float:
+        """Stores in hand."""
+        del counters
+        return 0
+
+    def tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
+        """Tokens that the server's lookups hit in each tier (``l1``, ``l2``) between two readings."""
+        del before, after
+        return None
+
+    def losses(self, since: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Losses:
+        """What was counted ``since`` the writer was asked, and from ``before`` to ``after`` the reader was."""
+        del since, before, after
+        return Losses()

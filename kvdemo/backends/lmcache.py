@@ -1,0 +1,184 @@
+"""LMCache in its multiprocess mode: one server for a fleet and node, to which engines lend their KV memory.
+
+The server holds L1 (host memory) and, if the profile names one, uses an L2 for all of its engines: a directory, or a
+Redis or Valkey server. Source: LMCache 0.5.3 to 0.5.6 (lmcache/v1/multiprocess, lmcache/v1/distributed) and their
+answers. Its key of a chunk holds the model's name, the tokens and the request's salt only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kvdemo.backends import store
+from kvdemo.backends.backend import NOTHING, Address, Backend, Losses, Server, Wiring
+
+GIB = 1024**3
+
+NATIVE: Mapping[str, Any] = {"type": "fs_native", "num_workers": 8, "shared": True}
+"""L2 as files, read and written by native threads."""
+
+PYTHON: Mapping[str, Any] = {"type": "fs", "shared": True}
+"""Its twin in Python: one chunk after another (4 GB/s at best, LMCache 0.5.3); its lookup holds up the engine."""
+
+FIRST_NATIVE = (0, 5, 6)
+"""The first LMCache whose native adapter takes keys with a salt; before, it stores nothing of a salted request."""
+
+
+class LMCache(Backend):
+    """See the module."""
+
+    kind = "lmcache"
+    title = "LMCache"
+    command = ("-m", "lmcache.cli.main", "server")  # as a module: a script need not be on PATH
+    package = "lmcache"
+    chunk_size = 256
+    gpu_bytes = int(0.65 * GIB)  # its CUDA context and staging: 522 to 650 MiB were reported (LMCache#4287)
+    quiet = {"LMCACHE_DISABLE_BANNER": "1", "LMCACHE_TRACK_USAGE": "false"}  # noqa: RUF012 (read only, by its type)
+    secrets = ("LMCACHE_RESP_",)
+    prefixes = ("lmcache_mp",)
+    health_path = "/healthcheck"
+    report_path = "/status"
+    clear_path = "/cache/clear"
+    registers = True
+    lookup_seconds = "lmcache_mp_lookup_duration_seconds_sum"
+    user = "LMCACHE_RESP_USERNAME"
+    password = "LMCACHE_RESP_PASSWORD"  # noqa: S105 (the name of a variable)
+
+    def options(self, server: Server) -> dict[str, Any]:
+        """Those of `lmcache server`."""
+        arguments: dict[str, Any] = {
+            "host": server.inner,
+            "port": server.port,
+            "http-host": server.host,
+            "http-port": server.http_port,
+            "chunk-size": server.chunk_size,
+            "l1-size-gb": f"{server.l1 / GIB:g}",
+            "eviction-policy": "LRU",
+            # Fewer workers than engines would make engines wait for each other's copies.
+            "max-workers": max(2, server.engines),
+            "supported-transfer-mode": "lmcache_driven",
+        }
+        if not server.on_gpu:
+            arguments["l1-use-lazy"] = False
+        if server.store:
+            # "retain" keeps in L1 what was read from L2: the default drops it after one use.
+            arguments["l2-prefetch-policy"] = "retain"
+            arguments["l2-adapter"] = _l2_adapter(server)
+        return arguments
+
+    def wiring(self, server: Address) -> Wiring:
+        """The multiprocess connector; values by which engines survive the death of their cache server.
+
+        A failed load is computed again, a dead server is noticed by heartbeat within seconds, and KV blocks move by
+        mapped memory or CUDA IPC only (the other modes unpickle what arrives on a socket).
+        """
+        transfer = {
+            "kv_connector": "LMCacheMPConnector",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {
+                "lmcache.mp.host": f"tcp://{server.host}",
+                "lmcache.mp.port": server.port,
+                "lmcache.mp.mp_transfer_mode": "lmcache_driven",
+                "lmcache.mp.heartbeat_interval": 2,
+                "lmcache.mp.mq_timeout": 10,
+            },
+        }
+        return Wiring({"kv-transfer-config": transfer})
+
+    def in_container(
+        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
+    ) -> dict[str, Any]:
+        """Engines name the server's host in their connector's fields, a server its directory in the adapter's."""
+        options = dict(options)
+        if host:
+            transfer = options["kv-transfer-config"]
+            extra = {**transfer["kv_connector_extra_config"], "lmcache.mp.host": f"tcp://{host}"}
+            options["kv-transfer-config"] = {**transfer, "kv_connector_extra_config": extra}
+        if directory:
+            options["l2-adapter"] = {**options["l2-adapter"], "base_path": directory, **adapter}
+        return options
+
+    def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
+        """Compressed KV has the names of plain KV, but not its content."""
+        serde = adapter.get("serde")
+        return {"serde": serde} if serde else {}
+
+    def files(self, salts: str) -> str:
+        """A chunk's file is called after its key, which ends with the salt."""
+        return f"*@{salts}.data"
+
+    def keys(self, salts: str) -> str:
+        """A chunk's key ends with the salt."""
+        return f"*@{salts}"
+
+    def keys_of_model(self, model: str) -> str:
+        """A chunk's key begins with the model's name."""
+        return f"{model}@*"
+
+    def reported_chunk_size(self, report: Mapping[str, Any]) -> int | None:
+        """As it was started."""
+        size = report.get("chunk_size")
+        return size if isinstance(size, int) and size > 0 else None
+
+    def registered(self, report: Mapping[str, Any]) -> int | None:
+        """Engines that died are among them until the server starts anew."""
+        engines = report.get("registered_gpu_ids")
+        return None if engines is None else len(engines)
+
+    def kv_bytes_per_token(self, report: Mapping[str, Any]) -> int | None:
+        """None if no engine has registered."""
+        for meta in report.get("cache_context_meta", {}).values():
+            if size := meta.get("kv_cache_layout", {}).get("cache_size_per_token"):
+                return int(size) * int(meta.get("world_size", 1))
+        return None
+
+    def objects(self, report: Mapping[str, Any]) -> int:
+        """Each is one chunk."""
+        return int(report.get("storage_manager", {}).get("l1_manager", {}).get("total_object_count", 0))
+
+    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+        """Of everybody's requests."""
+        return _since("l1_write_chunks", before, after)
+
+    def pending(self, counters: Mapping[str, float]) -> float:
+        """Stores are counted when they begin and when they end."""
+        return counters.get("num_submitted_stores", 0) - counters.get("num_finished_stores", 0)
+
+    def tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
+        """0.5.6 tells, 0.5.3 does not."""
+        names = {"l1": "lookup_hit_l1_tokens", "l2": "lookup_hit_l2_tokens"}
+        if not any(name in after for name in names.values()):
+            return None
+        return {tier: _since(name, before, after) for tier, name in names.items()}
+
+    def losses(self, since: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Losses:
+        """A lookup ends early where the engine that asks has not registered."""
+        return Losses(
+            strange=_since("lookup_early_exit", before, after) > 0,
+            evicted=_since("l1_evicted_chunks", since, after),
+            refused=_since("l1_allocation_failure_chunks", since, after),
+            unreadable=_since("l2_prefetch_failure_chunks", since, after),
+            matched=_since("lookup_hit_tokens", before, after) if "lookup_hit_tokens" in after else None,
+        )
+
+
+def _since(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+    return int(after.get(name, 0) - before.get(name, 0))
+
+
+def _l2_adapter(server: Server) -> dict[str, Any]:
+    """The adapter's fields: what the profile gives, on top of the defaults of its type or of the best that works."""
+    given = server.adapter
+    if store.is_server(server.store):
+        host, port = store.server(server.store)
+        # Name and password come from LMCACHE_RESP_USERNAME and LMCACHE_RESP_PASSWORD: secrets of the profile.
+        return {"type": "resp", "host": host, "port": port, **given}
+    number = tuple(int(part) for part in re.findall(r"[0-9]+", server.version)[:3])
+    known = {adapter["type"]: adapter for adapter in (NATIVE, PYTHON)}
+    kind = given.get("type", (NATIVE if number >= FIRST_NATIVE else PYTHON)["type"])
+    # By default the servers of all nodes would write the same chunk under the same temporary name.
+    own = {"relative_tmp_dir": f"tmp-{server.node}"} if server.node else {}
+    return {**known.get(kind, {"shared": True}), "type": kind, **own, **given, "base_path": server.store}
