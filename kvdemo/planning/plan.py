@@ -240,6 +240,25 @@ def _wiring(profile: Profile, engine: Engine, facts: Facts) -> Wiring:
     return backends.of(profile.caches[engine.cache].kind).wiring(address)
 
 
+def _memory(engine: Engine, assignment: budget.Assignment) -> str:
+    """What it takes of its GPU, for people."""
+    if engine.kv_cache:
+        return f"KV {engine.kv_cache / engines.GIB:g} GiB"
+    return f"{assignment.memory:.0%} of GPU" if assignment.memory else ""
+
+
+def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, wiring: Wiring) -> dict[str, str]:
+    engine = profile.engines[name]
+    return engines.env(
+        engine,
+        devices=assignment.devices,
+        offline=kinship.complete(engine, facts),
+        sockets=facts.sockets,
+        start_timeout=profile.start_timeout,
+        wiring=wiring,
+    )
+
+
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
     engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
     if dtype := kinship.dtype_of(engine, facts):
@@ -249,8 +268,6 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     wiring = _wiring(profile, engine, facts)
     python = kinship.python_of(profile, name, facts)
     server = facts.interpreters[python].server if python in facts.interpreters else SERVER
-    kv = f"KV {engine.kv_cache / engines.GIB:g} GiB" if engine.kv_cache else ""
-    share = f"{assignment.memory:.0%} of GPU" if assignment.memory and not engine.kv_cache else ""
     command = (python, "-m", server)
     options = engines.options(
         engine,
@@ -267,14 +284,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         argv=(*command, *flags.words(options)),
         command=command,
         options=options,
-        env=engines.env(
-            engine,
-            devices=assignment.devices,
-            offline=kinship.complete(profile.engines[name], facts),
-            sockets=facts.sockets,
-            start_timeout=profile.start_timeout,
-            wiring=wiring,
-        ),
+        env=_env(profile, name, facts, assignment, wiring),
         secrets=tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets())),
         host=engine.host,
         port=facts.ports[name],
@@ -292,7 +302,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
-        budget=kv or share,
+        budget=_memory(engine, assignment),
         python=python,
         source=engine.model,
         tokenizer=str(engines.normalized(engine.args).get("tokenizer") or ""),
