@@ -109,7 +109,7 @@ def test_an_engine_wired_to_another_nodes_server_is_refused() -> None:
     """Users try it, and it cannot work: KV moves through shared memory."""
     plan = planned(profile())
     stray = replace(plan.service("b"), cache="c-one")
-    with pytest.raises(ProfileError, match="b on node two is wired to c-one, the LMCache server of node one"):
+    with pytest.raises(ProfileError, match="b on node two is wired to c-one, the cache server of node one"):
         layout.refuse_strays([plan.service("c-one"), stray])
 
 

@@ -334,7 +334,7 @@ BROKEN = {
     "a cached engine that is wired by hand": (
         "model: m\ncaches: {c: }\nengines: {a: {cache: c, args: {kv-transfer-config: {}}}}\n",
         [
-            "3:32: engines.a.args.kv-transfer-config: an engine with a cache is wired by kvdemo to the LMCache server "
+            "3:32: engines.a.args.kv-transfer-config: an engine with a cache is wired by kvdemo to the cache server "
             "beside it; leave this flag out",
         ],
     ),

@@ -33,6 +33,11 @@ def secrets() -> tuple[str, ...]:
     return tuple(prefix for one in BACKENDS.values() for prefix in one.secrets)
 
 
+def pools() -> tuple[str, ...]:
+    """How the names of all backends' shared memory begin."""
+    return tuple(pool for one in BACKENDS.values() for pool in one.pools)
+
+
 def prefixes() -> tuple[str, ...]:
     """How the names of all backends' Prometheus series begin."""
     return tuple(prefix for one in BACKENDS.values() for prefix in one.prefixes)

@@ -101,6 +101,8 @@ class Backend(ABC):
     """Answers with the server's report."""
     clear_path: ClassVar[str] = ""
     """A POST here empties L1; empty if nothing does."""
+    pools: ClassVar[tuple[str, ...]] = ()
+    """How the names in /dev/shm begin in which an engine, its process ``{pid}``, offers its KV memory."""
     registers: ClassVar[bool] = False
     """Whether an engine must have registered with the server before it can share."""
     lookup_seconds: ClassVar[str] = ""

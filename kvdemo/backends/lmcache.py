@@ -41,6 +41,7 @@ class LMCache(Backend):
     health_path = "/healthcheck"
     report_path = "/status"
     clear_path = "/cache/clear"
+    pools = ("lmcache_kv_{pid}_",)
     registers = True
     lookup_seconds = "lmcache_mp_lookup_duration_seconds_sum"
     user = "LMCACHE_RESP_USERNAME"

@@ -1,6 +1,6 @@
 """One profile on several nodes: each node's part of it, and the plans of all parts as one. Pure.
 
-Every node with cached engines has an LMCache server of its own, called CACHE-NODE: engines share memory with it. What
+Every node with cached engines has a cache server of its own, called CACHE-NODE: engines share memory with it. What
 the servers of one cache share is their L2, so it has to be one that every node reaches.
 """
 
@@ -113,7 +113,7 @@ def refuse_strays(specs: Collection[ServiceSpec]) -> None:
     for spec in specs:
         if spec.cache and nodes[spec.cache] != spec.node:
             raise ProfileError(
-                f"engine {spec.name} on node {spec.node} is wired to {spec.cache}, the LMCache server of node "
+                f"engine {spec.name} on node {spec.node} is wired to {spec.cache}, the cache server of node "
                 f"{nodes[spec.cache]}: they exchange KV through shared memory, which ends at the node",
                 "every node has a server of its own; what nodes share is l2",
             )

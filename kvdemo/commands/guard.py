@@ -32,7 +32,7 @@ SEARCHED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "VLLM_T
 
 @dataclass(frozen=True)
 class Question:
-    """An interpreter as its services run it, ``cached``: with LMCache.
+    """An interpreter as its services run it, ``cached``: with what a cache needs.
 
     ``stamp`` changes with the files of its packages (``host.packages``); answers are kept in ``folder``.
     """

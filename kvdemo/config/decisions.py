@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvdemo import backends
 from kvdemo.config import flags
 from kvdemo.config.part import Part
 from kvdemo.config.settings import Cache, Engine
@@ -95,8 +96,8 @@ class _Rule:
     cached: bool | None = None
 
 
-_WIRED = "an engine with a cache is wired by kvdemo to the LMCache server beside it; leave this flag out"
-_BY_CACHE = "an engine without 'cache' is the baseline: write 'cache: NAME', and the LMCache server under 'caches'"
+_WIRED = "an engine with a cache is wired by kvdemo to the cache server beside it; leave this flag out"
+_BY_CACHE = "an engine without 'cache' is the baseline: write 'cache: NAME', and the cache server under 'caches'"
 _HTTP = "kvdemo asks its engines over plain HTTP on 'host' and 'port'; leave this flag out, and put TLS in front of it"
 _READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
 _TEXT = "kvdemo asks for text over vLLM's OpenAI API, and an engine that does not answer there is never ready"
@@ -230,5 +231,6 @@ def block_size(engine: Engine, cache: Cache) -> str:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1 or cache.chunk_size % size == 0:
         return ""
     return (
-        f"LMCache takes chunks of whole blocks only: {size} does not divide chunk_size {cache.chunk_size} of the cache"
+        f"{backends.of(cache.kind).title} takes chunks of whole blocks only: {size} does not divide chunk_size "
+        f"{cache.chunk_size} of the cache"
     )

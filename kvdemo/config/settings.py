@@ -38,7 +38,7 @@ class _Service(Part):
 
 
 class Engine(_Service):
-    """One vLLM OpenAI server: plain, or with LMCache if it names a cache."""
+    """One vLLM OpenAI server: plain, or sharing its KV if it names a cache."""
 
     model: fields.ModelName = ""
     """Hugging Face id, or directory (beginning with ./ ../ / or ~). Default: the profile's model."""
@@ -110,7 +110,7 @@ class Defaults(Part):
 
 
 class Settings(Part):
-    """A fleet of vLLM engines and LMCache servers, and what to measure on it."""
+    """A fleet of vLLM engines and cache servers, and what to measure on it."""
 
     version: fields.Version = 1
     """Version of this file format. Default: 1."""
@@ -137,7 +137,7 @@ class Settings(Part):
     defaults: Defaults = Defaults()
     """Values that services have unless they say otherwise themselves."""
     caches: Annotated[dict[fields.Label, Cache], BeforeValidator(values.mapping)] = {}
-    """LMCache servers by name."""
+    """Cache servers by name."""
     engines: Annotated[dict[fields.Label, Engine], BeforeValidator(values.mapping)] = {}
     """vLLM engines by name, at least one."""
     bench: Bench = Bench()

@@ -231,9 +231,9 @@ def mapped(pid: int) -> set[str]:
 
 
 def segments(pids: Collection[int]) -> set[str]:
-    """The names in /dev/shm that belong to these processes: mapped by them now, or an LMCache pool named after one."""
-    prefixes = tuple(f"lmcache_kv_{pid}_" for pid in pids)
-    named = {path.name for path in SHM.glob("lmcache_kv_*") if path.name.startswith(prefixes)}
+    """The names in /dev/shm that belong to these processes: mapped by them now, or named after one by a cache."""
+    prefixes = tuple(pool.format(pid=pid) for pid in pids for pool in shim.POOLS)
+    named = {path.name for path in SHM.iterdir() if path.name.startswith(prefixes)} if prefixes else set()
     return named.union(*(mapped(pid) for pid in pids))
 
 

@@ -174,10 +174,14 @@ def await_ends(entries: list[Stat], timeout: float) -> None:
             os.close(fd)
 
 
+POOLS = ("lmcache_kv_{pid}_",)
+"""How the names in /dev/shm begin in which engines offer KV memory to a cache: those of ``backends.pools``."""
+
+
 def unlink_kv(pids: Iterable[int]) -> None:
-    """Unlink the shared memory that LMCache named after those of these pids that are dead (``lmcache_kv_PID_N``)."""
+    """Unlink the KV memory in /dev/shm that is named after those of these pids that are dead."""
     dead = [pid for pid in pids if (entry := stat(pid)) is None or entry.dead]
-    prefixes = tuple(f"lmcache_kv_{pid}_" for pid in dead)
+    prefixes = tuple(pool.format(pid=pid) for pid in dead for pool in POOLS)
     try:
         names = [name for name in os.listdir(SHM) if name.startswith(prefixes)]
     except OSError:

@@ -2,7 +2,7 @@
 
 Loaded KV is judged against a *local* prefix hit of the same length, on a plain engine where there is one: the same
 arithmetic on the same shapes, so anything but equality to the last bit is wrong KV. Cold prefill rounds differently
-(bf16, other shapes) and may flip a near tie, with or without LMCache; so does the local hit, and by as much.
+(bf16, other shapes) and may flip a near tie, with or without a shared cache; so does the local hit, and by as much.
 """
 
 from __future__ import annotations

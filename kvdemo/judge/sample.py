@@ -53,7 +53,7 @@ class Sample:
     ``arm`` is its part in the trial (see ``workload``), ``expected`` the prompt tokens that should come from a cache.
     ``ttft`` ends at the first token with content, ``first_chunk`` at the first chunk of any kind; ``itl`` are the gaps
     between later tokens; ``queue`` and ``server_ttft`` are the engine's own figures. ``tiers`` are the tokens that the
-    LMCache server found in L1 and L2, ``lookup`` the time the engine spent asking it, ``stored_after`` the time from
+    cache server found in L1 and L2, ``lookup`` the time the engine spent asking it, ``stored_after`` the time from
     the end of the answer until all of its chunks were in the cache. ``writer`` and ``length`` name the cell of a
     matrix, or the point of a sweep, that the request belongs to.
 

@@ -1,0 +1,128 @@
+"""KV backends: what each must say, who may know one by its name, and how LMCache's answers are read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvdemo import backends
+from kvdemo.backends.backend import Address, Backend, Losses, Server
+from kvdemo.backends.lmcache import LMCache
+from kvdemo.config import flags
+from kvdemo.host import shim
+
+PACKAGE = Path(__file__).parents[1] / "kvdemo"
+SERVER = Server("127.0.0.1", "127.0.0.1", 1, 2, l1=2**30, chunk_size=256, engines=2, on_gpu=False, store="/kv/x")
+EVERY = pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=lambda one: one.kind)
+
+NAMED = {
+    "backends": "the backend itself, and the list of all",
+    "config": "the keys, flags and variables of a profile, as users write them",
+    "export": "images, manifests and other benchmarks",
+    "fleet/software.py": "failure signatures",
+    "fleet/signatures.py": "failure signatures",
+    "fleet/logtext.py": "how its log lines look",
+    "host/maker.py": "what an interpreter has to hold",
+    "host/packages.py": "what an interpreter has to hold",
+    "host/probe.py": "what an interpreter has to hold",
+    "host/runtime.py": "what an interpreter has to hold",
+    "host/shim.py": "the guardian imports nothing of kvdemo; a test below holds it to the list",
+    "planning/choice.py": "where a model comes from",
+    "planning/pair.py": "the versions that kvdemo is run with",
+    "planning/predict.py": "with what its constants were measured",
+    "commands/checks.py": "doctor's checks of an installation",
+    "commands/guard.py": "the check of an installation",
+    "commands/options.py": "what an interpreter has to hold",
+    "commands/starter.py": "what an interpreter has to hold",
+    "commands/parameters.py": "the former name of --cache-url, and the name of another benchmark",
+    "cli.py": "what kvdemo is, in one sentence",
+}
+"""Who may name LMCache, and why."""
+
+
+def test_a_backend_is_known_by_its_name_to_few() -> None:
+    """bench, load, judge, words, report and the page measure any backend; whoever names one has a reason."""
+    named = {
+        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "lmcache" in path.read_text().lower()
+    }
+    places = {path if path in NAMED else path.partition("/")[0] for path in named}
+    assert places == set(NAMED)
+
+
+@EVERY
+def test_what_a_backend_must_say(backend: Backend) -> None:
+    """A kind as profiles write it, words that start its server, and flags that its engines and its server take."""
+    assert backends.of(backend.kind) is backend
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", backend.kind)
+    assert backend.title
+    assert backend.command
+    wiring = backend.wiring(Address("10.0.0.1", 5555))
+    text = " ".join([*flags.words(wiring.arguments), *wiring.env.values()])
+    assert {"10.0.0.1", "5555"} <= set(re.findall(r"[\d.]+", text)), "an engine has to find its server"
+    words = flags.words(backend.options(SERVER))
+    assert all(isinstance(word, str) for word in words)
+    assert any("/kv/x" in word for word in words), "L2 lies where the plan says"
+    assert flags.words(backend.options(replace(SERVER, store=""))) != words
+
+
+@EVERY
+def test_a_backend_that_does_not_answer_is_unknown(backend: Backend) -> None:
+    """Nothing read is nothing known: no report and no counters make no number but zero, and no tiers."""
+    assert (backend.registered({}), backend.kv_bytes_per_token({}), backend.reported_chunk_size({})) == (None,) * 3
+    assert (backend.objects({}), backend.written({}, {}), backend.pending({})) == (0, 0, 0)
+    assert backend.tiers({}, {}) is None
+    assert backend.losses({}, {}, {}) == Losses()
+
+
+@EVERY
+def test_requests_are_told_apart_by_salt(backend: Backend) -> None:
+    """A pattern for one salt is another than that for the next, in files as in keys."""
+    for pattern in (backend.files, backend.keys):
+        assert not pattern("run-1") or ("run-1" in pattern("run-1") and pattern("run-1") != pattern("run-2"))
+
+
+@EVERY
+def test_a_container_finds_its_server_and_its_directory(backend: Backend) -> None:
+    """Exports move both; nothing of the machine's own addresses and directories is left."""
+    engine = backend.wiring(Address("10.0.0.1", 5555)).arguments
+    words = " ".join(flags.words(backend.in_container(engine, host="cache-1")))
+    assert "cache-1" in words
+    assert "10.0.0.1" not in words
+    moved = " ".join(flags.words(backend.in_container(backend.options(SERVER), directory="/kv")))
+    assert "/kv/x" not in moved
+
+
+def test_the_guardian_tidies_up_after_every_backend() -> None:
+    """It imports nothing of kvdemo, so its list is written twice, and held together here."""
+    assert backends.pools() == shim.POOLS
+
+
+def test_a_plan_of_an_earlier_version_names_no_backend() -> None:
+    """There was one; an unknown kind is an error, not that one."""
+    assert backends.of("") is backends.DEFAULT
+    with pytest.raises(KeyError):
+        backends.of("other")
+
+
+def test_what_lmcache_tells() -> None:
+    """Its report and counters as LMCache 0.5.6 words them; what 0.5.3 leaves out is unknown."""
+    backend = LMCache()
+    layout = {"kv_cache_layout": {"cache_size_per_token": 100}, "world_size": 2}
+    report = {
+        "chunk_size": 128,
+        "registered_gpu_ids": [7, 9],
+        "cache_context_meta": {"7": {}, "9": layout},
+        "storage_manager": {"l1_manager": {"total_object_count": 5}},
+    }
+    assert (backend.reported_chunk_size(report), backend.registered(report)) == (128, 2)
+    assert (backend.kv_bytes_per_token(report), backend.objects(report)) == (200, 5)
+    before = {"lookup_hit_l1_tokens": 10.0, "lookup_hit_tokens": 10.0, "l1_evicted_chunks": 3.0}
+    after = {"lookup_hit_l1_tokens": 30.0, "lookup_hit_l2_tokens": 5.0, "lookup_hit_tokens": 35.0}
+    after |= {"l1_evicted_chunks": 4.0, "lookup_early_exit": 1.0, "l2_prefetch_failure_chunks": 2.0}
+    assert backend.tiers(before, after) == {"l1": 20, "l2": 5}
+    assert backend.losses({}, before, after) == Losses(strange=True, evicted=4, unreadable=2, matched=25)
+    assert backend.tiers({}, {"lookup_hit_tokens": 35.0}) is None
+    assert backend.pending({"num_submitted_stores": 3.0, "num_finished_stores": 1.0}) == 2
