@@ -69,6 +69,24 @@ def test_up_puts_services_on_both_nodes(shared_lab: Lab, nodes: TwoNodes, profil
     assert again.stdout.count("unchanged") == 5, again.stdout
 
 
+def test_packages_that_do_not_load_on_a_node_are_refused(shared_lab: Lab, nodes: TwoNodes) -> None:
+    """Each node is asked for its own interpreter before anything starts there; its name stands before what is wrong."""
+    broken = shared_lab.path / "broken"
+    (broken / "lmcache").mkdir(parents=True)
+    (broken / "lmcache" / "__init__.py").write_text("raise ImportError('built for another torch')")
+    python = shared_lab.path / "broken-python"
+    python.write_text(shared_lab.python.read_text().replace("PYTHONPATH=", f"PYTHONPATH={broken}:"))
+    python.chmod(0o755)
+    settings: dict[str, Any] = {"name": "broken", "runtime": {"python": str(python)}}
+    path = shared_lab.profile(ENGINES, CACHES, on={"ray": {"address": nodes.address}}, **settings)
+    done = shared_lab.run("up", path)
+    assert done.returncode == 5, done.stdout + done.stderr
+    told = [line for line in done.stderr.splitlines() if "load lmcache: ImportError: built for another torch" in line]
+    assert len(told) == 2, done.stderr
+    assert len({line.split(":")[0] for line in told}) == 2, told
+    assert shared_lab.project("broken").records() == {}
+
+
 def test_no_gpu_is_given_twice(shared_lab: Lab, nodes: TwoNodes) -> None:
     """Seats are counted by Ray; `plan` gives them back, and says what the nodes (that only pretend) lack."""
     settings: Any = {"on": {"ray": {"address": nodes.address}}, "name": "seated"}

@@ -18,7 +18,7 @@ from hub_server import serve
 from kvdemo.commands import checks, doctor
 from kvdemo.commands.checks import Level
 from kvdemo.config import profile
-from kvdemo.planning import predict, shape
+from kvdemo.planning import pair, predict, shape
 from kvdemo.planning.facts import Driver, Gpu, Holder, Interpreter, Link
 from nvml import GIB, H200, machine
 from real_fleet import MODEL, ROOT, START, needs_engines
@@ -81,7 +81,7 @@ def test_limits() -> None:
 )
 def test_parts_that_do_not_load(findings: list[dict[str, str]], code: int | None, said: str, fix: str) -> None:
     """The step is named, whether it raised, crashed or hung; what went before is fine."""
-    *before, last = checks.loaded(findings, code, "some\nouch", gpu=True)
+    *before, last = checks.loaded(pair.outcomes(findings, code, "some\nouch", gpu=True))
     assert all(check.level is Level.OK for check in before)
     assert last.level is Level.FAILURE
     assert last.name == f"load {findings[-1]['step'] if findings else 'interpreter'}"

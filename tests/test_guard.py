@@ -14,7 +14,7 @@ import pytest
 from conftest import FAKES, Lab, needs_gcc
 from kvdemo.commands import guard
 from kvdemo.errors import PreflightError
-from kvdemo.host import bandwidth
+from kvdemo.host import bandwidth, imports
 from kvdemo.planning import pair
 from real_fleet import ROOT
 
@@ -46,10 +46,10 @@ def broken(module: Path) -> None:
     module.unlink()
 
 
-def question(lab: Lab, *, gpu: bool = False, cached: bool = True) -> guard.Question:
+def question(lab: Lab, *, gpu: bool = False, cached: bool = True) -> imports.Question:
     """What ``up`` would ask of the laboratory's interpreter."""
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "0" if gpu else ""}
-    return guard.Question(str(lab.python), "stamp", environ, gpu, cached, lab.path / "kept")
+    return imports.Question(str(lab.python), "stamp", environ, gpu, cached, lab.path / "kept")
 
 
 def refusal(lab: Lab, *, gpu: bool) -> PreflightError:

@@ -13,17 +13,18 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvdemo import __version__
-from kvdemo.host import gpus, hub, procfs, state, survey
+from kvdemo.host import gpus, hub, imports, procfs, state, survey
 from kvdemo.host.launcher import Place
 from kvdemo.host.local import Local
 from kvdemo.host.state import Project
 from kvdemo.planning import environment, kinship
 from kvdemo.planning.facts import Facts
+from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import ServiceSpec
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ class Agent:
     def survey(self, profile: Profile, avoid: Collection[int]) -> Facts:
         """The facts of this node for its part of the profile."""
         return survey.survey(profile, self.project, self.environ, node=self.node, avoid=avoid)
+
+    def vouch(self, specs: Sequence[ServiceSpec], stamps: Mapping[str, str]) -> list[Problem]:
+        """What does not load together in the interpreters of these services."""
+        found = []
+        for question in imports.questions(specs, stamps, self.environ):
+            bad, answered = question.doubt()
+            if bad and answered:
+                text = f"the packages of {question.python} do not load together: load {bad.step}: {bad.text}"
+                found.append(Problem("interpreter", text, bad.fix).of_node(self.node))
+        return found
 
     def fetch(self, profile: Profile, facts: Facts, secrets: Mapping[str, str], part: Part) -> None:
         """Download this part of the models that are not here."""

@@ -18,6 +18,7 @@ from kvdemo.host.state import Project
 from kvdemo.host.survey import saved_plan
 from kvdemo.planning.facts import Facts
 from kvdemo.planning.plan import Plan
+from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def plan(profile: Profile, ray: Ray, project: Project, environ: Mapping[str, str
             agents.fetch(profile, seats, facts, environ, part)
             facts = agents.survey(profile, seats, environ)
             planned = layout.merged(profile, seats, facts, on)
+        if keep and not planned.missing:
+            planned = replace(planned, problems=(*planned.problems, *agents.vouch(planned, facts)))
         if keep and not planned.missing:
             undo.pop_all()
     return planned
@@ -122,6 +125,15 @@ class _Agents:
         secrets = {name: environ[name] for name in profile.secrets if environ.get(name)}
         for node, seen in facts.items():
             self._ask(node, "fetch", layout.part(profile, node, seats), seen, secrets, part, timeout=DOWNLOAD)
+
+    def vouch(self, plan: Plan, facts: Mapping[Node, Facts]) -> list[Problem]:
+        """What does not load together on the nodes."""
+        found: list[Problem] = []
+        for node, seen in facts.items():
+            specs = [spec for spec in plan.services if spec.node == node.name]
+            stamps = {python: one.stamp for python, one in seen.interpreters.items()}
+            found += self._ask(node, "vouch", specs, stamps)
+        return found
 
     def end(self) -> None:
         """End those that were made."""

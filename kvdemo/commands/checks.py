@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from kvdemo import units
-from kvdemo.planning import pair
 from kvdemo.planning.engines import GIB
 from kvdemo.planning.facts import Driver, Gpu, Interpreter
+from kvdemo.planning.pair import Outcome
 from kvdemo.planning.plan import Plan
 from kvdemo.planning.predict import Prediction, sentence
 from kvdemo.planning.sums import FEW_FILES
@@ -119,35 +119,11 @@ def versions(found: Interpreter) -> Check:
     return ok("versions", f"{text} ({found.python})", interpreter=found.python, **found.versions)
 
 
-def loaded(findings: Sequence[Mapping[str, Any]], code: int | None, stderr: str, gpu: bool) -> Iterator[Check]:
+def loaded(found: Iterable[Outcome]) -> Iterator[Check]:
     """Whether torch, vLLM, LMCache and the connector load together in one process of that interpreter."""
-    step = "interpreter"
-    for finding in findings:
-        step = str(finding.get("step", step))
-        if "error" in finding:
-            yield failure(f"load {step}", str(finding["error"]), _why_not(step, str(finding["error"]), gpu))
-            return
-        if "text" in finding:
-            yield ok(f"load {step}", str(finding["text"]))
-    if code:
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        last = (stderr.strip().splitlines() or [""])[-1][-200:]
-        yield failure(f"load {step}", f"crashed ({how}) {last}".rstrip(), _why_not(step, "", gpu))
-    elif code is None:
-        yield failure(f"load {step}", stderr[-200:], "run the same import by hand to see what it waits for")
-
-
-def _why_not(step: str, error: str, gpu: bool) -> str:
-    if step == "torch" and gpu:
-        return "install a CUDA build of torch that this driver can run (see `driver` above), or update the driver"
-    advice = pair.advice(gpu=gpu)
-    if step == "lmcache" and gpu:
-        return f"its CUDA extension is built for another torch, and LMCache would warn once and go on without: {advice}"
-    if "undefined symbol" in error or step == "lmcache":
-        return f"its compiled part is built for another torch: {advice}"
-    if step == "connector":
-        return f"this vLLM and LMCache do not go together: {advice}"
-    return f"reinstall it for this interpreter, or {advice}"
+    for one in found:
+        name = f"load {one.step}"
+        yield failure(name, one.text, one.fix) if one.failed else ok(name, one.text)
 
 
 def plan(found: Plan) -> Iterator[Check]:

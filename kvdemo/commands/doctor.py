@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvdemo.backends.store import is_server
-from kvdemo.commands import checks, guard
+from kvdemo.commands import checks
 from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError, UsageError
-from kvdemo.host import bandwidth, gpus, hub, machine, runtime, survey
+from kvdemo.host import bandwidth, gpus, hub, imports, machine, runtime, survey
 from kvdemo.host.state import Project, root
 from kvdemo.planning import engines, environment, kinship, peak, predict
 from kvdemo.planning import plan as planning
@@ -34,7 +34,7 @@ def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generato
     found = survey.owned(gpus.detect(environ), root(environ))
     yield from _machine(found)
     variables = environment.of_service(environ, engines.QUIET, ())
-    folder = root(environ) / guard.FOLDER
+    folder = root(environ) / imports.FOLDER
     loads = yield from _interpreter(runtime.interpreter(python), variables, folder, gpu=bool(found), cached=True)
     if loads:
         yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
@@ -81,7 +81,7 @@ def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
 def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
     """Each interpreter once, with the environment and on the device of the first engine that it runs; which work."""
     here = {gpu.index for gpu in facts.gpus}
-    folder = root(environ) / guard.FOLDER
+    folder = root(environ) / imports.FOLDER
     working = set()
     for python, interpreter in facts.interpreters.items():
         users = [spec for spec in plan.services if spec.python == python]
@@ -102,7 +102,8 @@ def _interpreter(
     yield checks.versions(found)
     if found.problem:
         return False
-    loaded, _ = guard.Question(found.python, found.stamp, environ, gpu, cached, folder).ask()
+    outcomes, _ = imports.Question(found.python, found.stamp, environ, gpu, cached, folder).ask()
+    loaded = list(checks.loaded(outcomes))
     yield from loaded
     return all(check.level is Level.OK for check in loaded)
 

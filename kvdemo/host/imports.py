@@ -1,0 +1,113 @@
+"""Do the packages of an interpreter load together? Asked once, before anything starts, remembered until they change.
+
+What fails here fails silently later: LMCache without its CUDA extension logs one warning and goes on with torch's
+operations, engines start, and every measurement is of the wrong thing. The answer is kept beside the projects' state,
+one file for each interpreter and kind of device; only an answer that is good is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvdemo.host import bandwidth, gpus
+from kvdemo.host.state import root
+from kvdemo.planning import environment, pair
+from kvdemo.planning.pair import Outcome
+from kvdemo.planning.services import ServiceSpec
+
+FOLDER = ".loaded"
+"""Where answers are kept, beside the projects; no project can have this name."""
+
+SEARCHED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "VLLM_TARGET_DEVICE")
+"""Variables that decide which packages and libraries an interpreter loads."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """An interpreter as its services run it, ``cached``: with what a cache needs.
+
+    ``stamp`` changes with the files of its packages (``host.packages``); answers are kept in ``folder``.
+    """
+
+    python: str
+    stamp: str
+    environ: Mapping[str, str]
+    gpu: bool
+    cached: bool
+    folder: Path
+
+    @property
+    def text(self) -> str:
+        """What is being done, while it is."""
+        what = "torch, vLLM and LMCache" if self.cached else "torch and vLLM"
+        return f"Checking that {what} load together in {self.python} (once; again when they change) ..."
+
+    def known(self) -> bool:
+        """Whether this was asked before, of the same files, and the answer was good."""
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            return bool(kept["key"] == self._key and (kept["cached"] or not self.cached))
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def ask(self) -> tuple[list[Outcome], bool]:
+        """How each step ended, and whether the interpreter answered in time; a good answer is kept."""
+        answer = bandwidth.ask(self.python, self.environ, "imports", gpu=self.gpu, cached=self.cached)
+        found = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
+        if found and not any(one.failed for one in found):
+            self._keep()
+        return found, answer.code is not None or any("error" in finding for finding in answer.findings)
+
+    def doubt(self) -> tuple[Outcome | None, bool]:
+        """The step that failed, if one did, and whether that is known: an interpreter that is silent proves nothing."""
+        found, answered = self.ask()
+        return next((one for one in found if one.failed), None), answered
+
+    def _keep(self) -> None:
+        """Write it down; where that cannot be done it is asked again."""
+        document = {"key": self._key, "python": self.python, "gpu": self.gpu, "cached": self.cached}
+        temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(self._file)
+
+    @property
+    def _file(self) -> Path:
+        name = hashlib.sha256(f"{self.python} {self.gpu}".encode()).hexdigest()[:16]
+        return self.folder / f"{name}.json"
+
+    @property
+    def _key(self) -> str:
+        driver = gpus.driver().version if self.gpu else ""
+        searched = {name: self.environ.get(name, "") for name in SEARCHED}
+        text = json.dumps([self.stamp, driver, searched], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def questions(
+    specs: Sequence[ServiceSpec], stamps: Mapping[str, str], environ: Mapping[str, str]
+) -> Iterator[Question]:
+    """One for each interpreter and kind of device of these services that is not known yet.
+
+    ``stamps`` are those of the interpreters (``host.packages``).
+    """
+    for python, gpu in dict.fromkeys((spec.python, bool(spec.gpus)) for spec in specs):
+        users = [spec for spec in specs if (spec.python, bool(spec.gpus)) == (python, gpu)]
+        spec = next((spec for spec in users if spec.kind == "engine"), users[0])
+        question = Question(
+            python=python,
+            stamp=stamps.get(python, ""),
+            environ=environment.of_service(environ, spec.env, ()),
+            gpu=gpu,
+            cached=any(spec.cache or spec.kind == "cache" for spec in users),
+            folder=root(environ) / FOLDER,
+        )
+        if not question.known():
+            yield question
