@@ -179,7 +179,10 @@ def test_bounds_are_told_as_bounds() -> None:
     texts = [words.capacity(one) for one in result.capacities]
     assert texts == ["less than 2.00 requests/s", "at least 4.00 requests/s"]
     assert "at least 2.0x" in words.sentences(result)[0]
+    result = judge(ABOUT, [phase("plain", 2, MISSED), phase("shared", 2, MISSED)])
+    assert "try lower rates" in words.sentences(result)[-1]
     result = judge(ABOUT, [phase("plain", 2, KEPT), phase("shared", 2, KEPT)])
+    assert "try higher rates" in words.sentences(result)[-1]
     assert result.gains == ()
     assert "No ratio" in words.sentences(result)[-1]
     assert words.capacity(judge(ABOUT, []).capacities[0]) == "unknown"
@@ -249,6 +252,15 @@ def test_a_damaged_run_is_refused_with_its_place(tmp_path: Path, lines: list[dic
     path = save(tmp_path / "run.jsonl", *lines)
     with pytest.raises(UsageError, match=str(path)):
         trafficfile.read(path)
+
+
+def test_the_tables_fit_80_columns() -> None:
+    """No cell is cut, whatever the terminal."""
+    result = judge(ABOUT, [phase("plain", 0.3, [20.0] * 10), phase("shared", 12.5, KEPT * 10, waiting=(3, 11))])
+    console = Console(width=80)
+    with console.capture() as seen:
+        console.print(media.terminal(result))
+    assert "…" not in seen.get()
 
 
 def test_every_medium_says_the_same() -> None:

@@ -15,25 +15,27 @@ from kvdemo.report.look import POLICY, STYLE
 from kvdemo.report.markup import Markup, join, tag
 from kvdemo.words import traffic as words
 
-BAR = 24
+BAR = 14
 COLOURS = ("cold", "reuse", "again", "store")
 
 
 def terminal(result: TrafficResult) -> Group:
-    """The table, the curve, the sentence."""
-    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
-    for number, heading in enumerate(words.COLUMNS):
-        grid.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    """Latency and sources in two tables, each narrow enough for 80 columns, then the sentence."""
+    latency, sources = _grid(words.COLUMNS[: words.LATENCY]), _grid((*words.KEYS, *words.COLUMNS[words.LATENCY :], ""))
     for point in result.points:
-        style = "" if point.punctual and not point.failed else "yellow"
-        grid.add_row(*words.cells(point), style=style)
+        cells, style = words.cells(point), "" if point.punctual and not point.failed else "yellow"
+        latency.add_row(*cells[: words.LATENCY], style=style)
+        kept = "kept" if point.share >= result.limit.share else "missed"
+        bar = Text("█" * round(BAR * point.share), style="green" if point.side != PLAIN else "")
+        bar.append("·" * (BAR - round(BAR * point.share)), style="dim").append(f" {kept}")
+        sources.add_row(*cells[: len(words.KEYS)], *cells[words.LATENCY :], bar)
     parts: list[RenderableType] = [
         Text.assemble(("\nTraffic  ", "bold"), words.heading(result)),
         Text(words.limit(result)),
         "",
-        grid,
+        latency,
         "",
-        _curve(result),
+        sources,
         "",
     ]
     parts += [Text(line, style="bold") for line in words.sentences(result)]
@@ -42,14 +44,10 @@ def terminal(result: TrafficResult) -> Group:
     return Group(*parts)
 
 
-def _curve(result: TrafficResult) -> Table:
-    """The share of requests within the limit, as a bar for each rate."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    for point in result.points:
-        kept = point.share >= result.limit.share
-        bar = Text("█" * round(BAR * point.share), style="green" if point.side != PLAIN else "white")
-        bar.append("·" * (BAR - round(BAR * point.share)), style="dim")
-        grid.add_row(point.side, f"{words.rate(point.rate)}/s", bar, "within the limit" if kept else "missed")
+def _grid(headings: Sequence[str]) -> Table:
+    grid = Table(box=None, header_style="bold underline", padding=(0, 1, 0, 0), pad_edge=False)
+    for number, heading in enumerate(headings):
+        grid.add_column(heading, justify="left" if number == 0 or not heading else "right", no_wrap=True)
     return grid
 
 

@@ -13,6 +13,11 @@ from kvdemo.load import queueing
 COLUMNS = (
     "Side", "Requests/s", "Sent", "Within", "TTFT p50", "p90", "p99", "ITL", "Computed", "Local", "Shared", "Waiting",
 )  # fmt: skip
+KEYS = COLUMNS[:2]
+"""What a row is about."""
+
+LATENCY = 8
+"""The first columns are about time, the rest about where tokens came from and who waited."""
 
 
 def rate(value: float) -> str:
@@ -100,7 +105,7 @@ def sentences(result: TrafficResult) -> list[str]:
     lines = [sentence(result, gain) for gain in result.gains]
     if not lines:
         lines = [f"{one.side}: {capacity(one)}." for one in result.capacities]
-        lines.append("No ratio: no repetition has a rate within the limit on a side with a cache and one without.")
+        lines.append(f"No ratio of capacities: {_why_none(result)}.")
     return lines
 
 
@@ -123,6 +128,17 @@ def estimates(result: TrafficResult) -> str:
             "the limit (one prefill at a time, no batching)."
         )
     return ""
+
+
+def _why_none(result: TrafficResult) -> str:
+    """What kept the run from a ratio, and the way out."""
+    if any(one.died for one in result.capacities):
+        return "a side lost an engine"
+    if result.capacities and all(one.open for one in result.capacities):
+        return "every rate that was tried kept the limit on every side; try higher rates or a shorter limit"
+    if any(one.none for one in result.capacities):
+        return "no rate that was tried kept the limit; try lower rates or a longer limit"
+    return "no repetition has a capacity of a side with a cache beside one without"
 
 
 def notes(result: TrafficResult) -> list[str]:
