@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo.commands import frame, load, measuring, options
+from kvdemo.commands import completion, frame, lifecycle, load, measuring, options
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -182,6 +182,9 @@ def ps(
 app.command("status", hidden=True, help="The same as ps.")(ps)
 
 
+app.command()(lifecycle.ls)
+
+
 @app.command()
 def logs(
     services: Services = None,
@@ -189,16 +192,22 @@ def logs(
     follow: options.Follow = False,
     tail: options.Tail = None,
     previous: options.Previous = False,
+    since: options.Since = "",
     no_log_prefix: options.NoLogPrefix = False,
 ) -> None:
     """Print the services' logs, each line with its service's name; secrets are blanked."""
+    from datetime import datetime
+
     from kvdemo.commands import lookup
-    from kvdemo.fleet import fleet, logbook
+    from kvdemo.fleet import fleet, logbook, logtime
     from kvdemo.report import terminal
 
     project = lookup.project(project_name, logs=True)
+    begin = logtime.moment(since, datetime.now()) if since else None
     chosen = logbook.select(project, services or (), previous=previous)
-    for service, text in logbook.lines(project, chosen, os.environ, tail=tail, follow=follow, previous=previous):
+    for service, text in logbook.lines(
+        project, chosen, os.environ, tail=tail, follow=follow, previous=previous, since=begin
+    ):
         terminal.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
     for event in [] if previous else fleet.ended(project, os.environ, chosen):
         terminal.ending(event)
@@ -206,7 +215,12 @@ def logs(
 
 @app.command()
 def restart(
-    services: Annotated[list[str], typer.Argument(metavar="SERVICE...", help="Which; a cache's engines follow it.")],
+    services: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SERVICE...", help="Which; a cache's engines follow it.", autocompletion=completion.services
+        ),
+    ],
     project_name: ProjectOption = "",
     timeout: TimeoutOption = None,
 ) -> None:
@@ -219,6 +233,8 @@ def restart(
         frame.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
+for verb in (lifecycle.stop, lifecycle.start, lifecycle.wait, lifecycle.events):
+    app.command()(verb)
 app.command(cls=measuring.Bench)(measuring.bench)
 app.command("load")(load.load)
 app.command()(measuring.report)
@@ -243,15 +259,24 @@ def ui(
 
 @app.command()
 def down(
+    services: Services = None,
     project_name: ProjectOption = "",
     volumes: options.Volumes = False,
     timeout: options.KillTimeout = None,
     all_projects: options.AllProjects = False,
 ) -> None:
-    """Stop everything, engines before caches, and prove that nothing is left."""
+    """Stop everything, engines before caches, and prove that nothing is left; of some services, a cache's engines too.
+
+    Example: kvdemo down lmcache-b
+    """
     from kvdemo.commands import lookup
     from kvdemo.report import terminal
 
+    if services:
+        if volumes or all_projects:
+            raise UsageError("SERVICE cannot be combined with --volumes or --all", "both are about whole projects")
+        frame.take_down(lookup.project(project_name), False, timeout, services)
+        return
     chosen = lookup.to_stop(project_name, everything=all_projects, stores=volumes)
     if not chosen:
         terminal.out.print("Nothing was running.")

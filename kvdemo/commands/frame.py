@@ -90,14 +90,19 @@ def _waiting(what: str, how: str) -> None:
         terminal.err.print(f"  {how}", markup=False)
 
 
-def take_down(project: Project, volumes: bool, timeout: float | None) -> None:
-    """Stop a project and show it. Raises DownIncompleteError if something survived."""
-    from kvdemo.fleet import teardown
+def take_down(project: Project, volumes: bool, timeout: float | None, services: Sequence[str] = ()) -> None:
+    """Stop a project, or only these services of it, and show it. Raises DownIncompleteError if something survived."""
+    from kvdemo.fleet import lifecycle, teardown
     from kvdemo.report import terminal
 
     with project.lock("down", timeout=DOWN_PATIENCE, waiting=_waiting):
         remains = teardown.Remains()
-        with closing(teardown.down(project, remove_store=volumes, timeout=timeout)) as events, terminal.Fleet() as show:
+        stream = (
+            lifecycle.down(project, services, timeout)
+            if services
+            else teardown.down(project, remove_store=volumes, timeout=timeout)
+        )
+        with closing(stream) as events, terminal.Fleet() as show:
             for event in events:
                 if isinstance(event, teardown.Remains):
                     remains = event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from kvdemo.report import terminal
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Profile
+    from kvdemo.host.launcher import Event
 
 
 def project_of(profile: Path, name: str) -> Project:
@@ -188,8 +189,7 @@ def services_of_all(*, as_json: bool) -> None:
         try:
             events = fleet.status(one, os.environ)
         except KvdemoError as error:
-            terminal.err.print(f"warning: {one.name}: {error}\n  {error.hint}", markup=False)
-            listed.append({"project": one.name, "services": [], "problem": str(error), "remedy": error.hint})
+            listed.append({"project": one.name, "services": [], **_unknown(one, error)})
             continue
         listed.append(terminal.services_document(one.name, events))
         if not as_json:
@@ -200,3 +200,25 @@ def services_of_all(*, as_json: bool) -> None:
         terminal.out.print_json(data={"projects": listed, "damaged": damaged})
     elif not listed:
         terminal.out.print("Nothing is up.")
+
+
+def statuses() -> Iterator[tuple[Project, list[Event]]]:
+    """Every project and the state of its services; of one that cannot be asked, none, and a warning why."""
+    for one in projects(marked=True):
+        try:
+            yield one, fleet.status(one, os.environ)
+        except KvdemoError as error:
+            _unknown(one, error)
+            yield one, []
+
+
+def _unknown(project: Project, error: KvdemoError) -> dict[str, str]:
+    """Say why a project cannot be asked; the same as a record."""
+    terminal.err.print(f"warning: {project.name}: {error}\n  {error.hint}", markup=False)
+    return {"problem": str(error), "remedy": error.hint}
+
+
+def profile_path(project: Project) -> str:
+    """The profile from which a project was started; empty if that is not known."""
+    saved = survey.saved_plan(project)
+    return saved.profile if saved else ""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from kvdemo import __version__
+from kvdemo.commands import completion
 
 
 def _version(wanted: bool) -> None:
@@ -25,6 +26,7 @@ ProfileArgument = Annotated[
         help="The profile (YAML); else kvdemo.yaml here.",
         envvar="KVDEMO_PROFILE",
         show_default=False,
+        autocompletion=completion.profiles,
     ),
 ]
 Kind = Annotated[
@@ -37,16 +39,31 @@ Python = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 MaybeProfile = Annotated[
-    Path | None, typer.Argument(metavar="[PROFILE]", help="A profile (YAML); else kvdemo.yaml here, or this machine.")
+    Path | None,
+    typer.Argument(
+        metavar="[PROFILE]",
+        help="A profile (YAML); else kvdemo.yaml here, or this machine.",
+        autocompletion=completion.profiles,
+    ),
 ]
 ProjectOption = Annotated[
     str,
-    typer.Option("--project-name", "-p", metavar="NAME", help="Which project; may be left out while only one is up."),
+    typer.Option(
+        "--project-name",
+        "-p",
+        metavar="NAME",
+        help="Which project; may be left out while only one is up.",
+        autocompletion=completion.projects,
+    ),
 ]
-Services = Annotated[list[str] | None, typer.Argument(metavar="SERVICE", help="Only these.", show_default=False)]
+Services = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SERVICE", help="Only these.", show_default=False, autocompletion=completion.services),
+]
 TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Also where the time goes, limit, costs and noise.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
 ResultDir = Annotated[Path, typer.Option(help="Where to save samples, result and report.")]
 Host = Annotated[
@@ -74,6 +91,9 @@ Nodes = Annotated[int, typer.Option(min=1, help="For slurm, and a profile with `
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]
+Since = Annotated[
+    str, typer.Option(metavar="TIME", help="Only lines from then on: an age (5m, 1h30m) or a time (2026-11-30T07:15).")
+]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")]
 Volumes = Annotated[bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")]
 KillTimeout = Annotated[float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)]

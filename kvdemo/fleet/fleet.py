@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.fleet import excerpts, keystore, launchers, precheck, signature, stores, teardown, watch
 from kvdemo.fleet.turns import Turns
-from kvdemo.host import health, survey
+from kvdemo.host import health, locks, survey
 from kvdemo.host.launcher import Event, Launcher, State
 from kvdemo.host.state import Project
 from kvdemo.planning import order
@@ -128,17 +128,17 @@ def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, ru
 
 
 def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
-    chosen = _known(plan, names)
+    chosen = known(plan, names)
     chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
     return [spec for spec in plan.services if spec.name in chosen]
 
 
-def _known(plan: Plan, names: Collection[str]) -> set[str]:
+def known(plan: Plan, names: Collection[str]) -> set[str]:
     """These services, all if none is named. Raises UsageError for one that is not in the plan."""
-    known = {spec.name for spec in plan.services}
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(known))}")
-    return set(names) or known
+    there = {spec.name for spec in plan.services}
+    if unknown := [name for name in names if name not in there]:
+        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(there))}")
+    return set(names) or there
 
 
 def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
@@ -278,6 +278,33 @@ def restart(
     yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
 
 
+def wait(
+    project: Project, environ: Mapping[str, str], names: Sequence[str], timeout: float | None = None
+) -> Generator[Event]:
+    """Wait until these services (all if none is named) can generate; starts and stops nothing, needs no lock.
+
+    Raises ServiceError with the root cause as soon as one has ended, StartTimeoutError after ``timeout`` seconds
+    (default: the longest ``start_timeout``), NotReadyError for one that nobody has started or is about to start.
+    """
+    plan, launcher = loaded(project), launchers.of(project)
+    launcher.recover()
+    chosen = known(plan, names)
+    wanted = [spec for spec in plan.services if spec.name in chosen]
+    patience = max(spec.start_timeout for spec in wanted) if timeout is None else timeout
+    deadline = time.monotonic() + patience
+    while absent := sorted(chosen - set(launcher.started())):
+        if not locks.keepers(project.dir):
+            raise NotReadyError(
+                f"not started: {', '.join(absent)}", f"kvdemo start {' '.join(absent)} -p {project.name}"
+            )
+        if time.monotonic() > deadline:
+            raise StartTimeoutError(f"not started within {patience:g} s: {', '.join(absent)}", "raise --timeout")
+        time.sleep(watch.TICK)  # another command starts them, and tells nobody when
+    starter = _Starter(plan, project, environ, launcher, [])
+    for event in starter.run(wanted, chosen, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
+        yield replace(event, state=State.READY) if event.state is State.UNCHANGED else event
+
+
 def loaded(project: Project) -> Plan:
     """The plan of a project that is up. Raises NotReadyError if it is not."""
     document = project.load()
@@ -300,8 +327,8 @@ def loaded(project: Project) -> Plan:
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
     """What every service is doing at this moment, in start order."""
     plan = loaded(project)
-    known = _known(plan, names)
-    chosen = [spec for spec in plan.services if spec.name in known]
+    wanted = known(plan, names)
+    chosen = [spec for spec in plan.services if spec.name in wanted]
     launcher = launchers.of(project)
     if {spec.name for spec in chosen} - set(launcher.started()):
         launcher.recover()

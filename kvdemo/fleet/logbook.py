@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import datetime
 
 from kvdemo.errors import UsageError
-from kvdemo.fleet import excerpts, launchers, logtext
+from kvdemo.fleet import excerpts, launchers, logtext, logtime
 from kvdemo.host.launcher import BEGIN, Launcher
 from kvdemo.host.state import Project
 from kvdemo.host.survey import saved_plan
@@ -40,8 +41,12 @@ def lines(
     tail: int | None = None,
     follow: bool = False,
     previous: bool = False,
+    since: datetime | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """(service, line) of each log in turn, then, with ``follow``, whatever is added, a new start's log included."""
+    """(service, line) of each log in turn, then, with ``follow``, whatever is added, a new start's log included.
+
+    With ``since``, a local time, only the lines that were written from then on.
+    """
     plan = saved_plan(project)
     # The names outlive the plan: after `down` the logs are still there, and so is what engines wrote into them.
     names = {name for spec in (plan.services if plan else ()) for name in spec.secrets} | project.secrets()[0]
@@ -50,6 +55,7 @@ def lines(
     books = {service: _Book(launcher, service, previous) for service in services}
     for service, book in books.items():
         rows: Iterable[str] = book.read_on() if follow else book.read()
+        rows = logtime.since(rows, since, datetime.now()) if since else rows
         for row in rows if tail is None else deque(rows, maxlen=tail):
             yield service, _shown(row, secrets)
     while follow and not previous:

@@ -21,7 +21,13 @@ SPACE = 1024**2
 """Bytes that state and the first lines of the logs need at least."""
 
 
-def check(project: Project, specs: Collection[ServiceSpec], environ: Mapping[str, str], launcher: Launcher) -> None:
+def check(
+    project: Project,
+    specs: Collection[ServiceSpec],
+    environ: Mapping[str, str],
+    launcher: Launcher,
+    consequence: str = "nothing was stopped, because it could not start again",
+) -> None:
     """Raises PreflightError with everything that would keep these services from starting; nothing is touched."""
     problems = list(writing(project))
     for spec in specs:
@@ -30,7 +36,7 @@ def check(project: Project, specs: Collection[ServiceSpec], environ: Mapping[str
             problems += [f"{spec.name}: {problem}" for problem in _local(spec, launcher)]
     if problems:
         listed = "\n  ".join(dict.fromkeys(problems))
-        raise PreflightError(f"nothing was stopped, because it could not start again:\n  {listed}", "mend that first")
+        raise PreflightError(f"{consequence}:\n  {listed}", "mend that first")
 
 
 def writing(project: Project) -> Iterator[str]:

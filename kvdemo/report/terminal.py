@@ -9,7 +9,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
@@ -140,8 +141,29 @@ def duration(seconds: float) -> str:
 
 def services_document(project: str, events: Iterable[Event]) -> dict[str, Any]:
     """A project as ``ps --json`` tells it."""
-    rows = [{**asdict(event), "state": event.state.value, "elapsed": round(event.elapsed, 1)} for event in events]
-    return {"project": project, "services": rows}
+    return {"project": project, "services": [service_row(event) for event in events]}
+
+
+def service_row(event: Event) -> dict[str, Any]:
+    """One service as every JSON document of kvdemo tells it."""
+    return {**asdict(event), "state": event.state.value, "elapsed": round(event.elapsed, 1)}
+
+
+def project_row(name: str, profile: str, events: Sequence[Event]) -> dict[str, Any]:
+    """A project as ``ls --json`` tells it: the number of services in each state, and the start of the oldest."""
+    states = Counter(event.state.value for event in events)
+    started = sorted(event.started_at for event in events if event.started_at and event.pid)
+    return {"name": name, "states": dict(states), "profile": profile, "since": started[0] if started else None}
+
+
+def projects_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The projects as a table: name, how many services are in which state, since when, profile."""
+    grid = Table("NAME", "STATUS", "SINCE", "PROFILE", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        status = ", ".join(f"{state}({n})" for state, n in row["states"].items()) or "unknown"
+        since = (row["since"] or "").replace("T", " ")[:19]
+        grid.add_row(row["name"], status, since, units.printable(row["profile"]))
+    return grid
 
 
 def services_json(project: str, events: Iterable[Event]) -> str:
@@ -157,9 +179,10 @@ def down_summary(remains: Remains) -> str:
         return f"Nothing was running.{freed}"
     gpus = f", GPU memory given back on {checked['gpus']}" if checked.get("gpus") else ""
     gone = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
+    segments = f", {checked['segments']} shared-memory segments are gone" if "segments" in checked else ""
     return (
         f"Nothing is left: {checked['services']} services ended, no process of theirs lives, {checked['ports']} ports "
-        f"are free, {checked['segments']} shared-memory segments are gone{gpus}.{freed}{gone}"
+        f"are free{segments}{gpus}.{freed}{gone}"
     )
 
 

@@ -1,0 +1,148 @@
+"""The stories ``stop``, ``start``, ``events`` and ``down SERVICE``: parts of a fleet end and come again.
+
+A stopped fleet keeps its plan, and the project's document lists what was stopped: ``start`` brings exactly that up
+again. What uses a cache ends before it, and with it. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import replace
+
+from kvdemo.errors import NotReadyError
+from kvdemo.fleet import fleet, launchers, precheck, teardown
+from kvdemo.host import process
+from kvdemo.host.launcher import Event, Launcher, Remains, State
+from kvdemo.host.state import Project
+from kvdemo.host.survey import saved_plan
+from kvdemo.planning.plan import Plan
+
+POLL = 1.0
+"""Seconds between two looks of ``events``: readiness is asked for, nothing announces it."""
+
+STOPPED = "stopped"
+"""The key of the project's document that lists what ``start`` brings up again."""
+
+
+def stop(project: Project, lock_fd: int, names: Sequence[str], timeout: float | None = None) -> Generator[Event]:
+    """Stop services (all if none is named) and the engines of a stopped cache; their plan stays.
+
+    Raises UsageError for a service that the plan has not, NotReadyError if the project is not up.
+    """
+    plan, launcher = fleet.loaded(project), launchers.of(project, lock_fd)
+    launcher.recover()
+    chosen = dependents(plan, names)
+    ending = [name for name in launcher.started() if name in chosen]
+    _note(project, _stopped(project) | set(ending))
+    yield from teardown.stop(launcher, ending, plan, timeout)
+    launcher.tidy()
+
+
+def start(
+    project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
+) -> Generator[Event]:
+    """Start services by the plan of the last ``up``: those named, else all that were stopped or have ended.
+
+    If it fails, what it started is stopped again, and the plan stays. Raises as ``fleet.up`` does, and PreflightError
+    for what has become impossible since, before anything starts.
+    """
+    plan, launcher = fleet.loaded(project), launchers.of(project, lock_fd)
+    launcher.recover()
+    fleet.known(plan, names)
+    has = {spec.name for spec in plan.services}
+    chosen = sorted(names or (_stopped(project) | set(launcher.started())) & has or has)
+    running = launcher.running()
+    needed = set(chosen) | {plan.service(name).cache for name in chosen}
+    specs = [spec for spec in plan.services if spec.name in needed - running]
+    precheck.check(project, specs, environ, launcher, "nothing was started")
+    document = project.load()
+    try:
+        yield from fleet.up(plan, project, environ, lock_fd, names=chosen, timeout=timeout)
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        if document and project.load(strict=False) is None:  # an `up` that fails forgets what it was to start
+            with teardown.undisturbed():
+                project.save(document)
+        raise
+    _note(project, _stopped(project) - needed)
+
+
+def down(project: Project, names: Sequence[str], timeout: float | None = None) -> Generator[Event | Remains]:
+    """Take down these services and the engines of a cache among them, nothing else; the last thing is their Remains.
+
+    Taking down the last ones of a project is the ``down`` of the project. Raises UsageError for an unknown service.
+    """
+    plan, launcher = fleet.loaded(project), launchers.of(project)
+    launcher.recover()
+    chosen = dependents(plan, names)
+    if not (set(launcher.started()) | _stopped(project)) - chosen:
+        yield from teardown.down(project, timeout=timeout)
+        return
+    ending = [name for name in launcher.started() if name in chosen]
+    yield from teardown.stop(launcher, ending, plan, timeout)
+    launcher.tidy()
+    _note(project, _stopped(project) - chosen)
+    yield _remains(plan, launcher, ending, chosen)
+
+
+def _remains(plan: Plan, launcher: Launcher, ended: Collection[str], chosen: Collection[str]) -> Remains:
+    """What is left of these services; ports are looked at on this machine only."""
+    left = launcher.running() & set(chosen)
+    ports = [address for spec in plan.services if spec.name in chosen and not spec.node for address in spec.addresses]
+    taken = [port for host, port in ports if not process.port_free(host, port)]
+    return Remains(sorted(left), taken, checked={"services": len(ended), "ports": len(ports)})
+
+
+def dependents(plan: Plan, names: Collection[str]) -> set[str]:
+    """These services (all if none is named) and the engines of a cache among them. Raises UsageError."""
+    chosen = fleet.known(plan, names)
+    return chosen | {spec.name for spec in plan.services if spec.cache in chosen}
+
+
+def _stopped(project: Project) -> set[str]:
+    listed = (project.load(strict=False) or {}).get(STOPPED)
+    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+
+
+def _note(project: Project, stopped: Collection[str]) -> None:
+    document = project.load(strict=False)
+    if document is not None and _stopped(project) != set(stopped):
+        project.save({**document, STOPPED: sorted(stopped)})
+
+
+def changes(project: Project, environ: Mapping[str, str], names: Sequence[str]) -> Generator[Event]:
+    """The state of each service now, then every change of it, for ever; what is taken down is absent.
+
+    Raises NotReadyError if the project is not up at the beginning, UsageError for an unknown service.
+    """
+    before: dict[str, Event] = {}
+    for event in fleet.status(project, environ, names):
+        before[event.service] = event
+        yield event
+    while True:
+        time.sleep(POLL)
+        now = _look(project, environ, names, before)
+        for event in now:
+            if (was := before.get(event.service)) is None or _sign(was) != _sign(event):
+                yield event
+        before |= {event.service: event for event in now}
+
+
+def _look(
+    project: Project, environ: Mapping[str, str], names: Sequence[str], before: Mapping[str, Event]
+) -> list[Event]:
+    plan = saved_plan(project)
+    has = {spec.name for spec in plan.services} if plan else set()
+    try:
+        asked = [name for name in names if name in has]
+        seen = fleet.status(project, environ, asked) if has and (asked or not names) else []
+    except NotReadyError:  # taken down at this very moment
+        seen = []
+    there = {event.service for event in seen}
+    gone = [Event(name, State.ABSENT, was.kind, at=was.at) for name, was in before.items() if name not in there]
+    return [*seen, *(replace(event, node=before[event.service].node) for event in gone)]
+
+
+def _sign(event: Event) -> tuple[str, str, str]:
+    """What of an event is a change of state: not its memory or age."""
+    return event.state, event.detail, event.started_at
