@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from kvdemo import backends
-from kvdemo.backends.backend import Address, Backend, Losses, Server
+from kvdemo.backends.backend import Address, Backend, Losses, Refusal, Server
 from kvdemo.backends.lmcache import LMCache
-from kvdemo.config import flags
+from kvdemo.config import decisions, flags
+from kvdemo.config.profile import Cache
 from kvdemo.host import shim
 
 PACKAGE = Path(__file__).parents[1] / "kvdemo"
@@ -25,6 +26,7 @@ NAMED = {
     "fleet/software.py": "failure signatures",
     "fleet/signatures.py": "failure signatures",
     "fleet/logtext.py": "how its log lines look",
+    "fleet/logtime.py": "how its log lines look",
     "host/imports.py": "the check of an installation",
     "host/maker.py": "what an interpreter has to hold",
     "host/packages.py": "what an interpreter has to hold",
@@ -45,11 +47,10 @@ NAMED = {
 
 def test_a_backend_is_known_by_its_name_to_few() -> None:
     """bench, load, judge, words, report and the page measure any backend; whoever names one has a reason."""
-    named = {
-        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "lmcache" in path.read_text().lower()
-    }
-    places = {path if path in NAMED else path.partition("/")[0] for path in named}
-    assert places == set(NAMED)
+    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
+    # The engines of the shipped profiles, of which examples speak, are called lmcache-a and lmcache-b.
+    named = {path for path, text in texts.items() if re.search(r"lmcache(?!-[ab]\b)", text, re.IGNORECASE)}
+    assert {path for path in named if not {path, path.partition("/")[0]} & set(NAMED)} == set()
 
 
 @EVERY
@@ -66,6 +67,26 @@ def test_what_a_backend_must_say(backend: Backend) -> None:
     assert all(isinstance(word, str) for word in words)
     assert any("/kv/x" in word for word in words), "L2 lies where the plan says"
     assert flags.words(backend.options(replace(SERVER, store=""))) != words
+
+
+@EVERY
+def test_a_profile_decides_each_thing_once(backend: Backend) -> None:
+    """What a key decides is no flag and no variable beside it; and such a key there is."""
+    assert set(backend.own_flags.values()) <= set(Cache.model_fields)
+    assert set(backend.own_variables.values()) <= set(Cache.model_fields)
+    assert not set(backend.own_flags) & set(backend.refused_flags)
+    assert not set(backend.own_variables) & set(backend.refused_variables)
+    assert set(backend.own_flags) <= set(backend.options(SERVER)), "a flag that a key decides is one that kvdemo writes"
+    for flag, key in backend.own_flags.items():
+        assert [*decisions.of_cache(flag, 1, backend.kind)] == [
+            f"this flag has a key of its own: write '{key}' outside of args"
+        ]
+
+
+def test_a_value_that_changes_nothing_is_not_refused() -> None:
+    """A flag that says what kvdemo says anyway may stand; a null leaves it out."""
+    refusal = Refusal("why", (None, False, "auto"))
+    assert [refusal.holds(value) for value in (None, False, "auto", True, "other", 5)] == [False] * 3 + [True] * 3
 
 
 @EVERY

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvdemo.config import decisions, flags, secrecy
-from kvdemo.config.profile import Cache, Engine, load
+from kvdemo.config.profile import Cache, load
 from kvdemo.errors import ProfileError
 
 
@@ -122,11 +122,11 @@ def test_what_is_said_of_flags_is_true_of_vllm() -> None:
     """Every flag that a table names is one of vLLM's, and none of vLLM's is taken for the beginning of another."""
     names, _ = parsed([])
     assert not set(decisions.REMOVED) & set(names)
-    engine = {*decisions.OWN_KEYS[Engine], *flags.SHORT.values()} - {"help"}
+    engine = {*decisions.OWN_KEYS, *flags.SHORT.values()} - {"help"}
     assert engine <= set(names)
-    own = {n for n in names if "key of its own" in "".join(decisions.of_flag(Engine, n, "x", cached=None))}
-    assert own == set(decisions.OWN_KEYS[Engine])
-    abbreviations = [n for n in names if any("whole name" in t for t in decisions.of_flag(Engine, n, "x", cached=None))]
+    own = {n for n in names if "key of its own" in "".join(decisions.of_engine(n, "x", cached=None))}
+    assert own == set(decisions.OWN_KEYS)
+    abbreviations = [n for n in names if any("whole name" in t for t in decisions.of_engine(n, "x", cached=None))]
     assert abbreviations == []
 
 

@@ -331,6 +331,13 @@ BROKEN = {
             "4:21: engines.a.gpus: on a cluster GPUs are counted, not named: write 2",
         ],
     ),
+    "what carries the KV, and what nobody knows": (
+        "model: m\ncaches: {c: {kind: lmcache}, d: {kind: memcached}, e: {kind: [a]}}\nengines: {a: {cache: c}}\n",
+        [
+            "2:40: caches.d.kind: expected lmcache, got 'memcached'",
+            "2:62: caches.e.kind: expected lmcache, got a list",
+        ],
+    ),
     "a cached engine that is wired by hand": (
         "model: m\ncaches: {c: }\nengines: {a: {cache: c, args: {kv-transfer-config: {}}}}\n",
         [

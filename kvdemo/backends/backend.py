@@ -70,6 +70,21 @@ class Losses:
     matched: int | None = None
 
 
+READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a profile must not set a flag of a server, unless to one of the ``allowed`` values (null: it is left out)."""
+
+    text: str
+    allowed: tuple[Any, ...] = (None,)
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value is refused."""
+        return value not in self.allowed and str(value) not in self.allowed
+
+
 class Backend(ABC):
     """One way to carry KV between engines.
 
@@ -89,6 +104,14 @@ class Backend(ABC):
     """Its own default, in tokens."""
     gpu_bytes: ClassVar[int] = 0
     """GPU memory of one server on each GPU that it sees."""
+    own_flags: ClassVar[Mapping[str, str]] = {}
+    """Flags of its server that a key of the cache decides, and that key."""
+    refused_flags: ClassVar[Mapping[str, Refusal]] = {}
+    """Flags of its server that nothing may set otherwise than kvdemo does."""
+    own_variables: ClassVar[Mapping[str, str]] = {}
+    """Variables that a key decides, and that key."""
+    refused_variables: ClassVar[Mapping[str, str]] = {}
+    """Variables that no profile may set, and why."""
     quiet: ClassVar[Mapping[str, str]] = {}
     """Variables that switch its telemetry and banners off, in whatever process imports it."""
     secrets: ClassVar[tuple[str, ...]] = ()

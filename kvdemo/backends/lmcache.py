@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvdemo.backends import store
-from kvdemo.backends.backend import NOTHING, Address, Backend, Losses, Server, Wiring
+from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Wiring
 
 GIB = 1024**3
 
@@ -26,6 +26,46 @@ FIRST_NATIVE = (0, 5, 6)
 """The first LMCache whose native adapter takes keys with a salt; before, it stores nothing of a salted request."""
 
 
+_OWN_FLAGS = {
+    "chunk-size": "chunk_size",
+    "host": "host",
+    "http-host": "host",
+    "http-port": "http_port",
+    "l1-size-gb": "l1",
+    "port": "port",
+}
+
+_REFUSED_FLAGS = {
+    "disable-metrics": Refusal(READ, (None, False)),
+    "disable-observability": Refusal(READ, (None, False)),
+    "help": Refusal("it ends the server before it starts; see `lmcache server --help` for every flag"),
+    "l2-adapter": Refusal("write 'l2' (a directory or redis://HOST:PORT), and further fields as 'l2_adapter'", ()),
+    "supported-transfer-mode": Refusal(
+        "its engines move KV in the mode lmcache_driven; leave this flag out", (None, "lmcache_driven", "auto")
+    ),
+    "transport": Refusal("its engines ask over zmq; leave this flag out", (None, "zmq")),
+}
+
+_OWN_VARIABLES = {
+    "LMCACHE_CHUNK_SIZE": "chunk_size",
+    "LMCACHE_LOCAL_DISK": "l2",
+    "LMCACHE_MAX_LOCAL_CPU_SIZE": "l1",
+    "LMCACHE_MAX_LOCAL_DISK_SIZE": "l2",
+    "LMCACHE_REMOTE_URL": "l2",
+    "LMCACHE_RESP_HOST": "l2",
+    "LMCACHE_RESP_PORT": "l2",
+}
+
+_REFUSED_VARIABLES = {
+    "LMCACHE_CONFIG_FILE": "LMCache runs as a server here, which reads no such file: write 'l1', 'l2' and 'chunk_size' "
+    "of a cache, and further flags under its 'args'",
+    "LMCACHE_LOCAL_CPU": "host memory is always used by a cache: write its size as 'l1'",
+    "LMCACHE_MP_TRANSFER_MODE": "engines and caches move KV in the mode lmcache_driven; leave this variable out",
+}
+
+_QUIET = {"LMCACHE_DISABLE_BANNER": "1", "LMCACHE_TRACK_USAGE": "false"}
+
+
 class LMCache(Backend):
     """See the module."""
 
@@ -35,7 +75,11 @@ class LMCache(Backend):
     package = "lmcache"
     chunk_size = 256
     gpu_bytes = int(0.65 * GIB)  # its CUDA context and staging: 522 to 650 MiB were reported (LMCache#4287)
-    quiet = {"LMCACHE_DISABLE_BANNER": "1", "LMCACHE_TRACK_USAGE": "false"}  # noqa: RUF012 (read only, by its type)
+    quiet = _QUIET
+    own_flags = _OWN_FLAGS
+    refused_flags = _REFUSED_FLAGS
+    own_variables = _OWN_VARIABLES
+    refused_variables = _REFUSED_VARIABLES
     secrets = ("LMCACHE_RESP_",)
     prefixes = ("lmcache_mp",)
     health_path = "/healthcheck"

@@ -104,7 +104,7 @@ def _check_wiring(document: Document, profile: Profile) -> None:
     for name, engine in profile.engines.items():
         cache = profile.caches.get(engine.cache or "")
         for flag, value in engine.args.items():
-            for text in decisions.of_flag(Engine, flag, value, cached=engine.cache is not None):
+            for text in decisions.of_engine(flag, value, cached=engine.cache is not None):
                 document.find(_place_of_flag(document, name, flag), text, at_key=True)
         if cache and (text := decisions.block_size(engine, cache)):
             document.find(_place_of_flag(document, name, "block-size"), text)
@@ -187,5 +187,11 @@ def _check_flags(document: Document, keys: Keys, part: Engine | Cache) -> None:
     for where in [where for where in document.keys if where[:-1] == (*keys, "args")]:
         flag = flags.canonical(str(where[-1]))
         plain = flag.removeprefix("no-") if flag not in part.args else flag
-        for text in decisions.of_flag(type(part), plain, part.args.get(plain, True), cached=None):
+        value = part.args.get(plain, True)
+        texts = (
+            decisions.of_cache(plain, value, part.kind)
+            if isinstance(part, Cache)
+            else decisions.of_engine(plain, value, cached=None)
+        )
+        for text in texts:
             document.find(where, text, at_key=True)

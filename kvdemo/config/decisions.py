@@ -6,48 +6,35 @@ What is passed on beside the key would contradict it unseen, so each is refused 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvdemo import backends
+from kvdemo.backends.backend import READ
 from kvdemo.config import flags
 from kvdemo.config.part import Part
 from kvdemo.config.settings import Cache, Engine
 
-OWN_KEYS: dict[type[Part], dict[str, str]] = {
-    Engine: {
-        "device-ids": "gpus",
-        "gpu-memory-utilization": "memory",
-        "host": "host",
-        "kv-cache-memory-bytes": "kv_cache",
-        "max-model-len": "max_model_len",
-        "model": "model",
-        "port": "port",
-        "served-model-name": "served_model_name",
-    },
-    Cache: {
-        "chunk-size": "chunk_size",
-        "host": "host",
-        "http-host": "host",
-        "http-port": "http_port",
-        "l1-size-gb": "l1",
-        "port": "port",
-    },
+OWN_KEYS: Mapping[str, str] = {
+    "device-ids": "gpus",
+    "gpu-memory-utilization": "memory",
+    "host": "host",
+    "kv-cache-memory-bytes": "kv_cache",
+    "max-model-len": "max_model_len",
+    "model": "model",
+    "port": "port",
+    "served-model-name": "served_model_name",
 }
-"""Flags that kvdemo must know and that therefore have a key: in ``args`` they would contradict it unseen."""
+"""Flags of engines that kvdemo must know and that therefore have a key: in ``args`` they would contradict it unseen.
+
+Those of a cache server are its backend's (``own_keys``)."""
 
 OWN_VARIABLES: Mapping[str, str] = {
     "CUDA_DEVICE_ORDER": "gpus",
     "CUDA_VISIBLE_DEVICES": "gpus",
     "HIP_VISIBLE_DEVICES": "gpus",
-    "LMCACHE_CHUNK_SIZE": "chunk_size",
-    "LMCACHE_LOCAL_DISK": "l2",
-    "LMCACHE_MAX_LOCAL_CPU_SIZE": "l1",
-    "LMCACHE_MAX_LOCAL_DISK_SIZE": "l2",
-    "LMCACHE_REMOTE_URL": "l2",
-    "LMCACHE_RESP_HOST": "l2",
-    "LMCACHE_RESP_PORT": "l2",
     "NVIDIA_VISIBLE_DEVICES": "gpus",
     "ROCR_VISIBLE_DEVICES": "gpus",
     "VLLM_CPU_KVCACHE_SPACE": "kv_cache",
@@ -99,7 +86,6 @@ class _Rule:
 _WIRED = "an engine with a cache is wired by kvdemo to the cache server beside it; leave this flag out"
 _BY_CACHE = "an engine without 'cache' is the baseline: write 'cache: NAME', and the cache server under 'caches'"
 _HTTP = "kvdemo asks its engines over plain HTTP on 'host' and 'port'; leave this flag out, and put TLS in front of it"
-_READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
 _TEXT = "kvdemo asks for text over vLLM's OpenAI API, and an engine that does not answer there is never ready"
 
 REMOVED: Mapping[str, str] = {
@@ -124,60 +110,40 @@ REMOVED: Mapping[str, str] = {
 }
 """Flags that older documentation names and the parser of vLLM 0.32 does not know, and what to write instead."""
 
-_RULES: dict[type[Part], dict[str, tuple[_Rule, ...]]] = {
-    Engine: {
-        "config": (_Rule("write the flags of that file here, under 'args': kvdemo must see what they decide"),),
-        "convert": (_Rule(_TEXT, _not("auto", "none")),),
-        "disable-log-stats": (_Rule(_READ, _on),),
-        "download-dir": (_Rule("models lie where Hugging Face keeps them: write 'env: {HF_HUB_CACHE: DIRECTORY}'"),),
-        "enable-per-request-metrics": (_Rule(_READ, _off_or_left_out),),
-        "enable-prefix-caching": (
-            _Rule(
-                "kvdemo compares reuse with the engine's own prefix cache, and every trial's document is new: cold is "
-                "cold with it; leave this flag out",
-                _off,
-            ),
+_RULES: dict[str, tuple[_Rule, ...]] = {
+    "config": (_Rule("write the flags of that file here, under 'args': kvdemo must see what they decide"),),
+    "convert": (_Rule(_TEXT, _not("auto", "none")),),
+    "disable-log-stats": (_Rule(READ, _on),),
+    "download-dir": (_Rule("models lie where Hugging Face keeps them: write 'env: {HF_HUB_CACHE: DIRECTORY}'"),),
+    "enable-per-request-metrics": (_Rule(READ, _off_or_left_out),),
+    "enable-prefix-caching": (
+        _Rule(
+            "kvdemo compares reuse with the engine's own prefix cache, and every trial's document is new: cold is "
+            "cold with it; leave this flag out",
+            _off,
         ),
-        "enable-prompt-tokens-details": (_Rule(_READ, _off_or_left_out),),
-        "enable-ssl-refresh": (_Rule(_HTTP, _on),),
-        "grpc": (_Rule(_TEXT, _on),),
-        "headless": (_Rule(_TEXT, _on),),
-        "help": (_Rule("it ends the engine before it starts; see `vllm serve --help` for every flag"),),
-        "kv-offloading-backend": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
-        "kv-offloading-size": (_Rule(_WIRED, cached=True),),
-        "kv-transfer-config": (_Rule(_WIRED, _always, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
-        "load-format": (_Rule("GGUF is not supported: name the repository that the file was made from", _is("gguf")),),
-        "runner": (_Rule(_TEXT, _not("auto", "generate")),),
-        "skip-tokenizer-init": (_Rule(_TEXT, _on),),
-        "ssl-ca-certs": (_Rule(_HTTP),),
-        "ssl-cert-reqs": (_Rule(_HTTP),),
-        "ssl-certfile": (_Rule(_HTTP),),
-        "ssl-ciphers": (_Rule(_HTTP),),
-        "ssl-keyfile": (_Rule(_HTTP),),
-        "tokens-only": (_Rule(_TEXT, _on),),
-        "uds": (_Rule("kvdemo asks its engines on 'host' and 'port'; leave this flag out"),),
-    },
-    Cache: {
-        "disable-metrics": (_Rule(_READ, _on),),
-        "disable-observability": (_Rule(_READ, _on),),
-        "help": (_Rule("it ends the server before it starts; see `lmcache server --help` for every flag"),),
-        "l2-adapter": (
-            _Rule("write 'l2' (a directory or redis://HOST:PORT), and further fields as 'l2_adapter'", _always),
-        ),
-        "supported-transfer-mode": (
-            _Rule(
-                "its engines move KV in the mode lmcache_driven; leave this flag out", _not("lmcache_driven", "auto")
-            ),
-        ),
-        "transport": (_Rule("its engines ask over zmq; leave this flag out", _not("zmq")),),
-    },
+    ),
+    "enable-prompt-tokens-details": (_Rule(READ, _off_or_left_out),),
+    "enable-ssl-refresh": (_Rule(_HTTP, _on),),
+    "grpc": (_Rule(_TEXT, _on),),
+    "headless": (_Rule(_TEXT, _on),),
+    "help": (_Rule("it ends the engine before it starts; see `vllm serve --help` for every flag"),),
+    "kv-offloading-backend": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+    "kv-offloading-size": (_Rule(_WIRED, cached=True),),
+    "kv-transfer-config": (_Rule(_WIRED, _always, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
+    "load-format": (_Rule("GGUF is not supported: name the repository that the file was made from", _is("gguf")),),
+    "runner": (_Rule(_TEXT, _not("auto", "generate")),),
+    "skip-tokenizer-init": (_Rule(_TEXT, _on),),
+    "ssl-ca-certs": (_Rule(_HTTP),),
+    "ssl-cert-reqs": (_Rule(_HTTP),),
+    "ssl-certfile": (_Rule(_HTTP),),
+    "ssl-ciphers": (_Rule(_HTTP),),
+    "ssl-keyfile": (_Rule(_HTTP),),
+    "tokens-only": (_Rule(_TEXT, _on),),
+    "uds": (_Rule("kvdemo asks its engines on 'host' and 'port'; leave this flag out"),),
 }
 
 _VARIABLES: dict[str, str] = {
-    "LMCACHE_CONFIG_FILE": "LMCache runs as a server here, which reads no such file: write 'l1', 'l2' and 'chunk_size' "
-    "of a cache, and further flags under its 'args'",
-    "LMCACHE_LOCAL_CPU": "host memory is always used by a cache: write its size as 'l1'",
-    "LMCACHE_MP_TRANSFER_MODE": "engines and caches move KV in the mode lmcache_driven; leave this variable out",
     "KVDEMO_RUN": "by it kvdemo finds what an engine leaves behind; leave this variable out",
     "SPT_NOENV": "by its environment kvdemo finds what an engine leaves behind; leave this variable out",
     "VLLM_USE_MODELSCOPE": "kvdemo downloads models from Hugging Face: give a local directory as 'model'",
@@ -185,23 +151,43 @@ _VARIABLES: dict[str, str] = {
 }
 
 
-def of_flag(part: type[Part], flag: str, value: Any, *, cached: bool | None) -> Iterator[str]:
+def own_keys(part: type[Part]) -> Mapping[str, str]:
+    """The flags of this part of a profile that have a key, and that key; of a cache those of every kind."""
+    if part is Engine:
+        return OWN_KEYS
+    every = backends.BACKENDS.values() if part is Cache else ()
+    return {flag: key for one in every for flag, key in one.own_flags.items()}
+
+
+def of_engine(flag: str, value: Any, *, cached: bool | None) -> Iterator[str]:
     """What is wrong with this flag and value; ``cached`` is None while it is not known whether the engine has a cache.
 
     Rules that depend on the cache hold for an engine as a whole, the others where its args or the defaults stand.
     """
     base = flag.partition(".")[0]
-    own = OWN_KEYS.get(part, {})
     if cached is None:
-        if key := own.get(base):
-            yield f"this flag has a key of its own: write '{key}' outside of args"
-        elif whole := _abbreviated(base, own, _RULES.get(part, {})):
-            yield f"vLLM and LMCache read this as --{whole}: write a flag's whole name"
-        if part is Engine and base in REMOVED:
+        yield from _name(base, OWN_KEYS, _RULES, "vLLM")
+        if base in REMOVED:
             yield f"vLLM 0.32 has no such flag: {REMOVED[base]}"
-    for rule in _RULES.get(part, {}).get(base, ()):
+    for rule in _RULES.get(base, ()):
         if rule.cached is cached and rule.when(value):
             yield rule.text
+
+
+def of_cache(flag: str, value: Any, kind: str) -> Iterator[str]:
+    """What is wrong with this flag and value of a cache server of this kind."""
+    base, backend = flag.partition(".")[0], backends.of(kind)
+    yield from _name(base, backend.own_flags, backend.refused_flags, backend.title)
+    if (refusal := backend.refused_flags.get(base)) and refusal.holds(value):
+        yield refusal.text
+
+
+def _name(flag: str, own: Mapping[str, str], rules: Mapping[str, Any], program: str) -> Iterator[str]:
+    """A flag that has a key, or that its program takes for another one."""
+    if key := own.get(flag):
+        yield f"this flag has a key of its own: write '{key}' outside of args"
+    elif whole := _abbreviated(flag, own, rules):
+        yield f"{program} reads this as --{whole}: write a flag's whole name"
 
 
 def _abbreviated(flag: str, *known: Mapping[str, Any]) -> str:
@@ -218,9 +204,11 @@ _WHOLE = frozenset({"api-key", "enable", "hf-token"})
 
 def of_variable(name: str) -> str:
     """What is wrong with setting this variable; empty if nothing is."""
-    if key := OWN_VARIABLES.get(name):
+    of_backends = backends.BACKENDS.values()
+    keys = ChainMap(*(dict(one.own_variables) for one in of_backends), dict(OWN_VARIABLES))
+    if key := keys.get(name):
         return f"this variable decides what a key decides: write '{key}' instead"
-    return _VARIABLES.get(name, "")
+    return ChainMap(*(dict(one.refused_variables) for one in of_backends), _VARIABLES).get(name, "")
 
 
 def block_size(engine: Engine, cache: Cache) -> str:

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from kvdemo.backends import BACKENDS
 from kvdemo.config import values
 from kvdemo.config.benchmark import Bench
 from kvdemo.config.consistency import check
-from kvdemo.config.decisions import OWN_KEYS
+from kvdemo.config.decisions import own_keys
 from kvdemo.config.findings import Keys, failure, is_stream, place, read
 from kvdemo.config.part import Part
 from kvdemo.config.settings import Cache, Defaults, Engine, On, Profile, Ray, Runtime, Settings, schema
@@ -126,7 +127,7 @@ def _part(keys: Keys) -> type[Part]:
 def _near(keys: Keys) -> str:
     """The known key that is most like this one; empty if none is."""
     part, flag = _part(keys[:-1]), str(keys[-1]).lower().replace("_", "-")
-    known = {name.replace("_", "-"): name for name in part.model_fields} | OWN_KEYS.get(part, {})
+    known = {name.replace("_", "-"): name for name in part.model_fields} | dict(own_keys(part))
     near = difflib.get_close_matches(flag, known, 1, 0.6)
     return known[near[0]] if near else ""
 
@@ -137,8 +138,10 @@ def _elsewhere(keys: Keys) -> str:
     for other, where in _PLACES.items():
         if keys[-1] in other.model_fields:
             return f"it belongs {where}"
-    if part in OWN_KEYS:
-        return f"a flag of {'vLLM' if part is Engine else 'LMCache'} goes under 'args'"
+    if part is Engine:
+        return "a flag of vLLM goes under 'args'"
+    if part is Cache:
+        return f"a flag of {' or '.join(one.title for one in BACKENDS.values())} goes under 'args'"
     return f"known here: {', '.join(part.model_fields)}"
 
 

@@ -163,9 +163,9 @@ def launcher(value: Any) -> dict[str, Any]:
 
 def backend(value: Any) -> str:
     """What carries the KV of a cache."""
-    if value not in backends.BACKENDS:
+    if not isinstance(value, str) or value not in backends.BACKENDS:
         refuse(f"expected {' or '.join(backends.BACKENDS)}, got {shown(value)}")
-    return str(value)
+    return value
 
 
 def placement(value: Any) -> str:
