@@ -27,7 +27,7 @@ def test_a_tier_too_slow() -> None:
     found = ceiling.limit(10**9, 1e9, local=0.1, reuse=1.5, cold=0.35)
     assert not found.worthwhile
     assert ceiling.sentence("disk", found) == (
-        "Reuse from disk cannot beat computing here: it moves 1 GB/s, and would need 4 GB/s."
+        "Reuse from disk cannot beat computing here: it moves 1.00 GB/s, and would need 4.00 GB/s."
     )
 
 
@@ -35,8 +35,8 @@ def test_a_disk_is_no_limit_of_what_lay_in_memory() -> None:
     """A reuse that was faster than the disk is not told that the disk cannot; within noise it is."""
     kept = ceiling.limit(4e9, 2e9, local=0.2, reuse=0.4, cold=1.2)
     assert ceiling.of_run("disk", kept) == (
-        "Loading moved 20 GB/s, more than the 2 GB/s that the disk was measured at: the files' pages were in memory, "
-        "or the disk's rate changes. Beating computing takes 4 GB/s here."
+        "Loading moved 20.0 GB/s, more than the 2.00 GB/s that the disk was measured at: the files' pages were in "
+        "memory, or the disk's rate changes. Beating computing takes 4.00 GB/s here."
     )
     assert ceiling.of_run("disk", ceiling.limit(4e9, 2e9, local=0.2, reuse=2.1, cold=1.2)).startswith(
         "Reuse from disk cannot beat computing here"

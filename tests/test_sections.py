@@ -119,6 +119,14 @@ def test_the_matrix() -> None:
     assert cells["a", "b"]["speedup"] == 20
 
 
+def test_a_reader_whose_cold_request_failed_has_no_speed_up_in_the_matrix() -> None:
+    """The cold requests that went well are no baseline either; the failure is said."""
+    cold = replace(sample("store"), writer="b", engine="b", ttft=10.0)
+    made = [cold, replace(cold, trial=2, ttft=None, error="HTTP 500"), cell("a", "b", "shared", ttft=0.5)]
+    assert matrix(*made)["a", "b"]["speedup"] is None
+    assert findings.complaints(result(CONDITIONS, made)) == ["1 request failed; no ratio is made with it."]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_one_broken_trial_breaks_the_cell(order: int) -> None:
     """A cell that kept its promise in some trials only shows what broke it, whatever the order; it has no speed-up."""

@@ -231,7 +231,7 @@ def test_a_store_tax_needs_requests_that_were_asked_alike() -> None:
     ("changes", "why"),
     [
         ({"max_concurrency": 2, "control": False}, "requests that share a batch round differently"),
-        ({"interrupted": True, "control": False}, "the run ended before"),
+        ({"interrupted": True, "control": False}, "the run ended before a local hit"),
         ({"control": False}, "the run holds no local hit of the same length"),
         ({"control": sample("control", 0, error="HTTP 500")}, "the control on plain is no local hit: FAILED HTTP 500"),
         (
@@ -298,3 +298,67 @@ def test_a_gate_is_not_passed_by_noise() -> None:
     benchmark.gate(run_of([1.0, 1.0, 1.0], [0.5, 0.8, 0.9]), 1.2)
     with pytest.raises(GateError, match=r"1\.2x faster \(TTFT\), 2x was expected|1\.25x faster"):
         benchmark.gate(run_of([1.0, 1.0, 1.0], [0.5, 0.8, 0.9]), 2)
+
+
+def sweep(wrong: int = 0) -> list[Sample]:
+    """Two lengths, each with its own control; at the length ``wrong`` the reuse gives another answer."""
+    made = [replace(one, length=length) for length in (200, 400) for one in samples()]
+    return [replace(s, token_ids=(9, 9, 9, 9)) if (s.arm, s.length) == ("reuse", wrong) else s for s in made]
+
+
+@pytest.mark.parametrize("wrong", [200, 400])
+def test_a_wrong_answer_at_any_length_is_a_wrong_answer(wrong: int) -> None:
+    """A sweep is checked at each of its lengths; one wrong answer, and no length shows a ratio, no limit either."""
+    one = result({**CONDITIONS, "kv_bytes_per_token": 8192, "memory_bandwidth": 1e9}, sweep(wrong))
+    assert one.answer.same is False
+    assert one.speedup is None
+    assert one.limit is None
+    assert not one.valid
+    assert one.lengths
+    assert {sections.point(one, point)[-1] for point in one.lengths.points} == {"-"}
+    assert "faster" not in sections.break_even(one, one.lengths)
+    assert "equal at 2 of 2 lengths" in result(CONDITIONS, sweep()).answer.text
+
+
+def test_an_answer_without_tokens_hides_no_wrong_one() -> None:
+    """Where one reuse returned no token ids and another one is wrong, the answer is wrong."""
+    made = [replace(s, token_ids=()) if (s.arm, s.trial) == ("reuse", 1) else s for s in samples()]
+    assert result(CONDITIONS, made).answer.same is None
+    made = [replace(s, token_ids=(9, 9, 9, 9)) if (s.arm, s.trial) == ("reuse", 2) else s for s in made]
+    assert result(CONDITIONS, made).answer.same is False
+
+
+def test_a_length_whose_baseline_failed_has_no_ratio() -> None:
+    """Nor may the medians of the other requests stand in for it."""
+    made = [
+        replace(s, ttft=None, error="HTTP 500") if s.length == 200 and s.arm == "cold" and s.trial == 2 else s
+        for s in sweep()
+    ]
+    one = result(CONDITIONS, made)
+    assert one.lengths
+    assert [sections.point(one, point)[-1] for point in one.lengths.points] == ["-", "20x"]
+    assert "at all of these lengths" not in sections.break_even(one, one.lengths)
+    assert "1 request failed; no ratio is made with it." in findings.complaints(one)
+
+
+def test_no_break_even_is_claimed_within_noise() -> None:
+    """Where a local hit is no faster than computing within noise, no bandwidth is named that would beat computing."""
+    bandwidths = {"kv_bytes_per_token": 8192, "memory_bandwidth": 5e7, "disk_bandwidth": 1e6}
+    made = [
+        replace(s, ttft=s.ttft * (0.8, 1.2, 1.0)[s.trial - 1]) if s.arm == "again" and s.ttft else s
+        for s in samples(again=40.0, reuse=20.0)
+    ]
+    limit = result({**CONDITIONS, **bandwidths}, made).limit
+    assert limit
+    assert "a local hit is no faster than computing, within noise" in limit.text
+    assert not re.search(r"beat|would need", limit.text)
+    assert "break-even bandwidth" not in {line.name for line in limit.rows}
+    assert "beat" in getattr(result({**CONDITIONS, **bandwidths}, samples()).limit, "text", "")
+
+
+@pytest.mark.parametrize("factor", [0.998, 1.002])
+def test_what_is_printed_as_one_is_no_effect(factor: float) -> None:
+    """However narrow its range: nothing is "1.00x faster", or slower."""
+    one = run_of([1.0, 1.0, 1.0], [factor, factor, factor])
+    assert "1.00x faster" not in media(one)["terminal"]
+    assert "1.00x slower" not in media(one)["terminal"]

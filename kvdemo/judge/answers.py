@@ -73,7 +73,7 @@ def unequalled(conditions: Conditions, reused: Sequence[Sample], controls: Seque
     if conditions.max_concurrency > 1:
         return "requests that share a batch round differently, so none is the equal of another"
     if not controls:
-        end = "the run ended before" if conditions.interrupted else "the run holds no"
+        end = "the run ended before a" if conditions.interrupted else "the run holds no"
         return f"{end} local hit of the same length, which it would have to equal"
     return _control_missed(controls[0], reused[0], conditions.chunk_size or 0)
 
@@ -95,9 +95,9 @@ def _control_missed(control: Sample, reuse: Sample, chunk: int) -> str:
 def check(reused: Sequence[Sample], control: Sample, cold: Sequence[Sample]) -> Answer:
     """Judge every reuse against the control: equal to the last bit, or wrong."""
     pairs = [(sample, compare(sample, control)) for sample in reused]
-    if any(difference is None for _, difference in pairs):
-        return Answer(None, "not checked: the engine returned no token ids")
     wrong = [(sample, difference) for sample, difference in pairs if difference and not difference.identical]
+    if not wrong and any(difference is None for _, difference in pairs):
+        return Answer(None, "not checked: the engine returned no token ids, or no log-probabilities")
     if not wrong and _flat(control):
         return Answer(None, "equal, which proves nothing: every token has the same probability (dummy weights?)")
     if not wrong:

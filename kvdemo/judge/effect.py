@@ -11,6 +11,9 @@ from enum import StrEnum
 from kvdemo.judge import stats
 from kvdemo.judge.result import Ratio
 
+PRINTED = 0.005
+"""A ratio closer to 1 than this is printed as 1.00x."""
+
 
 class Effect(StrEnum):
     """What a ratio of TTFTs (cold over this arm) shows."""
@@ -23,7 +26,7 @@ class Effect(StrEnum):
 def of(ratio: Ratio, noise: Ratio | None) -> Effect:
     """The effect that ``ratio`` shows beside the ``noise``, where that is known."""
     low, high = bounds(ratio)
-    if ratio.median == 1 or (ratio.n > 1 and low <= 1 <= high):
+    if abs(ratio.median - 1) < PRINTED or (ratio.n > 1 and low <= 1 <= high):
         return Effect.NONE
     if noise and 1 / spread(noise) <= ratio.median <= spread(noise):
         return Effect.NONE

@@ -22,7 +22,7 @@ def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     of_length = [sample for sample in samples if sample.length == longest or sample.arm == "decode"]
     of_arms = [s for s in of_length if s.arm in SUPPORTS_SPEEDUP and not s.writer]
     judged = [(sample, _of_tier(sample, conditions.tier)) for sample in of_arms]
-    answer = _answer(conditions, of_length, judged)
+    answer = _answer_of_all(conditions, samples, longest)
     mixed = conditions.history or _mixed(of_arms)
     # A wrong answer, however early it comes, is no speed-up; prompts that differ are no trials of one thing.
     paired = [] if mixed or answer.same is False else judged
@@ -48,8 +48,8 @@ def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
         noise_floor=noise,
         answer=answer,
         costs=None if mixed else sections.costs(conditions, of_length, store_tax),
-        limit=None if mixed else sections.limit(conditions, rows),
-        lengths=sections.lengths(conditions, samples, _points(conditions, samples)),
+        limit=None if mixed else sections.limit(conditions, rows, noise),
+        lengths=sections.lengths(conditions, samples, {} if answer.same is False else _points(conditions, samples)),
         matrix=matrix,
         valid=bool(proved + cells) and all(proved + cells) and answer.same is not False,
     )
@@ -203,6 +203,23 @@ def _together(samples: Sequence[Sample]) -> bool:
 def _other_plain(rows: Sequence[Row], conditions: Conditions) -> str:
     """A second plain engine: its cold over the baseline's is the noise of this machine."""
     return next((row.engine for row in rows if row.arm == "cold" and row.engine != conditions.baseline), "")
+
+
+def _answer_of_all(conditions: Conditions, samples: Sequence[Sample], longest: int) -> Answer:
+    """The answer of the longest prompt; of a sweep a wrong one at any length, and at how many it was checked."""
+    by_length: dict[int, Answer] = {}
+    for length in sorted({sample.length for sample in samples if sample.arm != "decode"}):
+        here = [sample for sample in samples if sample.length == length]
+        arms = [s for s in here if s.arm in SUPPORTS_SPEEDUP and not s.writer]
+        by_length[length] = _answer(conditions, here, [(sample, _of_tier(sample, conditions.tier)) for sample in arms])
+    for length, wrong in by_length.items():
+        if wrong.same is False:
+            return wrong if length == longest else Answer(False, f"{wrong.text}, at {length:,} prompt tokens")
+    own = by_length.get(longest, Answer(None, "not checked: there was no reuse that is proved"))
+    if len(by_length) == 1 or own.same is None:
+        return own
+    equal = sum(one.same is True for one in by_length.values())
+    return Answer(True, f"{own.text}; equal at {equal} of {len(by_length)} lengths")
 
 
 def _answer(conditions: Conditions, samples: Sequence[Sample], judged: Judged) -> Answer:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from kvdemo import units
-from kvdemo.judge import stats
+from kvdemo.judge import effect, stats
+from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import (
     Cell,
     Conditions,
@@ -85,8 +86,11 @@ def _decode_ratios(conditions: Conditions, samples: Sequence[Sample]) -> list[fl
     return [one / other for one, other in both if other]
 
 
-def limit(conditions: Conditions, rows: Sequence[Row]) -> Limit | None:
-    """How far the reuse is from what this machine could do at best; needs measured bandwidths in the conditions."""
+def limit(conditions: Conditions, rows: Sequence[Row], noise: Ratio | None) -> Limit | None:
+    """How far the reuse is from what this machine could do at best; needs measured bandwidths in the conditions.
+
+    From which bandwidth on reuse beats computing is known only where a local hit is faster beyond the ``noise``.
+    """
     by_arm = {row.arm: row for row in rows}
     cold = next((row for row in rows if row.engine == conditions.baseline), None)
     proved = [
@@ -105,19 +109,23 @@ def limit(conditions: Conditions, rows: Sequence[Row]) -> Limit | None:
     tier = "disk" if conditions.tier == "l2" or (reuse.tiers or {}).get("l2") else "memory"
     kv_bytes = conditions.kv_bytes_per_token * reuse.external_cached_tokens
     bandwidths = {"memory": conditions.memory_bandwidth, "disk": conditions.disk_bandwidth}
+    again = by_arm["again"].speedup
+    if again is None:
+        return None  # nothing may be compared with computing: a wrong answer, or no trial in common
+    differs = effect.of(again, noise) is not Effect.NONE
     limits = {name: ceiling.limit(kv_bytes, speed, *medians) for name, speed in bandwidths.items() if speed}
     if tier not in limits:
         return None
-    sentences = [ceiling.of_run(tier, limits[tier])]
-    if tier != "disk" and "disk" in limits and not limits["disk"].worthwhile:
-        sentences.append(ceiling.sentence("disk", limits["disk"]))
+    sentences = [ceiling.of_run(tier, limits[tier], differs=differs)]
+    if differs and tier != "disk" and "disk" in limits and not limits["disk"].worthwhile:
+        sentences.append(ceiling.sentence("disk", limits["disk"], differs=differs))
     own = limits[tier]
     values = [
         ("KV of the hit", kv_bytes / 1e6, "MB"),
         *((f"{name} bandwidth", one.bandwidth / 1e9, "GB/s") for name, one in limits.items()),
         ("floor", own.floor * 1000, "ms"),
         ("efficiency", own.efficiency, ""),
-        *([("break-even bandwidth", own.needed / 1e9, "GB/s")] if math.isfinite(own.needed) else []),
+        *([("break-even bandwidth", own.needed / 1e9, "GB/s")] if differs and math.isfinite(own.needed) else []),
     ]
     lines = tuple(LimitLine(name, round(value, 4), unit) for name, value, unit in values)
     return Limit(tier, " ".join(sentences), round(own.efficiency, 4), lines)
@@ -157,12 +165,14 @@ def matrix(conditions: Conditions, samples: Sequence[Sample]) -> Matrix | None:
     """
     groups: dict[tuple[str, str], list[Sample]] = {}
     colds: dict[str, list[float]] = {}
+    asked = [s for s in samples if s.writer and s.arm in ("cold", "store")]
+    failed = {sample.engine for sample in asked if judge(sample).verdict is Verdict.FAILED}
     for sample in samples:
         if not sample.writer or sample.arm == "decode":
             continue
         if sample.arm == "reuse":
             groups.setdefault((sample.writer, sample.engine), []).append(sample)
-        elif sample.ttft and judge(sample).verdict is Verdict.COLD:
+        elif sample.engine not in failed and sample.ttft and judge(sample).verdict is Verdict.COLD:
             colds.setdefault(sample.engine, []).append(sample.ttft)
     if not groups:
         return None

@@ -58,34 +58,33 @@ def break_even(points: Sequence[tuple[int, float, float]]) -> int | None:
     return None
 
 
-def of_run(tier: str, bound: Limit) -> str:
+def of_run(tier: str, bound: Limit, *, differs: bool = True) -> str:
     """The finding about the tier that a run loaded from; a disk's own rate cannot bound what came from elsewhere."""
     local = bound.floor - bound.kv_bytes / bound.bandwidth
     loading = bound.floor / bound.efficiency - local
     if tier != "disk" or bound.efficiency <= BEYOND or loading <= 0:
-        return sentence(tier, bound)
+        return sentence(tier, bound, differs=differs)
     moved, measured, needed = (rate / 1e9 for rate in (bound.kv_bytes / loading, bound.bandwidth, bound.needed))
+    takes = f" Beating computing takes {units.digits(needed)} GB/s here." if differs and needed < float("inf") else ""
     return (
-        f"Loading moved {moved:.2g} GB/s, more than the {measured:.2g} GB/s that the disk was measured at: the files' "
-        f"pages were in memory, or the disk's rate changes. Beating computing takes {needed:.2g} GB/s here."
+        f"Loading moved {units.digits(moved)} GB/s, more than the {units.digits(measured)} GB/s that the disk was "
+        f"measured at: the files' pages were in memory, or the disk's rate changes.{takes}"
     )
 
 
-def sentence(tier: str, bound: Limit) -> str:
-    """The finding in plain words."""
-    gigabytes = bound.bandwidth / 1e9
-    if bound.needed == float("inf"):
+def sentence(tier: str, bound: Limit, *, differs: bool = True) -> str:
+    """The finding in plain words; ``differs``: whether a local hit differs from computing beyond noise."""
+    moves = f"{units.digits(bound.bandwidth / 1e9)} GB/s"
+    if differs and bound.needed == float("inf"):
         return f"Reuse from {tier} has nothing to gain here: computing this prompt takes no longer than a local hit."
-    if not bound.worthwhile:
-        return (
-            f"Reuse from {tier} cannot beat computing here: it moves {gigabytes:.2g} GB/s, "
-            f"and would need {bound.needed / 1e9:.2g} GB/s."
-        )
+    needed = f"{units.digits(bound.needed / 1e9)} GB/s"
+    if differs and not bound.worthwhile:
+        return f"Reuse from {tier} cannot beat computing here: it moves {moves}, and would need {needed}."
     share = f"{bound.efficiency:.0%} of what this machine can do"
     if bound.efficiency > 1:
         share = "at the limit of this machine, within noise"
+    pays = f"above {needed} it beats computing" if differs else "a local hit is no faster than computing, within noise"
     return (
-        f"Reuse from {tier} is {share}: {bound.kv_bytes / 1e6:,.0f} MB at "
-        f"{gigabytes:.3g} GB/s and a local hit's time make {units.duration(bound.floor * 1000)}; above "
-        f"{bound.needed / 1e9:.2g} GB/s it beats computing."
+        f"Reuse from {tier} is {share}: {bound.kv_bytes / 1e6:,.0f} MB at {moves} and a local hit's time make "
+        f"{units.duration(bound.floor * 1000)}; {pays}."
     )

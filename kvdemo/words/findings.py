@@ -130,6 +130,12 @@ def complaints(result: Result) -> list[str]:
         if cell.verdict is not cell.expected:
             because = f": {cell.why}" if cell.why else ""
             lines.append(f"{cell.writer} to {cell.reader}: {cell.verdict} instead of {cell.expected}{because}")
+    shown = any(Verdict.FAILED in row.verdicts for row in result.rows) or any(
+        cell.verdict is Verdict.FAILED for cell in (result.matrix.cells if result.matrix else ())
+    )
+    if result.failed and not shown:
+        it = "it" if result.failed == 1 else "them"
+        lines.append(f"{units.count(result.failed, 'request')} failed; no ratio is made with {it}.")
     if result.conditions.nice:
         lowered = ", ".join(f"{name} {value}" for name, value in result.conditions.nice.items())
         lines.append(f"Lowered priority (nice {lowered}): others on the machine come first.")

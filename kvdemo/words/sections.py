@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kvdemo import units
 from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
-from kvdemo.judge.result import Cell, Lengths, Limit, LimitLine, Matrix, Point, Ratio, Result, Row
+from kvdemo.judge.result import Cell, Lengths, Limit, LimitLine, Matrix, Point, Result, Row
 from kvdemo.judge.verdict import Verdict
 from kvdemo.words.findings import COSTS, cost, spread
 from kvdemo.words.tones import VERDICTS, Piece, Tone
@@ -46,6 +46,8 @@ def point(result: Result, one: Point) -> tuple[str, ...]:
     """The cells of one length."""
     gain = one.cold_ms / one.reuse_ms
     match _effect(result, one):
+        case None:
+            faster = units.NO_VALUE
         case Effect.NONE:
             faster = "within noise"
         case Effect.SLOWER:
@@ -56,15 +58,18 @@ def point(result: Result, one: Point) -> tuple[str, ...]:
     return f"{one.prompt_tokens:,}", *times, faster
 
 
-def _effect(result: Result, one: Point) -> Effect:
-    """Whether reuse is faster at this length; files of older versions hold the medians alone."""
-    gain = one.cold_ms / one.reuse_ms
-    return effect.of(one.speedup or Ratio(1, gain, gain, gain), result.noise_floor)
+def _effect(result: Result, one: Point) -> Effect | None:
+    """Whether reuse is faster at this length; None where nothing supports a ratio."""
+    return effect.of(one.speedup, result.noise_floor) if one.speedup else None
 
 
 def break_even(result: Result, lengths: Lengths) -> str:
     """From where on reuse is faster."""
     effects = [_effect(result, one) for one in lengths.points]
+    if not any(effects):
+        return "Nothing is proved at these lengths."
+    if None in effects:
+        return "Not every length proves something: from where on reuse is faster is unknown."
     if all(one is Effect.FASTER for one in effects):
         return "Reuse is faster at all of these lengths."
     if lengths.break_even_tokens is None or Effect.FASTER not in effects:
