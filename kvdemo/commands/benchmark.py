@@ -19,6 +19,7 @@ from kvdemo.bench.measure import ReplacedError
 from kvdemo.bench.session import Session
 from kvdemo.commands import presence
 from kvdemo.commands.fate import Fate
+from kvdemo.commands.pipeline import Pipeline
 from kvdemo.commands.progress import Follower
 from kvdemo.config import benchmark
 from kvdemo.config.benchmark import Bench
@@ -46,6 +47,7 @@ class Output:
     as_json: bool
     follow: Follower
     verbose: bool = False
+    ci: Pipeline | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
     Raises ServiceError when the measurement proves nothing, the answer is wrong, or an engine is not the process that
     it was; GateError when the gate is missed.
     """
+    if output.ci:
+        output.ci.gain = task.options.expected_ttft_gain
     run_id = secrets.token_hex(6)
     samples: list[Sample] = []
     with Session(task.plan, task.options, task.document, run_id=run_id, key=task.key) as session:
@@ -160,7 +164,10 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     else:
         terminal.out.print(tables.result(result, samples, verbose=output.verbose))
     saved = recorder.close(result, page.render(result, samples))
-    output.follow(Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html"))))
+    event = Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html")))
+    output.follow(event)
+    if output.ci:
+        output.ci.judged(result, event)
     if not output.as_json:
         terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):

@@ -22,7 +22,7 @@ class Bench(Deferred):
     def story(command: Command, values: Mapping[str, Any]) -> None:
         """Measure the project or the targets, or print how another benchmark would."""
         from kvdemo.bench import attach
-        from kvdemo.commands import benchmark, lookup, progress
+        from kvdemo.commands import benchmark, lookup, pipeline, progress
         from kvdemo.export import peers
         from kvdemo.fleet import fleet
 
@@ -30,6 +30,8 @@ class Bench(Deferred):
             raise UsageError("--target-model, --chunk-size and --cache-url need --target", "the profile says them else")
         if command.target and command.project_name:
             raise UsageError("--target cannot be combined with --project-name", "a project knows its own engines")
+        if command.json and command.format == "github":
+            raise UsageError("--json cannot be combined with --format github", "the output `result` names that file")
         targets = attach.Targets(
             command.target or (),
             values.get("writer", ""),
@@ -43,8 +45,13 @@ class Bench(Deferred):
             plan = attach.plan(targets, key) if command.target else fleet.loaded(lookup.project(command.project_name))
             typer.echo("\n".join(peers.commands(plan, command.peer)))
             return
-        with progress.follower(command.progress, quiet=command.json) as follow, progress.failures(follow):
-            output = benchmark.Output(command.result_dir, command.json, follow, verbose=command.verbose)
+        ci = pipeline.Pipeline(os.environ, command.format == "github", command.junit)
+        with (
+            ci.around(),
+            progress.follower(command.progress, quiet=command.json) as follow,
+            progress.failures(follow),
+        ):
+            output = benchmark.Output(command.result_dir, command.json, follow, verbose=command.verbose, ci=ci)
             if command.target:
                 benchmark.of_targets(targets, values, os.environ, output)
             else:

@@ -57,6 +57,13 @@ class Command:
     ] = "text"
     verbose: VerboseOption = False
     json: JsonOption = False
+    format: Annotated[
+        Literal["text", "github"],
+        typer.Option(help="github: also a step summary in Markdown, annotations, and outputs of the step."),
+    ] = "text"
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the verdicts and the gate as JUnit test cases.")
+    ] = None
 
 
 Story = Callable[[Command, Mapping[str, Any]], None]
