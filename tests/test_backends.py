@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvdemo import backends
 from kvdemo.backends.backend import Address, Backend, Losses, Refusal, Server
@@ -14,6 +16,7 @@ from kvdemo.backends.lmcache import LMCache
 from kvdemo.config import decisions, flags
 from kvdemo.config.profile import Cache
 from kvdemo.host import shim
+from runs import CALM
 
 PACKAGE = Path(__file__).parents[1] / "kvdemo"
 SERVER = Server("127.0.0.1", "127.0.0.1", 1, 2, l1=2**30, chunk_size=256, engines=2, on_gpu=False, store="/kv/x")
@@ -67,6 +70,24 @@ def test_what_a_backend_must_say(backend: Backend) -> None:
     assert all(isinstance(word, str) for word in words)
     assert any("/kv/x" in word for word in words), "L2 lies where the plan says"
     assert flags.words(backend.options(replace(SERVER, store=""))) != words
+
+
+@EVERY
+@CALM
+@given(tokens=st.integers(1, 100_000), chunk=st.integers(16, 1024))
+def test_the_last_token_is_computed(backend: Backend, tokens: int, chunk: int) -> None:
+    """No engine loads a whole prompt, and of a longer one never less."""
+    assert 0 <= backend.reusable(tokens, chunk) < tokens
+    assert backend.reusable(tokens, chunk) <= backend.reusable(tokens + 1, chunk)
+
+
+@CALM
+@given(st.integers(1, 100_000), st.integers(16, 1024))
+def test_lmcache_shares_whole_chunks(tokens: int, chunk: int) -> None:
+    """All but the last token at most, and what is left over is no whole chunk more than that."""
+    hit = LMCache().reusable(tokens, chunk)
+    assert hit % chunk == 0 or hit == tokens - 1
+    assert tokens - hit <= chunk
 
 
 @EVERY

@@ -102,16 +102,6 @@ def test_nobody_to_share_with(engines: tuple[ServiceSpec, ...]) -> None:
 
 
 @CALM
-@given(st.integers(1, 100_000), st.integers(16, 1024))
-def test_reusable_tokens_are_whole_chunks(tokens: int, chunk: int) -> None:
-    """All but the last one at most, since the last token is always computed."""
-    found = workload.reusable(tokens, chunk)
-    assert found < tokens
-    assert found % chunk == 0 or found == tokens - 1
-    assert tokens - found <= chunk
-
-
-@CALM
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_the_order_of_arms_is_balanced(count: int, seed: int) -> None:
     """Every arm once a trial; reuse right after store, again after reuse; an even trial reverses the one before."""

@@ -153,6 +153,14 @@ class Backend(ABC):
         del host, directory, adapter
         return dict(options)
 
+    def reusable(self, tokens: int, chunk: int) -> int:
+        """How many tokens of a stored prompt another engine can load: whole chunks, but never the last token.
+
+        vLLM computes at least one token of every prompt, so of a prompt of whole chunks all but that one are loaded.
+        """
+        whole = tokens // chunk * chunk
+        return whole - 1 if whole == tokens else whole
+
     def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
         """What makes KV in L2 another one although its key is the same, beside model, flags and versions."""
         del adapter

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from kvdemo import backends
 from kvdemo.bench import workload
 from kvdemo.bench.measure import Meter
 from kvdemo.bench.workload import Roles
@@ -91,9 +92,13 @@ class Session:
             raise UsageError("there is no L2 to read from", "give the cache one: caches.*.l2 in the profile")
         return {
             "prompt_tokens": tokens,
-            "expected_hit_tokens": workload.reusable(tokens, self.chunk),
+            "expected_hit_tokens": self.reusable(tokens),
             "prompt_sha256": hashlib.sha256(repr(list(self.prompt.ids)).encode()).hexdigest(),
         }
+
+    def reusable(self, tokens: int) -> int:
+        """How many tokens of a stored prompt the reader can load."""
+        return backends.of(self.roles.reader.backend).reusable(tokens, self.chunk)
 
     @property
     def window(self) -> int | None:

@@ -51,7 +51,7 @@ def ask(
 
     Every arm is asked alike: the time of a request among others cannot be compared with that of one alone.
     """
-    expected = workload.reusable(prompt.tokens, session.chunk) if arm in ("reuse", "again") else 0
+    expected = session.reusable(prompt.tokens) if arm in ("reuse", "again") else 0
     salts = [session.salt(f"{length}-{trial}-{n}") for n in range(session.options.concurrency)]
     steps = [Step(trial, arm, engine, salt, expected, length=length) for salt in salts]
     bodies: list[dict[str, Any]] = [prompt.body(engine, salt) for salt in salts]
@@ -92,7 +92,7 @@ def control(session: Session, prompt: Prompt, length: int = 0, share: float = 1.
     if session.options.concurrency > 1:
         return
     ids = list(prompt.ids)
-    hit = workload.reusable(len(ids), session.chunk)
+    hit = session.reusable(len(ids))
     other = [*ids[:hit], *reversed(ids[hit:])]
     if other[hit] == ids[hit]:
         other[hit] = ids[0]

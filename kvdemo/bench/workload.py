@@ -142,12 +142,6 @@ def body(
     }
 
 
-def reusable(tokens: int, chunk: int) -> int:
-    """How many of a stored prompt's tokens can be loaded: whole chunks, but the last token is always computed."""
-    whole = tokens // chunk * chunk
-    return whole - 1 if whole == tokens else whole
-
-
 def interleaved(count: int, roles: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
     """The arms of ``count`` trials in the order in which to run them.
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from kvdemo import backends
 from kvdemo.bench import workload
 from kvdemo.bench.client import Reply
 from kvdemo.bench.workload import Step
@@ -103,7 +104,7 @@ def _measured(
         if spec.cache:
             stage.recall.note(shared, salt, ids)
     if not expected and (sample.cached_tokens or 0) > 0:
-        return replace(sample, expected=workload.reusable(len(ids), chunk), note=PARTLY)
+        return replace(sample, expected=backends.of(spec.backend).reusable(len(ids), chunk), note=PARTLY)
     return sample
 
 

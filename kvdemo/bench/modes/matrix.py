@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from kvdemo.bench import cacheserver, trials, workload
+from kvdemo.bench import cacheserver, trials
 from kvdemo.bench.events import Doing
 from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
@@ -51,7 +51,7 @@ def _pair(session: Session, trial: int, writer: ServiceSpec, reader: ServiceSpec
     shared = _shares(writer, reader)
     if shared and chunks:
         trials.make_loadable(session, [salt], chunks, writer, reader)
-    hit = workload.reusable(prompt.tokens, session.chunk) if shared else 0
+    hit = session.reusable(prompt.tokens) if shared else 0
     step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
     yield session.meter.ask(step, prompt.path, prompt.body(reader, salt))
     cacheserver.forget(session.plan, salt)
