@@ -31,7 +31,6 @@ NAMED = {
     "fleet/logtext.py": "how its log lines look",
     "fleet/logtime.py": "how its log lines look",
     "host/imports.py": "the check of an installation",
-    "host/maker.py": "what an interpreter has to hold",
     "host/packages.py": "what an interpreter has to hold",
     "host/probe.py": "what an interpreter has to hold",
     "host/runtime.py": "what an interpreter has to hold",
@@ -40,8 +39,6 @@ NAMED = {
     "planning/pair.py": "the versions that kvdemo is run with",
     "planning/predict.py": "with what its constants were measured",
     "commands/checks.py": "doctor's checks of an installation",
-    "commands/options.py": "what an interpreter has to hold",
-    "commands/starter.py": "what an interpreter has to hold",
     "commands/parameters.py": "the former name of --cache-url, and the name of another benchmark",
     "cli.py": "what kvdemo is, in one sentence",
 }

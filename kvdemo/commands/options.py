@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvdemo import __version__
+from kvdemo import __version__, backends
 from kvdemo.commands import completion
 
 
@@ -35,7 +35,8 @@ Kind = Annotated[
 ]
 ProfileOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile.")]
 Python = Annotated[
-    str, typer.Option(metavar="PATH", help="The interpreter that holds vLLM and LMCache; else kvdemo's own.")
+    str,
+    typer.Option(metavar="PATH", help=f"The interpreter that holds vLLM and {backends.titles()}; else kvdemo's own."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 MaybeProfile = Annotated[

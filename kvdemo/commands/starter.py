@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvdemo import shipped
+from kvdemo import backends, shipped
 from kvdemo.errors import PreflightError, UsageError
 from kvdemo.host import gpus, hub, maker, runtime
 from kvdemo.planning import choice
@@ -72,7 +72,7 @@ def text_of(chosen: Choice, model: Path, python: str) -> str:
         body = QUESTIONS.sub(lambda _: _questions(), body)
     if python:
         quoted = json.dumps(python.replace("$", "$$"), ensure_ascii=False)
-        holder = f"\nruntime: {{python: {quoted}}}   # holds vLLM and LMCache\n\ndefaults:\n"
+        holder = f"\nruntime: {{python: {quoted}}}   # holds vLLM and {backends.titles()}\n\ndefaults:\n"
         body = body.replace("\ndefaults:\n", holder, 1)
     return body
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import kvdemo
+from kvdemo import backends
 from kvdemo.errors import PreflightError
 
 # kvdemo is put where that interpreter finds it, and none of the packages beside it.
@@ -55,7 +56,7 @@ def make(out: Path, python: str) -> str:
         if "ModuleNotFoundError" in lines[-1]:
             raise PreflightError(
                 f"the model cannot be made with {python}: {lines[-1]}",
-                "name the interpreter that holds vLLM and LMCache: kvdemo init --python /path/to/python",
+                f"name the interpreter that holds vLLM and {backends.titles()}: kvdemo init --python /path/to/python",
             )
         raise PreflightError("\n".join(lines).removeprefix("smollm2: "), "")
     return done.stdout.strip()

@@ -267,8 +267,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     cache = profile.caches[engine.cache] if engine.cache else None
     wiring = _wiring(profile, engine, facts)
     python = kinship.python_of(profile, name, facts)
-    server = facts.interpreters[python].server if python in facts.interpreters else SERVER
-    command = (python, "-m", server)
+    command = (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
     options = engines.options(
         engine,
         served=served,
