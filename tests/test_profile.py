@@ -16,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvdemo.backends import BACKENDS
 from kvdemo.config.benchmark import Bench
 from kvdemo.config.profile import Profile, load, schema
 from kvdemo.errors import ProfileError
@@ -130,7 +131,7 @@ BROKEN = {
         ONE + "caches: {c: {memory: 0.5, zzz: 1}}\nbench: {cache: c, zzz: 1}\ntrials: 3\n",
         [
             "3:14: caches.c: unknown key 'memory' (it belongs in an engine)",
-            "3:27: caches.c: unknown key 'zzz' (a flag of LMCache goes under 'args')",
+            f"3:27: caches.c: unknown key 'zzz' (a flag of {' or '.join(one.title for one in BACKENDS.values())} goes under 'args')",
             "4:9: bench: unknown key 'cache' (it belongs in an engine)",
             f"4:19: bench: unknown key 'zzz' (known here: {', '.join(Bench.model_fields)})",
             "5:1: unknown key 'trials' (it belongs under 'bench')",
@@ -334,8 +335,8 @@ BROKEN = {
     "what carries the KV, and what nobody knows": (
         "model: m\ncaches: {c: {kind: lmcache}, d: {kind: memcached}, e: {kind: [a]}}\nengines: {a: {cache: c}}\n",
         [
-            "2:40: caches.d.kind: expected lmcache, got 'memcached'",
-            "2:62: caches.e.kind: expected lmcache, got a list",
+            f"2:40: caches.d.kind: expected {' or '.join(BACKENDS)}, got 'memcached'",
+            f"2:62: caches.e.kind: expected {' or '.join(BACKENDS)}, got a list",
         ],
     ),
     "a cached engine that is wired by hand": (
