@@ -118,6 +118,7 @@ def test_sizes(tmp_path: Path, written: str, size: int) -> None:
 
 
 ONE = "model: m\nengines: {a: }\n"
+TITLES = " or ".join(one.title for one in BACKENDS.values())
 BROKEN = {
     "version": (ONE + "version: 2\n", ["3:10: version: expected 1, the version of the file format, got 2"]),
     "misspelt keys": (
@@ -131,7 +132,7 @@ BROKEN = {
         ONE + "caches: {c: {memory: 0.5, zzz: 1}}\nbench: {cache: c, zzz: 1}\ntrials: 3\n",
         [
             "3:14: caches.c: unknown key 'memory' (it belongs in an engine)",
-            f"3:27: caches.c: unknown key 'zzz' (a flag of {' or '.join(one.title for one in BACKENDS.values())} goes under 'args')",
+            f"3:27: caches.c: unknown key 'zzz' (a flag of {TITLES} goes under 'args')",
             "4:9: bench: unknown key 'cache' (it belongs in an engine)",
             f"4:19: bench: unknown key 'zzz' (known here: {', '.join(Bench.model_fields)})",
             "5:1: unknown key 'trials' (it belongs under 'bench')",

@@ -1,6 +1,7 @@
 """What carries KV between engines: one module for each backend, and the list of them here.
 
-Read ``backend`` (what every backend says), then one of them. Nothing outside knows a backend by its name but what
+Read ``backend`` (what every backend says), then one of them; a new one is a module here and its entry in ``BACKENDS``,
+and ``tests/test_backends.py`` asks it what it asks all. Nothing outside knows a backend by its name but what
 installs it, exports it and reads its logs.
 """
 
