@@ -96,7 +96,7 @@ def test_restart_stops_nothing_that_could_not_start_again(lab: Lab) -> None:
     assert run.returncode == 5
     for told in (
         "secret VLLM_API_KEY",
-        f"its model or file {lab.path}/model",
+        f"its model {lab.path}/model",
         "its interpreter",
         "its KV store",
         "nothing was",

@@ -12,13 +12,13 @@ from kvdemo.planning import predict
 from kvdemo.planning.predict import Rates, Times
 from test_budget import MISTRAL, SHAPE
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "h200"
+SAVED = Path(__file__).parent / "h200.json"
 H200 = Rates(matmul=790e12, attention=500e12, tokenizing=0.1)
 
 
 def measured() -> dict[str, Any]:
     """What bench saved on one H200."""
-    document: dict[str, Any] = json.loads((RESULTS / "memory-other-host.json").read_text())
+    document: dict[str, Any] = json.loads(SAVED.read_text())
     return document
 
 

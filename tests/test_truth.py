@@ -362,3 +362,12 @@ def test_what_is_printed_as_one_is_no_effect(factor: float) -> None:
     one = run_of([1.0, 1.0, 1.0], [factor, factor, factor])
     assert "1.00x faster" not in media(one)["terminal"]
     assert "1.00x slower" not in media(one)["terminal"]
+
+
+def test_priorities_are_told_for_what_they_are() -> None:
+    """A nice value above zero lowers a priority, one below zero raises it."""
+    assert findings._priorities({"a": 5, "b": -5}) == [
+        "Lowered priority (nice a 5): others on the machine come first.",
+        "Raised priority (nice b -5): others on the machine come second.",
+    ]
+    assert findings._priorities({}) == []

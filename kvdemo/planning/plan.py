@@ -264,8 +264,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
     if dtype := kinship.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
-    cache = profile.caches[engine.cache] if engine.cache else None
-    wiring = _wiring(profile, engine, facts)
+    cache, wiring = profile.caches.get(engine.cache or ""), _wiring(profile, engine, facts)
     python = kinship.python_of(profile, name, facts)
     command = (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
     options = engines.options(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvdemo import units
@@ -136,9 +136,7 @@ def complaints(result: Result) -> list[str]:
     if result.failed and not shown:
         it = "it" if result.failed == 1 else "them"
         lines.append(f"{units.count(result.failed, 'request')} failed; no ratio is made with {it}.")
-    if result.conditions.nice:
-        lowered = ", ".join(f"{name} {value}" for name, value in result.conditions.nice.items())
-        lines.append(f"Lowered priority (nice {lowered}): others on the machine come first.")
+    lines += _priorities(result.conditions.nice)
     return lines
 
 
@@ -148,6 +146,19 @@ COSTS = {
     "visibility_lag": "Until others can load it",
     "decode_tax": "Decoding while others store",
 }
+
+
+def _priorities(nice: Mapping[str, int]) -> list[str]:
+    """Engines that do not compete with the machine's other work on equal terms."""
+    lower = {name: value for name, value in nice.items() if value > 0}
+    higher = {name: value for name, value in nice.items() if value < 0}
+    kinds = (("Lowered", lower, "first"), ("Raised", higher, "second"))
+    return [
+        f"{what} priority (nice {', '.join(f'{name} {value}' for name, value in of.items())}): others on the machine "
+        f"come {place}."
+        for what, of, place in kinds
+        if of
+    ]
 
 
 def cost(result: Result, name: str, one: Cost) -> str:
