@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import runs
 from conftest import Lab
+from kvdemo.commands import pipeline
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.verdict import Verdict
@@ -171,11 +172,25 @@ def test_bench_tells_github(fleet: Lab) -> None:
     assert "| Engine | Phase |" in summary
     told = outputs(files["GITHUB_OUTPUT"])
     assert told["valid"] == "true"
-    assert float(told["speedup"]) > 0
     assert all((fleet.path / told[name]).is_file() for name in ("result", "samples", "report", "junit"))
     suite = check((fleet.path / "junit.xml").read_text())
     assert (suite.attrib["failures"], suite.attrib["errors"]) == ("0", "0")
     assert "::error" not in done.stdout
+
+
+@pytest.mark.parametrize(("factor", "speedup"), [(1.0, "20"), (20.0, "")])
+def test_a_speedup_within_noise_is_none(
+    factor: float, speedup: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later step reads no number that the table does not claim; invalid and missing runs have none either."""
+    told = tmp_path / "output"
+    for result, expected in ((runs.result(made=runs.samples(reuse=factor)), speedup), (broken(), ""), (None, "")):
+        told.write_text("")
+        ci = pipeline.Pipeline({"GITHUB_OUTPUT": str(told)}, github=True, result=result)
+        with ci.around():
+            pass
+        assert outputs(told)["speedup"] == expected
+    assert "::error" not in capsys.readouterr().out
 
 
 def test_without_a_runner_the_summary_is_printed(fleet: Lab) -> None:

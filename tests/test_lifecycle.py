@@ -16,6 +16,7 @@ from conftest import PATIENCE, Lab
 from guarding import until
 from kvdemo.errors import UsageError
 from kvdemo.fleet import excerpts, fleet, logtime
+from kvdemo.host import survey
 
 NOW = datetime(2026, 11, 30, 7, 15)
 TWO = {"plain": {}, "a": {"cache": "shared"}}
@@ -275,3 +276,16 @@ def test_the_shell_completes_services_projects_and_profiles(lab: Lab) -> None:
 def test_help_has_an_example(lab: Lab, verb: str) -> None:
     """Each verb shows how it is typed."""
     assert f"kvdemo {verb}" in lab.run(verb, "--help").stdout.split("Example:")[1]
+
+
+def test_wait_follows_an_up_that_is_under_way(lab: Lab) -> None:
+    """A service that another command is about to start is waited for; it is not called missing."""
+    slow = {"env": {"FAKE_START_S": "3"}}
+    profile = lab.profile({"plain": slow, "other": {}})
+    process = lab.start("up", profile)
+    until(lambda: survey.saved_plan(lab.project()) is not None, PATIENCE)
+    done = lab.run("wait")
+    assert done.returncode == 0, done.stderr
+    assert set(states(lab).values()) == {"ready"}
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err

@@ -16,6 +16,8 @@ import typer
 
 from kvdemo.bench.events import Saved
 from kvdemo.errors import GateError, KvdemoError, UsageError
+from kvdemo.judge import effect
+from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Result
 from kvdemo.words import findings, junit, markdown
 from kvdemo.words.junit import Problem
@@ -91,11 +93,17 @@ class Pipeline:
             values |= {"result": self.saved.result, "samples": self.saved.samples, "report": self.saved.report}
         if self.junit:
             values["junit"] = str(self.junit)
-        if self.result and self.result.speedup:
-            values["speedup"] = f"{self.result.speedup.median:.4g}"
+        values["speedup"] = _speedup(self.result)
         if path := self.environ.get(OUTPUT):
             end = f"end-{secrets.token_hex(8)}"  # a value may hold anything, a line end too
             _write(Path(path), "".join(f"{name}<<{end}\n{value}\n{end}\n" for name, value in values.items()), "a")
+
+
+def _speedup(result: Result | None) -> str:
+    """How many times faster (TTFT) reuse is; empty if that is not proved, or not beyond the noise."""
+    if result is None or result.speedup is None or effect.of(result.speedup, result.noise_floor) is Effect.NONE:
+        return ""
+    return f"{result.speedup.median:.4g}"
 
 
 def _problem(error: KvdemoError | KeyboardInterrupt) -> Problem:

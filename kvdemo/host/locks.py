@@ -37,7 +37,7 @@ def holder(project: str, run_dir: Path, stamped: str) -> tuple[str, str]:
             f"{what}, which was stopped (SIGSTOP or Ctrl-Z)",
             f"let it go on: kill -CONT {pid}; or end it: kill -KILL {pid}, then kvdemo down -p {project}",
         )
-    undoes = " (it stops what it started)" if verb in ("up", "restart") else ""
+    undoes = " (it stops what it started)" if verb in ("up", "restart", "start") else ""
     return what, f"wait for it, or end it: kill {pid}{undoes}"
 
 
