@@ -138,8 +138,21 @@ GPU = (
         "this GPU cannot run the model's quantization: choose another `model`, or other gpus",
     ),
     Signature(
+        "fp8-gpu",
+        r"type fp8\w+ not supported in this architecture",
+        "this GPU cannot compute in the FP8 format that is asked for: take kv-cache-dtype and quantization out of "
+        "args, choose a `model` in another format, or other gpus",
+    ),
+    Signature(
+        "kernel-too-large",
+        r"out of resource: shared memory",
+        "a Triton kernel needs more shared memory than a block has on this GPU: try another attention-backend or "
+        "version of vllm, or other gpus",
+        title="a kernel does not fit this GPU",
+    ),
+    Signature(
         "attention-backend",
-        r"No valid attention backend found|Selected backend .* is not valid for",
+        r"No valid attention backend found|FlashAttention only supports|Selected backend .* is not valid for",
         "no attention kernel fits this model on this device: leave attention-backend and kv-cache-dtype out of args",
     ),
 )

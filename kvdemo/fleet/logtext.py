@@ -54,7 +54,7 @@ _CARETS = re.compile(r"\s*[\^~]+\s*$")
 _GROUP = re.compile(r"^\s+(?:\+-?\+?-*(?: \d+ -+)?|\|) ?")
 _NAME = re.compile(r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:\(\w+\))?(?::\s*(?P<message>.*))?$")
 _RAISED = re.compile(
-    r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Failure|ModeIsEnabled))"
+    r"(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Failure|Resources|ModeIsEnabled))"
     r"(?::\s*(?P<message>.*))?$"
 )
 _VALUE = re.compile(r"(?P<message>(?:Value error|Assertion failed), .+)$")

@@ -19,9 +19,15 @@ PYTHON = (
     ),
     Signature(
         "glibcxx",
-        r"~version `(?:GLIBCXX|GLIBC|CXXABI)_[\d.]+' not found",
+        r"~version `(?:GLIBCXX|CXXABI)_[\d.]+' not found",
         "the C++ library of this system or environment is older than the one lmcache or vllm was built with: put a "
         "newer libstdc++ first in LD_LIBRARY_PATH (env), or install builds for this system",
+    ),
+    Signature(
+        "glibc",
+        r"~version `GLIBC_[\d.]+' not found",
+        "the C library of this system is older than the one vllm or lmcache was built for, and cannot be replaced "
+        "alone: use a newer system or container, or install builds for this one",
     ),
     Signature(
         "versions",
@@ -98,7 +104,7 @@ CACHE = (
     ),
     Signature(
         "redis",
-        r"~(?:NOAUTH|WRONGPASS|invalid username-password pair)",
+        r"~(?:NOAUTH|WRONGPASS|invalid username-password pair|Authentication required)",
         "Redis wants a password, or another one: name it in the cache's secrets",
     ),
     Signature(
