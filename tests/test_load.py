@@ -167,6 +167,22 @@ def test_a_ratio_is_paired_by_repetition() -> None:
     )
 
 
+def test_a_baseline_that_fails_or_dies_gives_no_ratio() -> None:
+    """What failures alone kept from the limit measures no capacity; requests that were too late anyway still do."""
+    failed = tuple(request(None, error="HTTP 500") for _ in KEPT)
+    shared = phase("shared", 4, KEPT)
+    for broken, why in (
+        (phase("plain", 1, KEPT, requests=failed), "requests to the engines without a cache failed"),
+        (phase("plain", 1, MISSED, died="p no longer answers"), "a side lost an engine"),
+    ):
+        result = judge(ABOUT, [broken, shared, phase("shared", 8, MISSED)])
+        assert not result.gains
+        assert why in " ".join(words.sentences(result))
+    late = (*map(request, [2.0] * 5), *failed[:1], *map(request, KEPT[:4]))
+    (gain,) = judge(ABOUT, [phase("plain", 1, KEPT), phase("plain", 2, KEPT, requests=late), shared]).gains
+    assert gain.ratio.median == 4
+
+
 def test_a_rate_beyond_a_miss_does_not_count() -> None:
     """A lucky phase above the first missed rate is luck."""
     phases = [phase("plain", rate, KEPT if rate != 2 else MISSED) for rate in (1, 2, 4)]
@@ -245,6 +261,13 @@ def test_a_saved_run_is_judged_again(tmp_path: Path) -> None:
         [RUN, {"kind": "sample"}, GOOD],
         [{**RUN, "sides": 3}, GOOD],
         [{key: value for key, value in RUN.items() if key != "slo_ttft"}, GOOD],
+        [{key: value for key, value in RUN.items() if key != "model_id"}, GOOD],
+        *([{**RUN, key: value}, GOOD] for key in sorted({*RUN} - {"mode", "run_id"}) for value in ([1], math.nan)),
+        *([{**RUN, key: None}, GOOD] for key in ("model_id", "device", "documents", "popularity", "reuse", "seed")),
+        *([RUN, {**GOOD, key: value}, GOOD] for key in GOOD if key != "sources" for value in (1e400, {"a": 1}, -1)),
+        [RUN, {**GOOD, "requests": [{**GOOD["requests"][0], "ttft": math.nan}]}, GOOD],
+        [RUN, {**GOOD, "requests": [{**GOOD["requests"][0], "ttft": -1}]}, GOOD],
+        [RUN],
     ],
 )
 def test_a_damaged_run_is_refused_with_its_place(tmp_path: Path, lines: list[dict[str, Any]]) -> None:

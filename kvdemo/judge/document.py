@@ -38,7 +38,7 @@ def line(text: str) -> Conditions | Sample:
             return _SAMPLE.validate_json(text, strict=True)
         return conditions(text)
     except ValidationError as error:
-        raise ValueError(_fault(error)) from None
+        raise ValueError(fault(error)) from None
 
 
 def conditions(text: str) -> Conditions:
@@ -47,7 +47,7 @@ def conditions(text: str) -> Conditions:
         run = _CONDITIONS.validate_json(text, strict=True)
         everything = from_json(text, allow_inf_nan=False)
     except ValidationError as error:
-        raise ValueError(_fault(error)) from None
+        raise ValueError(fault(error)) from None
     kept = {key: value for key, value in everything.items() if key not in {"kind", *RESULT_KEYS} - {"prompt_tokens"}}
     return replace(run, everything=kept)
 
@@ -75,7 +75,7 @@ def from_json_text(text: str) -> Result:
         shaped = {"trials_run": 0, **held, "rows": rows, "conditions": run.everything}
         return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=run)
     except ValidationError as error:
-        raise ValueError(_fault(error)) from None
+        raise ValueError(fault(error)) from None
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +114,7 @@ def _unflattened(row: Any) -> Any:
     return made
 
 
-def _fault(error: ValidationError) -> str:
+def fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from kvdemo.judge import stats
-from kvdemo.judge.sample import Sources
+from kvdemo.judge.sample import Count, Finite, Positive, Seconds, Sources
 
 PLAIN = "plain"
 """The side of the engines without a cache."""
@@ -24,6 +26,10 @@ LATENESS_SHARE = 0.02
 
 LATENESS_FLOOR = 0.002
 """... or than this many seconds, for the share of requests that the limit is about."""
+
+
+Rate = Annotated[float, Field(allow_inf_nan=False, ge=1e-6, le=1e9)]
+"""Requests a second, when they are read from a file."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,15 @@ class Request:
 
     engine: str
     document: int
-    at: float
+    at: Seconds
     unseen: bool = False
-    late: float = 0.0
-    ttft: float | None = None
-    e2el: float | None = None
-    itl: tuple[float, ...] = ()
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    completion_tokens: int | None = None
+    late: Finite = 0.0
+    ttft: Seconds | None = None
+    e2el: Seconds | None = None
+    itl: tuple[Seconds, ...] = ()
+    prompt_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    completion_tokens: Count | None = None
     error: str = ""
     cut: bool = False
 
@@ -65,35 +71,17 @@ class Phase:
     """
 
     side: str
-    rate: float
-    repetition: int
-    duration: float
+    rate: Rate
+    repetition: Count
+    duration: Positive
     requests: tuple[Request, ...]
     sources: Sources | None = None
-    waiting: tuple[int, ...] = ()
+    waiting: tuple[Count, ...] = ()
     died: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """One line of a saved run."""
         return {"kind": "phase", **asdict(self)}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Phase:
-        """The reverse. Raises TypeError, KeyError or ValueError for anything else."""
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-        names = {f.name for f in fields(Request)}
-        known["requests"] = tuple(
-            Request(
-                **{**{key: value for key, value in one.items() if key in names}, "itl": tuple(one.get("itl") or ())}
-            )
-            for one in document["requests"]
-        )
-        known["sources"] = Sources(**known["sources"]) if known.get("sources") else None
-        known["waiting"] = tuple(known.get("waiting") or ())
-        phase = cls(**known)
-        if not (math.isfinite(phase.rate) and phase.rate > 0 and phase.duration > 0):
-            raise ValueError(f"rate {phase.rate} over {phase.duration} s is no phase")
-        return phase
 
 
 @dataclass(frozen=True)
@@ -110,6 +98,11 @@ class Limit:
     def kept(self, phase: Phase) -> bool:
         """Whether the phase kept it."""
         return bool(phase.requests) and self.hits(phase) >= self.share * len(phase.requests)
+
+    def spoilt(self, phase: Phase) -> bool:
+        """Whether failed requests alone keep it from having kept the limit: then it measures no capacity."""
+        failed = sum(bool(request.error) for request in phase.requests)
+        return not self.kept(phase) and bool(failed) and self.hits(phase) + failed >= self.share * len(phase.requests)
 
     def lost(self, sent: int, misses: int) -> bool:
         """Whether so many misses of ``sent`` requests can no longer be made good."""
@@ -287,7 +280,11 @@ def _sum(parts: Sequence[Sources | None]) -> Sources | None:
 
 
 def _best(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> tuple[float | None, bool] | None:
-    """The highest rate kept below the first one missed, and whether none was missed; None if nothing was tried."""
+    """The highest rate kept below the first one missed, and whether none was missed; None if nothing was measured.
+
+    Failures count as misses, but those of the plain side, with which the others are compared, must not make them look
+    better: a phase of it that only failures kept from the limit measures nothing.
+    """
     tried = sorted(
         (phase for phase in phases if (phase.side, phase.repetition) == (side, repetition)), key=lambda one: one.rate
     )
@@ -296,6 +293,8 @@ def _best(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> 
         return None
     best: float | None = None
     for phase in usable:
+        if side == PLAIN and limit.spoilt(phase):
+            return None
         if not limit.kept(phase):
             return best, False
         best = phase.rate
@@ -318,6 +317,8 @@ def _capacity(limit: Limit, side: str, engines: tuple[str, ...], phases: Sequenc
 
 def _gain(limit: Limit, side: str, phases: Sequence[Phase]) -> Gain | None:
     """Paired by repetition. Where the plain side kept no rate at all, its lowest one bounds the ratio from below."""
+    if any(phase.died for phase in phases if phase.side in (side, PLAIN)):
+        return None
     ratios, bound = [], False
     for number in _repetitions(phases):
         mine, plain = _best(limit, side, number, phases), _best(limit, PLAIN, number, phases)

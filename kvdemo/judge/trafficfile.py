@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kvdemo.errors import UsageError
-from kvdemo.judge import traffic
+from kvdemo.judge import document, traffic
 from kvdemo.judge.record import Recorder
+from kvdemo.judge.sample import Count, Positive, Seconds
 from kvdemo.judge.traffic import Phase, TrafficResult
 
 MODE = "load"
 """What the conditions of such a run say under ``mode``."""
+
+
+Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
+Few = Annotated[int, Field(ge=0, le=10**6)]
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """What the conditions must hold for the run to be told; other keys are kept as they are."""
+
+    model_id: str
+    slo_ttft: Annotated[float, Field(allow_inf_nan=False, ge=1e-6, le=1e6)]
+    slo_share: Annotated[float, Field(allow_inf_nan=False, gt=0, le=1)]
+    sides: Mapping[str, list[str]]
+    documents: Few
+    document_tokens: Count
+    reuse: Share
+    popularity: str
+    slo_chosen: str
+    device: str = "unknown"
+    run_id: str = ""
+    turns: Few = 1
+    seed: int = 0
+    gpus: Mapping[str, list[int | str]] | None = None
+    notes: list[str] = field(default_factory=list)
+    single_ttft: Mapping[str, Mapping[str, Seconds | None]] | None = None
+    own_tokens: Mapping[str, Count | None] | None = None
+    l1_bytes: Mapping[str, Count] | None = None
+    kv_bytes_per_token: Positive | None = None
+
+
+_CONDITIONS, _PHASE = TypeAdapter(_Conditions), TypeAdapter(Phase)
 
 
 class PhaseRecorder(Recorder):
@@ -43,20 +80,24 @@ def read(path: Path) -> TrafficResult:
     phases: list[Phase] = []
     for number, line in enumerate(lines, 1):
         try:
-            document = json.loads(line)
-            kind = document.pop("kind")
-            if kind == "run" and number > 1 and document.get("run_id") != conditions.get("run_id"):
+            held = json.loads(line)
+            kind = held.pop("kind")
+            if kind == "run" and number > 1 and held.get("run_id") != conditions.get("run_id"):
                 raise ValueError("another run begins here; one file holds one run")
             if kind == "run":
-                conditions = document
+                _CONDITIONS.validate_json(line, strict=True)
+                conditions = held
             elif kind == "phase":
-                phases.append(Phase.from_json(document))
+                phases.append(_PHASE.validate_json(line, strict=True))
             else:
                 raise ValueError(f"a {kind!r} is no part of it")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines) and number > 1:
                 break
-            raise UsageError(f"{path}:{number}: not a line of a kvdemo load run ({error})") from None
+            why = document.fault(error) if isinstance(error, ValidationError) else error
+            raise UsageError(f"{path}:{number}: not a line of a kvdemo load run ({why})") from None
+    if not phases:
+        raise UsageError(f"{path}: holds no phase: the run ended before its first one did")
     try:
         return traffic.judge(conditions, phases)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

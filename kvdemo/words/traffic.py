@@ -134,6 +134,8 @@ def _why_none(result: TrafficResult) -> str:
     """What kept the run from a ratio, and the way out."""
     if any(one.died for one in result.capacities):
         return "a side lost an engine"
+    if any(one.side == PLAIN and one.failed for one in result.points):
+        return "requests to the engines without a cache failed"
     if result.capacities and all(one.open for one in result.capacities):
         return "every rate that was tried kept the limit on every side; try higher rates or a shorter limit"
     if any(one.none for one in result.capacities):
