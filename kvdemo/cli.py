@@ -195,7 +195,10 @@ def logs(
     since: options.Since = "",
     no_log_prefix: options.NoLogPrefix = False,
 ) -> None:
-    """Print the services' logs, each line with its service's name; secrets are blanked."""
+    """Print the services' logs, each line with its service's name; secrets are blanked.
+
+    Example: kvdemo logs --since 5m lmcache-b
+    """
     from datetime import datetime
 
     from kvdemo.commands import lookup

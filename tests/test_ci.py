@@ -200,7 +200,12 @@ def test_without_a_runner_the_summary_is_printed(fleet: Lab) -> None:
     assert done.returncode == 3
     assert "| Engine | Phase |" in done.stdout
     assert "**kvdemo bench failed:**" in done.stdout
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("::error")]
+    commands = [line for line in done.stdout.splitlines() if line.startswith("::")]
+    stop, go_on, *_, line = commands  # an answer that looks like a command is none: it stands between these two
+    assert stop == f"::stop-commands::{go_on.strip(':')}"
+    assert line.startswith("::error ")
+    assert done.stdout.startswith(stop)
+    assert done.stdout.index("Same answer?") < done.stdout.index(f"{go_on}\n") < done.stdout.index(line)
     assert "1e+06x was expected" in line
     suite = check((fleet.path / "missed.xml").read_text())
     (bad,) = [case for case in suite.iter("testcase") if case.find("failure") is not None]

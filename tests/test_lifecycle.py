@@ -272,7 +272,7 @@ def test_the_shell_completes_services_projects_and_profiles(lab: Lab) -> None:
     assert complete(lab, "logs", "-p", "another", "") == set()
 
 
-@pytest.mark.parametrize("verb", ["ls", "stop", "start", "wait", "events", "down"])
+@pytest.mark.parametrize("verb", ["ls", "stop", "start", "wait", "events", "logs", "down"])
 def test_help_has_an_example(lab: Lab, verb: str) -> None:
     """Each verb shows how it is typed."""
     assert f"kvdemo {verb}" in lab.run(verb, "--help").stdout.split("Example:")[1]

@@ -50,7 +50,8 @@ class Pipeline:
         """Write at the end of the run, whether it fails or not."""
         self.check()
         try:
-            yield
+            with self._no_commands():
+                yield
         except (KvdemoError, KeyboardInterrupt) as error:
             try:
                 self._write(_problem(error))
@@ -58,6 +59,18 @@ class Pipeline:
                 typer.echo(f"warning: {other}", err=True)
             raise
         self._write(None)
+
+    @contextmanager
+    def _no_commands(self) -> Iterator[None]:
+        """Keep the runner from obeying what is printed meanwhile: an answer of a model may look like a command."""
+        token = secrets.token_hex(16)
+        if self.github:
+            typer.echo(f"::stop-commands::{token}")
+        try:
+            yield
+        finally:
+            if self.github:
+                typer.echo(f"::{token}::")
 
     def _write(self, problem: Problem | None) -> None:
         if self.junit:
