@@ -303,6 +303,9 @@ PLACES = [
     "engines: {{a: {{args: {{middleware: ['--api-key={0}']}}}}}}\nsecrets: 1",
     "engines: {{a: }}\nsecrets: [HF_TOKEN={0}]",
     "engines: {{a: }}\nbench: {{system: 'Bearer {0}', secret: 1}}",
+    "engines: {{a: {{args: {{otlp-traces-headers: 'Authorization=Bearer {0}'}}}}}}",
+    "engines: {{a: {{args: {{x-headers: 'authorization: Basic {0}'}}}}}}",
+    'engines: {{a: {{env: {{OTEL_EXPORTER_OTLP_HEADERS: "Authorization={0}"}}}}}}',
     "x-k: &k {{api-key: {0}}}\nengines: {{a: {{args: *k}}}}",
     "engines:\n  a:\n    env:\n      MY_SECRET: >-\n        {0}\n        more\n",
 ]
@@ -318,6 +321,12 @@ def test_a_secret_that_is_written_down_is_told_and_never_shown(tmp_path: Path, p
         assert HIDDEN not in findings(
             tmp_path, f"model: m\n{place.format(HIDDEN)}  # {broken}\n{broken}\n", MY_KEY=HIDDEN
         )
+
+
+@pytest.mark.parametrize("text", ["Basic understanding, please.", "Authorization: who may?", "The bearer certificates"])
+def test_words_about_authorization_are_no_secret(tmp_path: Path, text: str) -> None:
+    """A question may speak of it."""
+    assert not findings(tmp_path, f"model: m\nengines: {{a: }}\nbench: {{system: '{text}'}}")
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\"\\"), min_size=8, max_size=40))

@@ -79,7 +79,7 @@ def test_a_stopped_up_is_named_at_once(lab: Lab) -> None:
     assert f"kill -KILL {up.pid}" in run.stderr
     os.kill(up.pid, signal.SIGKILL)
     run = lab.run("down", "-p", lab.name)
-    assert (run.returncode, "1 services ended" in run.stdout) == (0, True)
+    assert (run.returncode, "1 service ended" in run.stdout) == (0, True)
 
 
 def test_restart_stops_nothing_that_could_not_start_again(lab: Lab) -> None:

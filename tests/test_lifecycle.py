@@ -54,7 +54,7 @@ def test_a_cache_takes_its_engines_along_and_an_engine_nobody(lab: Lab) -> None:
     assert set(states(lab).values()) == {"ready"}
     done = lab.run("down", "a")
     assert done.returncode == 0, done.stderr
-    assert "Nothing is left: 1 services ended, no process of theirs lives, 1 ports are free." in done.stdout
+    assert "Nothing is left: 1 service ended, no process of theirs lives, 1 port is free." in done.stdout
     assert states(lab) == {"shared": "ready", "plain": "ready", "a": "absent"}
     assert lab.run("start").returncode == 0  # what `down` took away is not what was stopped
     assert states(lab)["a"] == "absent"

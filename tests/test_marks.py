@@ -91,7 +91,7 @@ def test_a_project_without_records_is_still_the_only_one(lab: Lab) -> None:
     assert run.returncode == 1
     assert f"project {lab.name} runs (a)" in run.stderr
     assert f"kvdemo down -p {lab.name}" in run.stderr
-    assert "1 services ended" in lab.run("down").stdout
+    assert "1 service ended" in lab.run("down").stdout
 
 
 def test_ps_and_up_know_services_without_their_records(lab: Lab) -> None:

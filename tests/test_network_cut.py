@@ -173,5 +173,5 @@ def test_a_cluster_that_is_out_of_reach(shared_lab: Lab, network: Network, pair:
     assert (done.returncode, "out of reach: a on " in done.stderr) == (8, True), done
     assert alive(shared_lab) == {"a"}
     done = shared_lab.run("down")
-    assert (done.returncode, "1 services ended" in done.stdout) == (0, True), done
+    assert (done.returncode, "1 service ended" in done.stdout) == (0, True), done
     assert alive(shared_lab) == set()

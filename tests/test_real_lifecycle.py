@@ -45,7 +45,7 @@ def test_what_was_stopped_shares_again(ready: Real) -> None:
 def test_down_of_a_service_leaves_the_others(ready: Real) -> None:
     """One engine goes, the rest stays ready and is not replaced."""
     before = ready.records
-    assert "Nothing is left: 1 services ended" in ready.do("down", "vllm-b")
+    assert "Nothing is left: 1 service ended" in ready.do("down", "vllm-b")
     states = ready.states()
     assert states.pop("vllm-b") == "absent"
     assert set(states.values()) == {"ready"}

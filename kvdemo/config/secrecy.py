@@ -29,11 +29,18 @@ _FORM = re.compile(
 )
 """Tokens of Hugging Face, OpenAI, GitHub, AWS, NVIDIA and Slack."""
 
+_HEADER = re.compile(
+    r"\bAuthorization['\"]?(?:=|\s*:\s*['\"]?(?:Bearer|Basic)\s)|\bBearer\s+(?=\S*\d)[A-Za-z0-9._~+/-]{8,}", re.I
+)
+"""A header that proves who asks."""
+
 _BEFORE = re.compile(rf"{_NAME}['\"]?(?:\s*[:=]|\s)")
 """A name of a secret, and what parts it from the value."""
 
 
-_GIVEN = re.compile(rf"({_NAME}=|\bBearer\s+)[^\s'\"]+", re.I)
+_GIVEN = re.compile(
+    rf"({_NAME}=|\bAuthorization['\"]?\s*[=:]\s*['\"]?(?:(?:Bearer|Basic)\s+)?|\bBearer\s+)[^\s'\"]+", re.I
+)
 """A value right behind the name of a secret, or in an HTTP header."""
 
 
@@ -48,8 +55,8 @@ def is_switch(value: object) -> bool:
 
 
 def is_secret(text: str) -> bool:
-    """Whether this text holds a secret by its form: a token of a known service, or a URL with a password."""
-    return bool(_FORM.search(text) or _IN_URL.search(text))
+    """Whether this text is or holds a secret by its form: a known service's token, a URL's password, an HTTP header."""
+    return bool(_FORM.search(text) or _IN_URL.search(text) or _HEADER.search(text))
 
 
 def covered(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvdemo import backends
+from kvdemo import backends, units
 from kvdemo.planning import demand, kinship
 from kvdemo.planning.budget import Assignment
 from kvdemo.planning.engines import GIB
@@ -83,7 +83,7 @@ def sums(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> 
     l1 = sum(cache.l1 for cache in profile.caches.values())
     engines = sum((_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items()), 0)
     if facts.memory is not None and l1 + engines:
-        parts = [f"L1 {_gib(l1)}"] * bool(l1) + [f"{len(cpu)} engines {_gib(engines)}"] * bool(cpu)
+        parts = [f"L1 {_gib(l1)}"] * bool(l1) + [f"{units.count(len(cpu), 'engine')} {_gib(engines)}"] * bool(cpu)
         advice = "lower caches.*.l1 or kv_cache, or run fewer engines"
         yield Sum("host-memory", "host memory", l1 + engines, facts.memory, tuple(parts), advice)
     mapped = sum(kv for name, kv in cpu.items() if profile.engines[name].cache)

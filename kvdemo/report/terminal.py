@@ -177,13 +177,17 @@ def down_summary(remains: Remains) -> str:
     freed = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
     if not checked.get("services"):
         return f"Nothing was running.{freed}"
-    gpus = f", GPU memory given back on {checked['gpus']}" if checked.get("gpus") else ""
+    proofs = [f"{units.count(checked['services'], 'service')} ended", "no process of theirs lives"]
+    for what, number, state in (
+        ("port", checked.get("ports", 0), "free"),
+        ("shared-memory segment", checked.get("segments", 0), "gone"),
+    ):
+        if number:
+            proofs.append(f"{units.count(number, what)} {'is' if number == 1 else 'are'} {state}")
+    if checked.get("gpus"):
+        proofs.append(f"GPU memory given back on {checked['gpus']}")
     gone = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
-    segments = f", {checked['segments']} shared-memory segments are gone" if "segments" in checked else ""
-    return (
-        f"Nothing is left: {checked['services']} services ended, no process of theirs lives, {checked['ports']} ports "
-        f"are free{segments}{gpus}.{freed}{gone}"
-    )
+    return f"Nothing is left: {', '.join(proofs)}.{freed}{gone}"
 
 
 def plan_text(plan: Plan) -> Group:
