@@ -163,8 +163,10 @@ def main() -> int:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         answers, usable = starts(page, project.name, arguments.starts)
         for said, seconds in (("answers", answers), ("usable", usable)):
-            print(f"{said:<8} {statistics.median(seconds):.2f} s after the command "
-                  f"({min(seconds):.2f} to {max(seconds):.2f}, n={len(seconds)})")  # fmt: skip
+            print(
+                f"{said:<8} {statistics.median(seconds):.2f} s after the command "
+                f"({min(seconds):.2f} to {max(seconds):.2f}, n={len(seconds)})"
+            )
         with served(project.name) as url, Session(plan, options, text, run_id=f"page{os.getpid()}", key=key) as session:
             session.connect()
             session.prepare()

@@ -59,3 +59,11 @@ def test_the_guardian_imports_nothing_of_kvdemo() -> None:
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_the_formatter_is_never_told_to_skip() -> None:
+    """No line is packed: what a formatter makes of the code is how it stands."""
+    mark = "fmt: " + "skip"
+    root = PACKAGE.parent
+    files = [path for folder in ("kvdemo", "scripts", "tests") for path in (root / folder).rglob("*.py")]
+    assert [path.name for path in files if mark in path.read_text()] == []

@@ -34,8 +34,11 @@ def engine(**keys: Any) -> Engine:
 def profile(**services: Any) -> Profile:
     """A profile with these engines."""
     found = {name.replace("_", "-"): one for name, one in services.items()}
-    return Profile(path=Path("/p.yaml"), engines={n: e for n, e in found.items() if isinstance(e, Engine)},
-                   caches={n: c for n, c in found.items() if isinstance(c, Cache)})  # fmt: skip
+    return Profile(
+        path=Path("/p.yaml"),
+        engines={n: e for n, e in found.items() if isinstance(e, Engine)},
+        caches={n: c for n, c in found.items() if isinstance(c, Cache)},
+    )
 
 
 def gpus(count: int, total: int = 80 * GIB, free: int | None = None) -> Facts:
@@ -54,8 +57,13 @@ def test_automatic_gpus_spread() -> None:
 
 def test_fractions_and_sizes() -> None:
     """A fraction stays; bytes become one; alone on a GPU vLLM's default holds; with kv_cache only the check's."""
-    given = profile(a=engine(gpus=[0], memory=0.3), b=engine(gpus=[1], memory=20 * GIB), c=engine(gpus=[2]),
-                    d=engine(gpus=[3], kv_cache=GIB), e=engine(gpus=[]))  # fmt: skip
+    given = profile(
+        a=engine(gpus=[0], memory=0.3),
+        b=engine(gpus=[1], memory=20 * GIB),
+        c=engine(gpus=[2]),
+        d=engine(gpus=[3], kv_cache=GIB),
+        e=engine(gpus=[]),
+    )
     found = budget.assign(given, gpus(4))
     assert {name: one.memory for name, one in found.items()} == {"a": 0.3, "b": 0.25, "c": None, "d": 0.1, "e": None}
 

@@ -85,8 +85,9 @@ def test_what_is_not_comparable_is_refused(tmp_path: Path, changes: dict[str, An
 
 def test_where_things_lie_makes_no_difference(tmp_path: Path) -> None:
     """The same versions in another interpreter, and the same model elsewhere, are the same."""
-    there, here = ({"versions": {f"/{at}/python": CONDITIONS["versions"]}, "model_digest": {f"/{at}/tiny": "2cc9"}}
-                   for at in "ab")  # fmt: skip
+    there, here = (
+        {"versions": {f"/{at}/python": CONDITIONS["versions"]}, "model_digest": {f"/{at}/tiny": "2cc9"}} for at in "ab"
+    )
     old = save(tmp_path, "old", samples(), **there)
     new = save(tmp_path, "new", samples(), **here)
     newer = save(tmp_path, "newer", samples(), tier="any")

@@ -326,16 +326,23 @@ def spec(**changes: Any) -> ServiceSpec:
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
-         "port-taken"),
-        ("ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
-         "port-taken"),
-        ("torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: "
-         "29500, code: -98, name: EADDRINUSE, message: address already in use", "internal-port"),
+        (
+            "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
+            "port-taken",
+        ),
+        (
+            "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 18000): address already in use",
+            "port-taken",
+        ),
+        (
+            "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. port: "
+            "29500, code: -98, name: EADDRINUSE, message: address already in use",
+            "internal-port",
+        ),
         ("zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:31000')", "internal-port"),
         ("zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:18000')", "port-taken"),
     ],
-)  # fmt: skip
+)
 def test_a_port_is_compared_with_those_of_the_service(line: str, code: str) -> None:
     """`port` is the remedy for the profile's port only; what the engine chose for itself is tried again."""
     cause = diagnose.root_cause(f"{line}\n", 1, spec=spec())

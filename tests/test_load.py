@@ -222,6 +222,15 @@ def test_tokens_that_do_not_add_up_are_told() -> None:
     assert any("1 of 2 requests failed: HTTP 500: boom" in problem for problem in result.problems)
 
 
+def test_a_phase_that_others_disturbed_gives_no_capacity() -> None:
+    """Where the engines counted prompts that were not ours, the rate is no result."""
+    foreign = phase("shared", 8, KEPT, sources=Sources(999, 0, 0))
+    phases = [phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 4, KEPT), foreign]
+    result = judge(ABOUT, phases)
+    assert result.capacities[1].rate == traffic.Spread(1, 4, 4, 4)
+    assert result.gains[0].ratio.median == 4
+
+
 def test_percentiles_that_n_does_not_carry_are_left_out() -> None:
     """p90 needs ten values, p99 a hundred."""
     few, many = judge(ABOUT, [phase("plain", 1, KEPT[:9])]), judge(ABOUT, [phase("plain", 1, KEPT * 10)])

@@ -160,8 +160,16 @@ def test_everything_foreign_is_text() -> None:
     """Names, questions, answers, errors and flags of engines and files never become markup or script."""
     made = [replace(s, engine=HOSTILE if s.engine == "b" else s.engine, text=HOSTILE, note=HOSTILE) for s in samples()]
     made.append(sample("cold", 4, error=HOSTILE, ttft=None))
-    conditions = {**CONDITIONS, "reader": HOSTILE, "question": HOSTILE, "model_id": HOSTILE, "device": HOSTILE,
-                  "flags": {HOSTILE: [HOSTILE]}, HOSTILE: HOSTILE, "run_id": HOSTILE}  # fmt: skip
+    conditions = {
+        **CONDITIONS,
+        "reader": HOSTILE,
+        "question": HOSTILE,
+        "model_id": HOSTILE,
+        "device": HOSTILE,
+        "flags": {HOSTILE: [HOSTILE]},
+        HOSTILE: HOSTILE,
+        "run_id": HOSTILE,
+    }
     cell = Cell(HOSTILE, HOSTILE, 1, Verdict.SHARED, Verdict.SHARED, HOSTILE, 0, 1.0, 2.0)
     foreign = replace(
         result(conditions, made),

@@ -141,8 +141,9 @@ def test_weights_alone_refuse() -> None:
     from kvdemo.planning import budget, sums
 
     for known in (MODELS["deepseek-v3"], {}):
-        model = Model("org/model", "/m", "d", "bfloat16", 131072, shape.kv_bytes_per_token(known),
-                      weight_bytes=62_500_000_000)  # fmt: skip
+        model = Model(
+            "org/model", "/m", "d", "bfloat16", 131072, shape.kv_bytes_per_token(known), weight_bytes=62_500_000_000
+        )
         one = engine(gpus=[0], memory=0.45, max_model_len=131072)
         profile = Profile(path=Path("/p.yaml"), engines={"a": one, "b": one})
         here = facts(model)
@@ -182,8 +183,9 @@ def test_hybrids_are_not_refused_for_what_they_do_not_need() -> None:
         **{"num_hidden_layers": 48, "full_attention_interval": 4, "hidden_size": 2048, "num_attention_heads": 16},
         **{"num_key_value_heads": 2, "head_dim": 256, "linear_key_head_dim": 128},
     }
-    model = Model("org/model", "/m", "d", "bfloat16", 262144, shape.kv_bytes_per_token(config),
-                  weight_bytes=82_000_000_000)  # fmt: skip
+    model = Model(
+        "org/model", "/m", "d", "bfloat16", 262144, shape.kv_bytes_per_token(config), weight_bytes=82_000_000_000
+    )
     here = facts(model, gpus=(Gpu(0, "0", "GPU-0", "H200", int(140.4 * GIB), 140 * GIB),))
     assert not plan.make(load_of(engine(gpus=[0], memory=0.65, max_model_len=262144)), here).missing
     assert shape.kv_bytes_per_token(MISTRAL) == 131072

@@ -13,23 +13,47 @@ from kvdemo.fleet import diagnose, signatures
 STAMP = "11-24 02:28:39 [core.py:9]"
 
 KNOWN = [
-    ("gpu-occupied", "ValueError: Free memory on device cuda:0 (1.0/79.1 GiB) on startup is less than desired GPU memory "
-     "utilization (0.9, 71.2 GiB).", "free the GPU"),
+    (
+        "gpu-occupied",
+        "ValueError: Free memory on device cuda:0 (1.0/79.1 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 71.2 GiB).",
+        "free the GPU",
+    ),
     ("gpu-memory-moved", "AssertionError: Error in memory profiling. Initial free memory 3.1 GiB", "set kv_cache"),
     ("kv-cache-too-small", "ValueError: No available memory for the cache blocks. Try increasing", "raise `memory`"),
-    ("kv-cache-too-small", "ValueError: To serve at least one request with the model's max seq len (32768), (4 GiB KV "
-     "cache is needed", "lower max_model_len"),
+    (
+        "kv-cache-too-small",
+        "ValueError: To serve at least one request with the model's max seq len (32768), (4 GiB KV cache is needed",
+        "lower max_model_len",
+    ),
     ("gpu-memory", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "kv_cache"),
     ("gpu-memory", "torch.AcceleratorError: CUDA error: out of memory", "lower `memory`"),
-    ("gpu-memory", "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please",
-     "max-num-seqs"),
-    ("gpu-unsupported", "RuntimeError: CUDA error: no kernel image is available for execution on the device",
-     "holds no code for this GPU"),
-    ("gpu-driver", "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before "
-     "calling NumCudaDevices()? Error 803: system has unsupported display driver / cuda driver combination", "driver"),
-    ("gpu-driver", "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)", "update the driver"),
-    ("gpu-fabric", "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
-     "fabricmanager"),
+    (
+        "gpu-memory",
+        "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please",
+        "max-num-seqs",
+    ),
+    (
+        "gpu-unsupported",
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        "holds no code for this GPU",
+    ),
+    (
+        "gpu-driver",
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before "
+        "calling NumCudaDevices()? Error 803: system has unsupported display driver / cuda driver combination",
+        "driver",
+    ),
+    (
+        "gpu-driver",
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)",
+        "update the driver",
+    ),
+    (
+        "gpu-fabric",
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
+        "fabricmanager",
+    ),
     ("gpu-absent", "RuntimeError: No CUDA GPUs are available", "check gpus"),
     ("gpu-absent", "torch.AcceleratorError: CUDA error: invalid device ordinal", "check gpus"),
     ("gpu-uuid", "ValueError: invalid literal for int() with base 10: 'MIG-5ba1'", "by index"),
@@ -39,39 +63,79 @@ KNOWN = [
     ("cublas", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "`memory`"),
     ("pinned-memory", "RuntimeError: CUDA error: invalid argument (while pinning host memory)", "ulimit -l"),
     ("gpu-ipc", "RuntimeError: Device UUID GPU-77 not found in the discovered devices. Please make sure", "same GPUs"),
-    ("bfloat16", "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
-     "dtype: half"),
-    ("quantization-gpu", "Value error, The quantization method fp8 is not supported for the current GPU. Minimum",
-     "other gpus"),
-    ("attention-backend", "ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size",
-     "attention-backend"),
-    ("shm-too-small", "RuntimeError: unable to write to file </torch_1_2>: No space left on device (28) in /dev/shm",
-     "--shm-size"),
+    (
+        "bfloat16",
+        "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
+        "dtype: half",
+    ),
+    (
+        "quantization-gpu",
+        "Value error, The quantization method fp8 is not supported for the current GPU. Minimum",
+        "other gpus",
+    ),
+    (
+        "attention-backend",
+        "ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size",
+        "attention-backend",
+    ),
+    (
+        "shm-too-small",
+        "RuntimeError: unable to write to file </torch_1_2>: No space left on device (28) in /dev/shm",
+        "--shm-size",
+    ),
     ("disk-full", "OSError: [Errno 28] No space left on device", "a disk is full"),
-    ("host-memory", "RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
-     "memory: you tried to allocate 9 bytes", "out of memory"),
+    (
+        "host-memory",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: you tried to allocate 9 bytes",
+        "out of memory",
+    ),
     ("host-memory", "OSError: [Errno 12] Cannot allocate memory", "lower l1"),
     ("host-memory", "MemoryError", "lower l1"),
-    ("host-memory", "ValueError: Available memory on node 0 (3.0/23.5 GiB) on kv cache allocation is less than requested "
-     "memory for kv (8.0 GiB).", "kv_cache"),
+    (
+        "host-memory",
+        "ValueError: Available memory on node 0 (3.0/23.5 GiB) on kv cache allocation is less than requested "
+        "memory for kv (8.0 GiB).",
+        "kv_cache",
+    ),
     ("open-files", "OSError: [Errno 24] Too many open files: '/proc/self/maps'", "ulimit -n"),
     ("too-many-threads", "RuntimeError: can't start new thread", "ulimit -u"),
     ("permission", "PermissionError: [Errno 13] Permission denied: '/home/u/.cache/vllm'", "VLLM_CACHE_ROOT"),
-    ("socket-path", "zmq.error.ZMQError: ipc path \"/x\" is longer than 107 characters (sizeof(sockaddr_un.sun_path))",
-     "TMPDIR"),
-    ("vllm-port", "ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI. This may be caused by", "Kubernetes"),
+    (
+        "socket-path",
+        'zmq.error.ZMQError: ipc path "/x" is longer than 107 characters (sizeof(sockaddr_un.sun_path))',
+        "TMPDIR",
+    ),
+    (
+        "vllm-port",
+        "ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI. This may be caused by",
+        "Kubernetes",
+    ),
     ("torchvision", "RuntimeError: operator torchvision::nms does not exist", "uninstall torchvision"),
     ("lmcache-incomplete", "RuntimeError: No supported cpu connector found.", "numba"),
-    ("glibc", "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /x/_C.so)",
-     "container"),
-    ("fp8-gpu", "ValueError: type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)",
-     "kv-cache-dtype"),
-    ("kernel-too-large", "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 163840, "
-     "Hardware limit: 101376. Reducing block sizes or `num_stages` may help.", "attention-backend"),
+    (
+        "glibc",
+        "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /x/_C.so)",
+        "container",
+    ),
+    (
+        "fp8-gpu",
+        "ValueError: type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)",
+        "kv-cache-dtype",
+    ),
+    (
+        "kernel-too-large",
+        "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 163840, "
+        "Hardware limit: 101376. Reducing block sizes or `num_stages` may help.",
+        "attention-backend",
+    ),
     ("attention-backend", "RuntimeError: FlashAttention only supports Ampere GPUs or newer.", "attention-backend"),
     ("redis", "redis.exceptions.AuthenticationError: Authentication required.", "secrets"),
-    ("glibcxx", "ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by c_ops.so)",
-     "LD_LIBRARY_PATH"),
+    (
+        "glibcxx",
+        "ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by c_ops.so)",
+        "LD_LIBRARY_PATH",
+    ),
     ("versions", "ImportError: libcudart.so.12: cannot open shared object file: No such file", "do not fit together"),
     ("versions", "ImportError: /x/c_ops.so: undefined symbol: _ZN3c104cuda9SetDeviceEa", "do not fit together"),
     ("versions", "ImportError: cannot import name 'KVConnectorBase_V1' from 'vllm.distributed'", "do not fit together"),
@@ -82,73 +146,162 @@ KNOWN = [
     ("compile", "RuntimeError: Error building extension 'page': [1/2]", "enforce-eager"),
     ("nccl", "RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)", "NCCL_DEBUG"),
     ("gloo-interface", "RuntimeError: Unable to find address for: eth7", "GLOO_SOCKET_IFNAME"),
-    ("rendezvous", "torch.distributed.DistNetworkError: The client socket has timed out after 600000ms while trying to "
-     "connect to (10.0.0.1, 47111).", "VLLM_HOST_IP"),
-    ("engine-ready-timeout", "TimeoutError: Timed out waiting for engines to send initial message on input socket.",
-     "start_timeout"),
+    (
+        "rendezvous",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 600000ms while trying to "
+        "connect to (10.0.0.1, 47111).",
+        "VLLM_HOST_IP",
+    ),
+    (
+        "engine-ready-timeout",
+        "TimeoutError: Timed out waiting for engines to send initial message on input socket.",
+        "start_timeout",
+    ),
     ("step-timeout", "TimeoutError: RPC call to execute_model timed out.", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"),
-    ("cache-unreachable", "ConnectionError: LMCache server did not respond to register_kv_caches within 10.0s.",
-     "kvdemo logs CACHE"),
-    ("cache-unreachable", "ConnectionError: Cannot reach the LMCache MP server at 'tcp://127.0.0.1:5555' within 10s.",
-     "kvdemo logs CACHE"),
-    ("cache-timeout", "lmcache.v1.mp_observability.errors.LMCacheTimeoutError: PREPARE_STORE timed out for "
-     "instance_id=1 after 10.0s", "kvdemo restart CACHE"),
+    (
+        "cache-unreachable",
+        "ConnectionError: LMCache server did not respond to register_kv_caches within 10.0s.",
+        "kvdemo logs CACHE",
+    ),
+    (
+        "cache-unreachable",
+        "ConnectionError: Cannot reach the LMCache MP server at 'tcp://127.0.0.1:5555' within 10s.",
+        "kvdemo logs CACHE",
+    ),
+    (
+        "cache-timeout",
+        "lmcache.v1.mp_observability.errors.LMCacheTimeoutError: PREPARE_STORE timed out for instance_id=1 after 10.0s",
+        "kvdemo restart CACHE",
+    ),
     ("cache-restarted", "ValueError: non-GPU context not registered (or reaped) for instance ID 7", "kvdemo restart"),
     ("cache-l1", "RuntimeError: Failed to allocate huge pages. ", "lower l1"),
-    ("redis", "redis.exceptions.AuthenticationError: WRONGPASS invalid username-password pair or user is disabled.",
-     "secrets"),
-    ("redis-unreachable", "redis.exceptions.ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused.",
-     "address in l2"),
+    (
+        "redis",
+        "redis.exceptions.AuthenticationError: WRONGPASS invalid username-password pair or user is disabled.",
+        "secrets",
+    ),
+    (
+        "redis-unreachable",
+        "redis.exceptions.ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused.",
+        "address in l2",
+    ),
     ("cache-mode", "ValueError: MP transfer mode 'lmcache_driven' is not supported for device type 'xpu'", "transfer"),
     ("connector-unknown", "ValueError: Unsupported connector type: LMCacheMPConnector", "pinned"),
-    ("hybrid-kv", "ValueError: Hybrid KV cache manager is disabled but failed to convert the KV cache specs to one "
-     "unified type.", "hybrid model"),
-    ("hma", "ValueError: Connector LMCacheMPConnector does not support HMA but HMA is enabled. Please set `--x`.",
-     "disable-hybrid-kv-cache-manager: true"),
-    ("expandable-segments", "ValueError: KV connector LMCacheMPConnector is incompatible with PYTORCH_CUDA_ALLOC_CONF="
-     "expandable_segments:True unless", "expandable_segments"),
-    ("max-model-len", "Value error, User-specified max_model_len (40960) is greater than the derived max_model_len "
-     "(max_position_embeddings=32768)", "lower max_model_len"),
-    ("batched-tokens", "Value error, max_num_batched_tokens (2048) is smaller than max_model_len (32768). This",
-     "max-num-batched-tokens"),
-    ("tensor-parallel", "Value error, Total number of attention heads (64) must be divisible by tensor parallel size (3).",
-     "gpus"),
-    ("world-size", "Value error, World size (4) is larger than the number of available GPUs (2) in this node. If",
-     "more gpus"),
-    ("architecture", "ValueError: The checkpoint you are trying to load has model type `x9` but Transformers does not "
-     "recognize this architecture. This could be", "older than the model"),
-    ("architecture", "ValueError: Model architectures ['NewForCausalLM'] are not supported for now. Supported", "upgrade"),
-    ("custom-code", "ValueError: The repository org/m contains custom code which must be executed to correctly load the "
-     "model. You can", "trust-remote-code: true"),
+    (
+        "hybrid-kv",
+        "ValueError: Hybrid KV cache manager is disabled but failed to convert the KV cache specs to one unified type.",
+        "hybrid model",
+    ),
+    (
+        "hma",
+        "ValueError: Connector LMCacheMPConnector does not support HMA but HMA is enabled. Please set `--x`.",
+        "disable-hybrid-kv-cache-manager: true",
+    ),
+    (
+        "expandable-segments",
+        "ValueError: KV connector LMCacheMPConnector is incompatible with PYTORCH_CUDA_ALLOC_CONF="
+        "expandable_segments:True unless",
+        "expandable_segments",
+    ),
+    (
+        "max-model-len",
+        "Value error, User-specified max_model_len (40960) is greater than the derived max_model_len "
+        "(max_position_embeddings=32768)",
+        "lower max_model_len",
+    ),
+    (
+        "batched-tokens",
+        "Value error, max_num_batched_tokens (2048) is smaller than max_model_len (32768). This",
+        "max-num-batched-tokens",
+    ),
+    (
+        "tensor-parallel",
+        "Value error, Total number of attention heads (64) must be divisible by tensor parallel size (3).",
+        "gpus",
+    ),
+    (
+        "world-size",
+        "Value error, World size (4) is larger than the number of available GPUs (2) in this node. If",
+        "more gpus",
+    ),
+    (
+        "architecture",
+        "ValueError: The checkpoint you are trying to load has model type `x9` but Transformers does not "
+        "recognize this architecture. This could be",
+        "older than the model",
+    ),
+    (
+        "architecture",
+        "ValueError: Model architectures ['NewForCausalLM'] are not supported for now. Supported",
+        "upgrade",
+    ),
+    (
+        "custom-code",
+        "ValueError: The repository org/m contains custom code which must be executed to correctly load the "
+        "model. You can",
+        "trust-remote-code: true",
+    ),
     ("gated", "huggingface_hub.errors.GatedRepoError: 403 Client Error. (Request ID: Root=1-2)", "licence"),
     ("gated", "OSError: You are trying to access a gated repo.", "HF_TOKEN in secrets"),
-    ("hub-token", "requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/x",
-     "HF_TOKEN"),
+    (
+        "hub-token",
+        "requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/x",
+        "HF_TOKEN",
+    ),
     ("hub-rate", "huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url: x", "limits"),
-    ("hub-offline", "huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach https://huggingface.co/x: offline mode is "
-     "enabled. To disable it, please unset the `HF_HUB_OFFLINE` environment variable.", "HF_HUB_OFFLINE"),
+    (
+        "hub-offline",
+        "huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach https://huggingface.co/x: offline mode is "
+        "enabled. To disable it, please unset the `HF_HUB_OFFLINE` environment variable.",
+        "HF_HUB_OFFLINE",
+    ),
     ("hub-network", "OSError: We couldn't connect to 'https://huggingface.co' to load the files", "network"),
     ("hub-network", "huggingface_hub.errors.LocalEntryNotFoundError: An error happened", "network"),
-    ("model-unknown", "OSError: x/y is not a local folder and is not a valid model identifier listed on", "check `model`"),
+    (
+        "model-unknown",
+        "OSError: x/y is not a local folder and is not a valid model identifier listed on",
+        "check `model`",
+    ),
     ("weight-damaged", "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge", "LFS"),
     ("model-incomplete", "RuntimeError: Cannot find any model weights with `/models/x`", "incomplete"),
     ("model-incomplete", "OSError: /models/x does not appear to have a file named config.json. Checkout", "incomplete"),
     ("tokenizer", "ValueError: Couldn't instantiate the backend tokenizer from one of:", "tokenizer"),
-    ("weight-mismatch", "ValueError: There is no module or parameter named 'lm_head.bias' in LlamaForCausalLM",
-     "not those of the config"),
-    ("quantization", "Value error, Quantization method specified in the model config (awq) does not match the "
-     "quantization method specified in the `quantization` argument (fp8).", "quantization"),
-    ("chat-template", "ValueError: The supplied chat template (t.jinja) looks like a file path, but it failed to be "
-     "opened.", "absolute path"),
+    (
+        "weight-mismatch",
+        "ValueError: There is no module or parameter named 'lm_head.bias' in LlamaForCausalLM",
+        "not those of the config",
+    ),
+    (
+        "quantization",
+        "Value error, Quantization method specified in the model config (awq) does not match the "
+        "quantization method specified in the `quantization` argument (fp8).",
+        "quantization",
+    ),
+    (
+        "chat-template",
+        "ValueError: The supplied chat template (t.jinja) looks like a file path, but it failed to be opened.",
+        "absolute path",
+    ),
     ("port-taken", "OSError: [Errno 98] Address already in use", "leave `port` out"),
     ("nccl-version", "ImportError: /x/libtorch_cuda.so: undefined symbol: ncclCommWindowRegister", "NCCL"),
-    ("nccl-timeout", "torch.distributed.DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(",
-     "disable-custom-all-reduce"),
-    ("gpu-busy-mode", "torch.AcceleratorError: CUDA error: all CUDA-capable devices are busy or unavailable", "exclusive"),
-    ("quantization-tp", "ValueError: The input size is not aligned with the quantized weight shape. This can be caused by "
-     "too large tensor parallel size.", "fewer gpus"),
+    (
+        "nccl-timeout",
+        "torch.distributed.DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(",
+        "disable-custom-all-reduce",
+    ),
+    (
+        "gpu-busy-mode",
+        "torch.AcceleratorError: CUDA error: all CUDA-capable devices are busy or unavailable",
+        "exclusive",
+    ),
+    (
+        "quantization-tp",
+        "ValueError: The input size is not aligned with the quantized weight shape. This can be caused by "
+        "too large tensor parallel size.",
+        "fewer gpus",
+    ),
     ("lora", "ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "max-lora-rank"),
-]  # fmt: skip
+]
 
 USAGE = [
     ("flag-unknown", "api_server.py: error: unrecognized arguments: --frobnicate", "correct `args`"),

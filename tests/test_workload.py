@@ -19,9 +19,18 @@ from runs import CALM
 def engine(name: str, cache: str = "", model: str = "m") -> ServiceSpec:
     """An engine."""
     return ServiceSpec(
-        name=name, kind="engine", argv=("python",), env={}, host="127.0.0.1", port=1, ports=(1,),
-        start_timeout=1, stop_timeout=1, cache=cache, model=model,
-    )  # fmt: skip
+        name=name,
+        kind="engine",
+        argv=("python",),
+        env={},
+        host="127.0.0.1",
+        port=1,
+        ports=(1,),
+        start_timeout=1,
+        stop_timeout=1,
+        cache=cache,
+        model=model,
+    )
 
 
 def fleet(*engines: ServiceSpec) -> Plan:

@@ -31,8 +31,10 @@ _POINTERS = re.compile(
     r"Executor failed|See (?:stack trace|root cause)|Background loop has errored|MQLLMEngine is already dead|"
     r"unhandled errors in a TaskGroup|Worker failed with error"
 )
-_POINTING = re.compile(r"(?:Async)?Engine(?:Dead|Generate)Error|MQEngineDeadError|CancelledError|KeyboardInterrupt|"
-                       r"SystemExit|(?:Base)?ExceptionGroup|RayTaskError|ActorDiedError|RayActorError")  # fmt: skip
+_POINTING = re.compile(
+    r"(?:Async)?Engine(?:Dead|Generate)Error|MQEngineDeadError|CancelledError|KeyboardInterrupt|"
+    r"SystemExit|(?:Base)?ExceptionGroup|RayTaskError|ActorDiedError|RayActorError"
+)
 _SECONDARY = re.compile(
     r"ChildProcessError|BrokenPipeError|Connection(?:Reset|Aborted)Error|EOFError|ContextTerminated|IncompleteReadError"
 )

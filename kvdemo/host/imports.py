@@ -73,10 +73,13 @@ class Question:
         """Write it down; where that cannot be done it is asked again."""
         document = {"key": self._key, "python": self.python, "gpu": self.gpu, "cached": self.cached}
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):
+        try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary.write_text(json.dumps(document), encoding="utf-8")
             temporary.replace(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     @property
     def _file(self) -> Path:

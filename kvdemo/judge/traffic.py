@@ -283,12 +283,17 @@ def _best(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> 
     """The highest rate kept below the first one missed, and whether none was missed; None if nothing was measured.
 
     Failures count as misses, but those of the plain side, with which the others are compared, must not make them look
-    better: a phase of it that only failures kept from the limit measures nothing.
+    better: a phase of it that only failures kept from the limit measures nothing. Nor does one during which somebody
+    else used the engines, or with which this client could not keep up.
     """
     tried = sorted(
         (phase for phase in phases if (phase.side, phase.repetition) == (side, repetition)), key=lambda one: one.rate
     )
-    usable = [phase for phase in tried if limit.client_kept_up(phase)]
+    usable = [
+        phase
+        for phase in tried
+        if limit.client_kept_up(phase) and _accounted(phase.requests, phase.sources) is not False
+    ]
     if not usable:
         return None
     best: float | None = None

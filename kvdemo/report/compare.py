@@ -183,8 +183,13 @@ def text(comparison: Comparison) -> str:
         sizes = f"{line.sizes[0]}, {line.sizes[1]}" if any(line.sizes) else "-"
         table.append((line.name, _value(line, line.old), _value(line, line.new), change, interval, sizes))
     widths = [max(len(row[column]) for row in table) for column in range(6)]
-    lines = ["  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width)
-             in enumerate(zip(row, widths, strict=True))) for row in table]  # fmt: skip
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
     for line in comparison.lines:
         if line.difference:
             d = line.difference

@@ -114,12 +114,14 @@ def _latency(result: Result) -> Markup:
     rows = [
         tag(
             "tr",
-            *(tag("td", *_pieces(column.cell(result, row)), class_="n" if column.numeric else None)
-              for column in COLUMNS),
+            *(
+                tag("td", *_pieces(column.cell(result, row)), class_="n" if column.numeric else None)
+                for column in COLUMNS
+            ),
             class_="key" if row.arm == "reuse" else None,
         )
         for row in result.rows
-    ]  # fmt: skip
+    ]
     complaints = [tag("p", line, class_="warn") for line in findings.complaints(result)]
     notes = tag("p", " ".join(findings.notes(result)), class_="dim", style="margin-top:14px")
     say = "Medians; each token's source is proved by the engine's own counters."

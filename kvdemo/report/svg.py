@@ -134,10 +134,16 @@ def dots(rows: Sequence[Row], form: Format) -> Markup:
     strips = []
     for row in rows:
         drawn = [
-            tag("circle", tag("title", dot.title), cx=_percent(scale.at(dot.value)), cy=_spread(number), r=5,
-                class_=f"dot {row.colour}" + ("" if dot.counts else " open"))
+            tag(
+                "circle",
+                tag("title", dot.title),
+                cx=_percent(scale.at(dot.value)),
+                cy=_spread(number),
+                r=5,
+                class_=f"dot {row.colour}" + ("" if dot.counts else " open"),
+            )
             for number, dot in enumerate(row.dots)
-        ]  # fmt: skip
+        ]
         middle = [] if row.median is None else [_line(scale.at(row.median), 4, STRIP - 4, "median")]
         label = f"{len(row.dots)} requests"
         strips.append(_row(row.name, _svg(STRIP, *grid, *drawn, *middle, label=label)))
@@ -186,14 +192,29 @@ def curves(lines: Sequence[Curve], forms: tuple[Format, Format], mark: tuple[flo
         where = across.at(mark[0])
         drawn.append(_line(where, 0, CURVES, "mark"))
         anchor = "end" if where > 0.5 else "start"
-        drawn.append(tag("text", mark[1], x=_percent(where), dx=-8 if where > 0.5 else 8, y=14,
-                         text_anchor=anchor, class_="strong"))  # fmt: skip
+        drawn.append(
+            tag(
+                "text",
+                mark[1],
+                x=_percent(where),
+                dx=-8 if where > 0.5 else 8,
+                y=14,
+                text_anchor=anchor,
+                class_="strong",
+            )
+        )
     for curve in lines:
         for (x1, y1), (x2, y2) in pairwise(curve.points):
             drawn.append(
-                tag("line", x1=_percent(across.at(x1)), y1=down(y1), x2=_percent(across.at(x2)), y2=down(y2),
-                    class_=f"curve {curve.colour}")
-            )  # fmt: skip
+                tag(
+                    "line",
+                    x1=_percent(across.at(x1)),
+                    y1=down(y1),
+                    x2=_percent(across.at(x2)),
+                    y2=down(y2),
+                    class_=f"curve {curve.colour}",
+                )
+            )
         for x, y in curve.points:
             drawn.append(tag("circle", cx=_percent(across.at(x)), cy=down(y), r=3.5, class_=curve.colour))
     for tick in across.ticks():

@@ -97,10 +97,17 @@ class Picker:
         self.stage, self.conversation = stage, conversation
         with ui.dialog() as self.dialog, box("div", "card", role="dialog", aria_label="Another document"):
             text("Another document", "question", "h2")
-            self.upload = ui.upload(
-                label="Drop a text file here, or press + to choose one", auto_upload=True, max_file_size=LARGEST,
-                on_upload=self._uploaded, on_rejected=self._rejected,
-            ).classes("drop").props("flat")  # fmt: skip
+            self.upload = (
+                ui.upload(
+                    label="Drop a text file here, or press + to choose one",
+                    auto_upload=True,
+                    max_file_size=LARGEST,
+                    on_upload=self._uploaded,
+                    on_rejected=self._rejected,
+                )
+                .classes("drop")
+                .props("flat")
+            )
             box("textarea", "paste", id="pasted", rows="6", placeholder="… or paste text", aria_label="Pasted text")
             self.message = text("", "message bad")
             self.message.props["role"] = "alert"

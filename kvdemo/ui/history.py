@@ -83,19 +83,28 @@ class History:
         axis = {"axisLabel": {"color": grey, "fontSize": 15}, "axisLine": {"lineStyle": {"color": grey}}}
         series = [
             {
-                "name": name, "type": "scatter", "symbolSize": 17, "itemStyle": {"color": colour, "opacity": 0.8},
+                "name": name,
+                "type": "scatter",
+                "symbolSize": 17,
+                "itemStyle": {"color": colour, "opacity": 0.8},
                 "data": [[s.ttft, s.engine] for s in measured if source(s) == name],
             }
             for name, colour in COLOURS.items()
-        ]  # fmt: skip
+        ]
         return {
             "animation": False,
             "grid": {"left": 12, "right": 24, "top": 48, "bottom": 36, "containLabel": True},
             "legend": {"top": 4, "left": 0, "textStyle": {"color": grey, "fontSize": 15}},
             "tooltip": {"trigger": "item", "renderMode": "richText"},
-            "xAxis": {**axis, "type": "log", "name": "seconds", "nameLocation": "middle", "nameGap": 30,
-                      "nameTextStyle": {"color": grey, "fontSize": 14},
-                      "splitLine": {"lineStyle": {"color": grey, "opacity": 0.25}}},
+            "xAxis": {
+                **axis,
+                "type": "log",
+                "name": "seconds",
+                "nameLocation": "middle",
+                "nameGap": 30,
+                "nameTextStyle": {"color": grey, "fontSize": 14},
+                "splitLine": {"lineStyle": {"color": grey, "opacity": 0.25}},
+            },
             "yAxis": {**axis, "type": "category", "data": names, "inverse": True},
             "series": series,
-        }  # fmt: skip
+        }

@@ -29,8 +29,13 @@ from kvdemo.ui.parts import box, button, change, style, text
 from kvdemo.ui.stage import NOTHING, Stage
 from kvdemo.ui.turns import Turns
 
-HEALTH = {State.READY: "ready", State.UNCHANGED: "ready", State.ABSENT: "dead", State.EXITED: "dead",
-          State.FAILED: "dead"}  # fmt: skip
+HEALTH = {
+    State.READY: "ready",
+    State.UNCHANGED: "ready",
+    State.ABSENT: "dead",
+    State.EXITED: "dead",
+    State.FAILED: "dead",
+}
 IS_DARK = "() => emit(document.body.classList.contains('body--dark'))"
 TABS = {"ask": "Ask", "history": "History", "bench": "Bench"}
 
@@ -202,5 +207,15 @@ def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], res
     # The clock of a request runs in a thread: whoever holds the interpreter gives it up ten times sooner than usual.
     sys.setswitchinterval(0.0005)
     with suppress(KeyboardInterrupt):
-        ui.run(host=at[0], port=at[1], title="kvdemo", reload=False, show=False, tailwind=False, dark=None,
-               show_welcome_message=False, binding_refresh_interval=None, reconnect_timeout=30.0)  # fmt: skip
+        ui.run(
+            host=at[0],
+            port=at[1],
+            title="kvdemo",
+            reload=False,
+            show=False,
+            tailwind=False,
+            dark=None,
+            show_welcome_message=False,
+            binding_refresh_interval=None,
+            reconnect_timeout=30.0,
+        )

@@ -11,8 +11,19 @@ from kvdemo.judge.traffic import PLAIN, Capacity, Gain, Point, Spread, TrafficRe
 from kvdemo.load import queueing
 
 COLUMNS = (
-    "Side", "Requests/s", "Sent", "Within", "TTFT p50", "p90", "p99", "ITL", "Computed", "Local", "Shared", "Waiting",
-)  # fmt: skip
+    "Side",
+    "Requests/s",
+    "Sent",
+    "Within",
+    "TTFT p50",
+    "p90",
+    "p99",
+    "ITL",
+    "Computed",
+    "Local",
+    "Shared",
+    "Waiting",
+)
 KEYS = COLUMNS[:2]
 """What a row is about."""
 
