@@ -43,6 +43,7 @@ def test_wide_text_is_called_by_its_name(encoding: str, told: str) -> None:
     ("data", "said"),
     [
         (b"%PDF-1.7\n\x00\x01\x02\xff", "is binary"),
+        (b"a\0b" * 99, "is binary"),
         (b"\x7fELF\x02\x01\x01\x00" + bytes(64), "is binary"),
         ("café\n".encode("latin-1"), "doc.txt:1: is not UTF-8"),
         (b"one\ntwo \xff\n", "doc.txt:2: is not UTF-8"),

@@ -107,7 +107,8 @@ def decode(data: bytes, name: str) -> str:
 def _wide(data: bytes) -> str:
     """The encoding of text whose characters have two or four bytes; empty if it is no such text.
 
-    Without a byte order mark it shows by what it decodes to: printable text, at least an eighth of it ASCII.
+    Without a byte order mark it shows by what it decodes to: printable text, at least an eighth of it ASCII, with its
+    zero bytes in the upper halves of characters (a character that ends in a zero byte is rare in any script).
     """
     for mark, encoding in WIDE:
         if data.startswith(mark):
@@ -116,6 +117,9 @@ def _wide(data: bytes) -> str:
         return ""
     for encoding, wide in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
         sample = data[: len(data[:4096]) // wide * wide]
+        lowest = 0 if encoding.endswith("le") else wide - 1
+        if sample[lowest::wide].count(0) * 50 > sample.count(0):
+            continue
         try:
             text = sample.decode(encoding)
         except UnicodeDecodeError:
