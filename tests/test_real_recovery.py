@@ -15,9 +15,9 @@ pytestmark = needs_engines
 
 
 def test_a_killed_core_shows_and_restart_replaces_it(real: Real) -> None:
-    """`ps` says within seconds that the engine is gone, `bench` refuses with 7, `restart` replaces that engine alone.
+    """`ps` says within seconds that the engine is gone, `bench` refuses with 7 if it needs it, `restart` replaces it.
 
-    The log of before is still there.
+    No other service is touched, and the log of before is still there.
     """
     if real.run("ps").returncode:
         real.up()
@@ -25,7 +25,7 @@ def test_a_killed_core_shows_and_restart_replaces_it(real: Real) -> None:
     if real.states()["vllm-a"] == "ready":
         os.kill(real.core("vllm-a"), signal.SIGKILL)
     until(lambda: real.states()["vllm-a"] != "ready", NOTICE)
-    refused = real.run("bench", "--context", "context.txt")
+    refused = real.run("bench", "--context", "context.txt", "--baseline", "vllm-a")
     assert refused.returncode == 7
     assert "vllm-a" in refused.stderr
     assert real.run("ps", "--check").returncode == 7
