@@ -143,8 +143,8 @@ def regions(pid: int) -> list[tuple[int, int]]:
 def test_corrupted_memory_is_caught(ready: Real) -> None:
     """L1 harmed in the cache server's own memory between write and read: caught like files.
 
-    Every 64th byte that is not zero is flipped in the mappings of about its size, through /proc/PID/mem. Where that harms
-    the server itself, it dies: then nothing is loaded, nothing is claimed, and the reason is said.
+    Every 64th byte that is not zero is flipped in the mappings of about its size, through /proc/PID/mem. Where that
+    harms the server itself, it dies: then nothing is loaded, nothing is claimed, and the reason is said.
     """
     server = ready.records["shared"].leader
     assert server
