@@ -138,6 +138,7 @@ class Site:
     def __init__(self, stage: Stage, result_dir: Path) -> None:
         self.stage, self.result_dir = stage, result_dir
         self.conversations: dict[int, Conversation] = {}
+        self.announcing: asyncio.Task[None] | None = None
 
     async def page(self) -> None:
         """A tab has been opened, or loaded again."""
@@ -189,6 +190,19 @@ def _listen(client: Client, bell: Bell, show: Callable[[], None]) -> None:
     client.on_delete(lambda: bell.listeners.discard(hear))
 
 
+async def _announce(at: tuple[str, int], url: str) -> None:
+    """Say where the page is, once it answers there: whoever opens it at once must not be refused."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(*at)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        writer.close()
+        terminal.out.print(f"Open {url} (Ctrl-C ends it)", soft_wrap=True)
+        return
+
+
 def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], result_dir: Path) -> None:
     """Show the page of a project until Ctrl-C. Raises NotReadyError if it is not up."""
     stage = Stage(project, environ)
@@ -197,7 +211,7 @@ def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], res
 
     async def start() -> None:
         await stage.open()
-        terminal.out.print(f"Open {url} (Ctrl-C ends it)", soft_wrap=True)
+        site.announcing = asyncio.create_task(_announce(at, url))
 
     guard(at[0], url)
     ui.page("/", title=f"kvdemo: {project.name}")(site.page)
