@@ -441,6 +441,8 @@ def test_a_fleet_that_goes_away(fleet: Fleet, tab: Tab, opened: Open) -> None:
 def test_ctrl_c_ends_it_whatever_an_engine_does(fleet: Fleet, tab: Tab) -> None:
     """With a tab open and an answer that never comes: it hangs up and ends."""
     expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
+    tab.ask("Who?", "plain")  # it has read enough then: the other page need not warm it up
+    tab.verdicts()
     fleet.fault("plain", DELAY_S=60)
     with page_of(lambda *words: fleet.lab.start(*words, "-p", fleet.lab.name)) as url:
         other = Tab(fleet.chromium, url)
