@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo.commands import completion, frame, lifecycle, load, measuring, options
+from kvdemo.commands import completion, invocation, lifecycle, load, measuring, options
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvdemo.fleet.watch import Event
 
 app = typer.Typer(
-    cls=frame.Verbs,
+    cls=invocation.Verbs,
     name="kvdemo",
     epilog="Exit codes: 0 ok, 1 a service or request failed, 2 usage, 3 gate missed, 4 profile invalid, 5 preflight "
     "failed, 6 timed out, 7 not ready, 8 down incomplete, 9 project in use, 130 interrupted.",
@@ -59,16 +59,16 @@ def up(
     project_name: options.ProjectName = "",
 ) -> None:
     """Start what the profile describes, in the background, and wait until every service can generate."""
-    from kvdemo.commands import guard, here, lookup
+    from kvdemo.commands import guard, scope, workdir
     from kvdemo.fleet import fleet
     from kvdemo.report import terminal
 
     if preheat and not wait:
         raise UsageError("--preheat cannot be combined with --no-wait", "an engine that is not ready cannot read")
-    path, chosen = here.arguments(profile, services or ())
-    project = lookup.project_of(path, project_name)
+    path, chosen = workdir.arguments(profile, services or ())
+    project = scope.project_of(path, project_name)
     with project.lock("up") as lock:
-        plan = lookup.plan(path, project, fetch=True)
+        plan = scope.plan(path, project, fetch=True)
         if plan.missing:
             problems = "\n  ".join(plan.missing)
             raise PreflightError(
@@ -83,7 +83,7 @@ def up(
             from kvdemo.bench.preheat import Preheat
 
             heat = Preheat(plan, project, os.environ, names)
-        frame.show(
+        invocation.show(
             fleet.up(plan, project, os.environ, lock, names=names, wait=wait, keep=keep, timeout=timeout, then=heat)
         )
     if heat:
@@ -103,11 +103,11 @@ def plan(
     """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
     import json
 
-    from kvdemo.commands import here, lookup
+    from kvdemo.commands import scope, workdir
     from kvdemo.report import terminal
 
-    path = here.profile(profile)
-    planned = lookup.plan(path, lookup.project_of(path, project_name))
+    path = workdir.profile(profile)
+    planned = scope.plan(path, scope.project_of(path, project_name))
     if format == "json":
         typer.echo(json.dumps(planned.to_json(), indent=2))
     else:
@@ -119,9 +119,9 @@ def doctor(
     profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
 ) -> None:
     """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
-    from kvdemo.commands import checkup, here
+    from kvdemo.commands import checkup, workdir
 
-    checkup.run(profile or here.found(), project_name, as_json=json)
+    checkup.run(profile or workdir.found(), project_name, as_json=json)
 
 
 @app.command()
@@ -133,15 +133,15 @@ def export(
     project_name: options.ProjectName = "",
 ) -> None:
     """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
-    from kvdemo.commands import here, lookup
+    from kvdemo.commands import scope, workdir
     from kvdemo.export import formats
 
-    path = here.profile(profile)
-    text = formats.export(lookup.elsewhere(path, lookup.project_of(path, project_name)), format, nodes)
+    path = workdir.profile(profile)
+    text = formats.export(scope.elsewhere(path, scope.project_of(path, project_name)), format, nodes)
     if output is None:
-        frame.write(text)
+        invocation.write(text)
     else:
-        frame.save(output, text)
+        invocation.save(output, text)
 
 
 @app.command()
@@ -154,15 +154,15 @@ def ps(
     all_projects: options.AllProjects = False,
 ) -> None:
     """List the services and what each one is doing now."""
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import fleet
     from kvdemo.fleet.watch import State
     from kvdemo.report import terminal
 
     if all_projects:
-        lookup.services_of_all(as_json=json)
+        scope.services_of_all(as_json=json)
         return
-    project = lookup.project(project_name)
+    project = scope.project(project_name)
 
     def look() -> list[Event]:
         return fleet.status(project, os.environ, services or ())
@@ -201,11 +201,11 @@ def logs(
     """
     from datetime import datetime
 
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import fleet, logbook, logtime
     from kvdemo.report import terminal
 
-    project = lookup.project(project_name, logs=True)
+    project = scope.project(project_name, logs=True)
     begin = logtime.moment(since, datetime.now()) if since else None
     chosen = logbook.select(project, services or (), previous=previous)
     for service, text in logbook.lines(
@@ -228,12 +228,12 @@ def restart(
     timeout: TimeoutOption = None,
 ) -> None:
     """Stop and start services again."""
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import fleet
 
-    project = lookup.project(project_name)
+    project = scope.project(project_name)
     with project.lock("restart") as lock:
-        frame.show(fleet.restart(project, os.environ, lock, services, timeout))
+        invocation.show(fleet.restart(project, os.environ, lock, services, timeout))
 
 
 for verb in (lifecycle.stop, lifecycle.start, lifecycle.wait, lifecycle.events):
@@ -252,12 +252,12 @@ def ui(
     result_dir: options.ResultDir = Path("results"),
 ) -> None:
     """Show the fleet in a web page, until Ctrl-C: ask, race, measure."""
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
 
-    lookup.page_library()
+    scope.page_library()
     from kvdemo.ui import web
 
-    web.serve(lookup.project(project_name), os.environ, lookup.address(host, port), result_dir)
+    web.serve(scope.project(project_name), os.environ, scope.address(host, port), result_dir)
 
 
 @app.command()
@@ -272,22 +272,22 @@ def down(
 
     Example: kvdemo down lmcache-b
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.report import terminal
 
     if services:
         if volumes or all_projects:
             raise UsageError("SERVICE cannot be combined with --volumes or --all", "both are about whole projects")
-        frame.take_down(lookup.project(project_name), False, timeout, services)
+        invocation.take_down(scope.project(project_name), False, timeout, services)
         return
-    chosen = lookup.to_stop(project_name, everything=all_projects, stores=volumes)
+    chosen = scope.to_stop(project_name, everything=all_projects, stores=volumes)
     if not chosen:
         terminal.out.print("Nothing was running.")
     try:
-        frame.take_all_down(chosen, volumes, timeout)
+        invocation.take_all_down(chosen, volumes, timeout)
     finally:
         if all_projects:
-            lookup.name_damaged()
+            scope.name_damaged()
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from kvdemo.bench import trials
 from kvdemo.bench.session import Session
-from kvdemo.commands import lookup
+from kvdemo.commands import scope
 from kvdemo.config import benchmark
 from kvdemo.fleet import fleet
 from kvdemo.judge import record, stats
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--starts", type=int, default=5)
     arguments = parser.parse_args()
-    project = lookup.project(arguments.project)
+    project = scope.project(arguments.project)
     plan = fleet.loaded(project)
     text = arguments.context.read_text()[: arguments.characters]
     options = benchmark.saved(plan.bench).with_values({"max_tokens": TOKENS})

@@ -45,7 +45,7 @@ def test_one_machine_pays_nothing_for_clusters() -> None:
     """Neither Ray nor what speaks to it is imported for a fleet of this machine."""
     code = """
 import sys
-from kvdemo.commands import benchmark, lookup
+from kvdemo.commands import benchmark, scope
 from kvdemo.fleet import fleet, logbook
 print(*sys.modules)
 """

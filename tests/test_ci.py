@@ -23,7 +23,7 @@ from kvdemo.commands import pipeline
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.verdict import Verdict
-from kvdemo.report import saved
+from kvdemo.report import savedrun
 from kvdemo.words import findings, junit, markdown
 from kvdemo.words.junit import Case, Problem
 from kvdemo.words.table import COLUMNS
@@ -126,7 +126,7 @@ def test_junit_fails_where_the_command_does(result: Result | None, gain: float |
 def test_junit_of_every_golden_run() -> None:
     """Matrices, sweeps and runs of GPUs: each is a valid document that names every arm and pair."""
     for path in sorted((Path(__file__).parent / "golden").glob("*.jsonl")):
-        result = saved.run(path).result
+        result = savedrun.run(path).result
         made = junit.cases(result, None, None)
         check(junit.xml(made, result, "2026-11-30T07:15:00", "host"))
         assert sum(case.group == "arm" for case in made) == len(result.rows)

@@ -37,15 +37,15 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     """The output up to the line that holds this text."""
     assert process.stdout is not None
     said = ""
-    watchdog = threading.Timer(PATIENCE, process.kill)
-    watchdog.start()
+    liveness = threading.Timer(PATIENCE, process.kill)
+    liveness.start()
     try:
         for line in process.stdout:
             said += line
             if text in line:
                 return said
     finally:
-        watchdog.cancel()
+        liveness.cancel()
     raise AssertionError(f"never said {text!r}: {said}")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvdemo.errors import GateError, UsageError
 from kvdemo.judge.sample import Sample, Sources
-from kvdemo.report import compare, saved, sides
+from kvdemo.report import compare, savedrun, sides
 from runs import CALM, CONDITIONS, PROMPT, run, samples, save
 
 values = st.lists(st.floats(0.01, 1000), min_size=3, max_size=8)
@@ -25,7 +25,7 @@ def both(
     """A run compared with another: other samples, or other conditions."""
     one = save(directory, "old", old or samples())
     other = save(directory, "new", new or samples(), **changes)
-    return compare.compare(saved.any_result(one), saved.any_result(other))
+    return compare.compare(savedrun.any_result(one), savedrun.any_result(other))
 
 
 def foreign(path: Path, **changes: Any) -> Path:
@@ -92,7 +92,7 @@ def test_where_things_lie_makes_no_difference(tmp_path: Path) -> None:
     new = save(tmp_path, "new", samples(), **here)
     newer = save(tmp_path, "newer", samples(), tier="any")
     for one, other in ((old, new), (new, newer)):
-        assert compare.compare(saved.any_result(one), saved.any_result(other)).lines
+        assert compare.compare(savedrun.any_result(one), savedrun.any_result(other)).lines
 
 
 def test_across_versions(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_summaries_have_no_intervals(tmp_path: Path) -> None:
     """A .json without its .jsonl is compared by medians; the gate refuses to judge; with it the samples are used."""
     old, new = save(tmp_path, "old", samples()), save(tmp_path, "new", samples(reuse=2.0))
     summaries = [path.with_suffix(".json") for path in (old, new)]
-    with_samples = compare.compare(*map(saved.any_result, summaries))
+    with_samples = compare.compare(*map(savedrun.any_result, summaries))
     assert any(line.ratio for line in with_samples.lines)
     old.unlink()
-    found = compare.compare(*map(saved.any_result, summaries))
+    found = compare.compare(*map(savedrun.any_result, summaries))
     assert not any(line.ratio for line in found.lines)
     assert {line.name: line.change for line in found.lines}["reuse"] == pytest.approx(2.0, rel=0.001)
     assert "only a summary" in compare.text(found)
@@ -200,7 +200,7 @@ def test_too_few_for_an_interval() -> None:
 def test_a_result_of_vllm_bench(tmp_path: Path) -> None:
     """`vllm bench serve` is one side for one arm's TTFT: seconds become ms, failures do not count, doubts are said."""
     ours, theirs = save(tmp_path, "ours", samples()), foreign(tmp_path / "theirs.json")
-    found = compare.compare(saved.any_result(ours), saved.any_result(theirs))
+    found = compare.compare(savedrun.any_result(ours), savedrun.any_result(theirs))
     (line,) = found.lines
     assert line.name == "reuse"
     assert line.old == pytest.approx(510.0)
@@ -210,7 +210,7 @@ def test_a_result_of_vllm_bench(tmp_path: Path) -> None:
     for words in ("cannot be checked", "./models/tiny", "1 of its requests failed"):
         assert words in said
     assert "at once" not in said
-    turned = compare.compare(saved.any_result(theirs), saved.any_result(ours), arm="cold").lines[0]
+    turned = compare.compare(savedrun.any_result(theirs), savedrun.any_result(ours), arm="cold").lines[0]
     assert turned.name == "cold (baseline)"
     assert turned.new == pytest.approx(10200.0)
 
@@ -236,9 +236,9 @@ def test_foreign_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match=r"x\.json"):
-        saved.any_result(path)
+        savedrun.any_result(path)
     with pytest.raises(UsageError, match="missing"):
-        saved.any_result(tmp_path / "missing.json")
+        savedrun.any_result(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from kvdemo.errors import UsageError
-from kvdemo.report import compare, page, saved, tables
+from kvdemo.report import compare, page, savedrun, tables
 from runs import edit, run, samples, save
 
 ODD: tuple[Any, ...] = (
@@ -53,14 +53,14 @@ ODD: tuple[Any, ...] = (
 def show(path: Path, other: Path) -> str:
     """Everything that `report` and `compare` make of a file; UsageError is the only error that may come."""
     console = Console(width=80, color_system=None, file=io.StringIO(), record=True)
-    held = saved.any_result(path)
-    if isinstance(held, saved.SavedRun):
+    held = savedrun.any_result(path)
+    if isinstance(held, savedrun.SavedRun):
         json.loads(held.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
         for verbose in (True, False):
             console.print(tables.result(held.result, verbose=verbose))
         page.render(held.result, held.samples or ()).encode()
         tables.as_html(held.result)
-    for pair in ((held, saved.any_result(other)), (saved.any_result(other), held)):
+    for pair in ((held, savedrun.any_result(other)), (savedrun.any_result(other), held)):
         try:
             compare.text(compare.compare(*pair)).encode()
         except UsageError as error:
@@ -185,7 +185,7 @@ def test_two_runs_in_one_file_are_not_judged_as_one(tmp_path: Path) -> None:
     both = tmp_path / "both.jsonl"
     both.write_text(one.read_text() + other.read_text())
     with pytest.raises(UsageError, match=r"both\.jsonl:15: another run begins here \(another after abcdef\)"):
-        saved.run(both)
+        savedrun.run(both)
 
 
 def test_samples_without_times_have_no_limit(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_samples_without_times_have_no_limit(tmp_path: Path) -> None:
     path = save(tmp_path, "run", samples(), memory_bandwidth=1e9)
     for line in range(2, 15):
         edit(path, line, ttft=None)
-    held = saved.run(path)
+    held = savedrun.run(path)
     assert (held.result.limit, held.result.speedup) == (None, None)
     said = page.render(held.result, held.samples or ())
     assert "Nothing is proved: no trial holds a cold request of plain and a reuse that both prove something." in said
@@ -202,7 +202,7 @@ def test_samples_without_times_have_no_limit(tmp_path: Path) -> None:
 def test_conditions_cannot_pretend_to_be_findings(tmp_path: Path) -> None:
     """Keys of the result in a run's conditions are ignored: what the samples mean is judged from them alone."""
     path = edit(save(tmp_path, "run", samples()), 1, limit=[], matrix={}, speedup={"median": 99}, valid=True, rows=[])
-    held = saved.run(path)
+    held = savedrun.run(path)
     document = json.loads(held.to_json())
     assert {"limit", "matrix"}.isdisjoint(document)
     assert document["speedup"]["median"] == 20.0
@@ -215,4 +215,4 @@ def test_a_summary_without_times_is_refused(tmp_path: Path) -> None:
     summary["rows"][2]["speedup"]["median"] = 0
     path.write_text(json.dumps(summary))
     with pytest.raises(UsageError, match=r"run\.json: not a result of kvdemo bench: rows\.2\.speedup\.median is '0'"):
-        saved.any_result(path)
+        savedrun.any_result(path)

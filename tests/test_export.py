@@ -305,10 +305,10 @@ def test_the_script_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals)
     """Everything becomes ready, shares, and is gone after Ctrl-C."""
     process = start(lab)
     assert process.stdout is not None
-    watchdog = threading.Timer(PATIENCE, process.kill)
-    watchdog.start()
+    liveness = threading.Timer(PATIENCE, process.kill)
+    liveness.start()
     said = [next(process.stdout) for _ in range(4)]
-    watchdog.cancel()
+    liveness.cancel()
     assert said[-1] == "all ready; Ctrl-C stops them\n"
     plan = lab.plan(lab.path / f"{lab.name}.yaml")
     body = {"model": "model", "prompt": "Hello", "max_tokens": 1}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvdemo.report import saved, tables
+from kvdemo.report import savedrun, tables
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = sorted(path.stem for path in GOLDEN.glob("*.jsonl"))
@@ -30,7 +30,7 @@ def held(path: Path, text: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_of_a_saved_run_stays(name: str) -> None:
     """Keys, their order and every value of the result document."""
-    result = saved.run(GOLDEN / f"{name}.jsonl")
+    result = savedrun.run(GOLDEN / f"{name}.jsonl")
     held(GOLDEN / f"{name}.json", json.dumps(json.loads(result.to_json()), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -38,5 +38,5 @@ def test_the_result_of_a_saved_run_stays(name: str) -> None:
 def test_what_the_terminal_says_of_a_saved_run_stays(name: str) -> None:
     """Every line of the screen."""
     console = Console(width=200, color_system=None, record=True, file=io.StringIO())
-    console.print(tables.result(saved.run(GOLDEN / f"{name}.jsonl").result, verbose=True))
+    console.print(tables.result(savedrun.run(GOLDEN / f"{name}.jsonl").result, verbose=True))
     held(GOLDEN / f"{name}.txt", "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines()))

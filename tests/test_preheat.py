@@ -21,7 +21,7 @@ from kvdemo.fleet.watch import State
 from kvdemo.host import health
 from kvdemo.report import terminal
 from kvdemo.ui.conversation import Bell
-from kvdemo.ui.stage import Stage
+from kvdemo.ui.engines import Stage
 from test_cli import read_until
 
 ENGINES: dict[str, dict[str, Any]] = {"plain": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}}

@@ -110,9 +110,9 @@ REPORTS = {
         "RuntimeError: register ptr failed",
         "ulimit -l",
     ),
-    "vllm-project/vllm#5360: NCCL's watchdog ends the process in C++": Report(
+    "vllm-project/vllm#5360: NCCL's liveness ends the process in C++": Report(
         "(Worker_TP0 pid=8) terminate called after throwing an instance of 'c10::DistBackendError'\n"
-        "(Worker_TP0 pid=8)   what():  [PG 0 Rank 0] Process group watchdog thread terminated with exception: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE) ran for 600091 milliseconds\n"
+        "(Worker_TP0 pid=8)   what():  [PG 0 Rank 0] Process group liveness thread terminated with exception: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE) ran for 600091 milliseconds\n"
         + f"{CORE}Worker proc VllmWorker-0 died unexpectedly (exit code: -6), shutting down executor.\n"
         + POINTER,
         "nccl-timeout",
@@ -120,7 +120,7 @@ REPORTS = {
         "NCCL_P2P_DISABLE",
     ),
     "vllm-project/vllm#2682: the GPU failed; only a record of C++ tells it": Report(
-        f"{READY}(Worker_TP7 pid=53) [E ProcessGroupNCCL.cpp:916] [Rank 7] NCCL watchdog thread terminated with exception: CUDA error: unknown error\n"
+        f"{READY}(Worker_TP7 pid=53) [E ProcessGroupNCCL.cpp:916] [Rank 7] NCCL liveness thread terminated with exception: CUDA error: unknown error\n"
         + f"{CORE}Worker proc VllmWorker-7 died unexpectedly (exit code: -6), shutting down executor.\n{DEAD}",
         "gpu-lost",
         "CUDA error: unknown error",

@@ -16,7 +16,7 @@ from kvdemo.errors import UsageError
 from kvdemo.judge import answers, document, record, stats
 from kvdemo.judge.sample import Sample, Sources
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Verdict, judge
-from kvdemo.report import saved
+from kvdemo.report import savedrun
 from runs import CALM, CONDITIONS, HIT, PROMPT, edit, run, sample, samples, save, summarize
 
 tokens = st.integers(0, 5000)
@@ -252,7 +252,7 @@ def test_damaged_files_are_named(tmp_path: Path, line: int, changes: dict[str, A
     """An edited or damaged file is refused with its line, before anything is judged."""
     path = edit(save(tmp_path, "run", samples()), line, **changes)
     with pytest.raises(UsageError, match=f"{path.name}.*") as error:
-        saved.run(path)
+        savedrun.run(path)
     assert said in str(error.value)
 
 
@@ -263,7 +263,7 @@ def test_any_bytes_are_a_run_or_an_error(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.getbasetemp() / "noise.jsonl"
     path.write_bytes(content)
     with pytest.raises(UsageError):
-        saved.run(path)
+        savedrun.run(path)
 
 
 @pytest.mark.parametrize("content", ['{"kind": "run"}\n', "", "[" * 100_000, '{"kind": "run", "a": "\\ud800"}\n', "{}"])
@@ -272,7 +272,7 @@ def test_what_is_no_run(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(content)
     with pytest.raises(UsageError, match=r"x\.jsonl"):
-        saved.run(path)
+        savedrun.run(path)
 
 
 def test_a_summary_is_no_run(tmp_path: Path) -> None:

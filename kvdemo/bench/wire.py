@@ -1,7 +1,7 @@
 """The bytes of a timed stream: a connection whose reads all end at one deadline, and the events in what it reads.
 
 ``http.client`` because it adds least to what is measured, and because it shows every read: a deadline checked there is
-exact for one poll, while a watchdog thread would compete with the measured one, and a timeout per read never ends for
+exact for one poll, while a liveness thread would compete with the measured one, and a timeout per read never ends for
 a server that sends a comment line now and then. HTTP/1.1.
 """
 

@@ -22,7 +22,7 @@ from kvdemo.host import gpus, hub, imports, procfs, state, survey
 from kvdemo.host.launcher import Place
 from kvdemo.host.local import Local
 from kvdemo.host.state import Project
-from kvdemo.planning import environment, kinship
+from kvdemo.planning import compatibility, environment
 from kvdemo.planning.facts import Facts
 from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import ServiceSpec
@@ -70,7 +70,7 @@ class Agent:
 
     def fetch(self, profile: Profile, facts: Facts, secrets: Mapping[str, str], part: Part) -> None:
         """Download this part of the models that are not here."""
-        for repository in kinship.absent(profile, facts):
+        for repository in compatibility.absent(profile, facts):
             hub.download(repository, facts.default_python, {**self.environ, **secrets}, part)
 
     def prepare(self, plan: Mapping[str, Any], fresh: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvdemo.errors import ProfileError
-from kvdemo.planning import kinship
+from kvdemo.planning import compatibility
 from kvdemo.planning.facts import Facts
 from kvdemo.planning.plan import Plan, make
 from kvdemo.planning.problems import Problem
@@ -52,7 +52,7 @@ def part(profile: Profile, node: Node, seats: Mapping[str, Seat]) -> Profile:
 def merged(profile: Profile, seats: Mapping[str, Seat], facts: Mapping[Node, Facts], on: Mapping[str, Any]) -> Plan:
     """The plan of the whole fleet. Raises ProfileError for what could never run or share."""
     elsewhere = {name: facts[seat.node] for name, seat in seats.items()}
-    kin = {name: kinship.kin_of(profile, name, next(iter(facts.values())), elsewhere) for name in profile.caches}
+    kin = {name: compatibility.kin_of(profile, name, next(iter(facts.values())), elsewhere) for name in profile.caches}
     plans: dict[Node, Plan] = {}
     for node, seen in facts.items():
         mine = part(profile, node, seats)

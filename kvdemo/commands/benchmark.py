@@ -17,8 +17,8 @@ from kvdemo.bench import attach, bench, cacheserver, conditions, context, modes
 from kvdemo.bench.events import Notice, Saved
 from kvdemo.bench.measure import ReplacedError
 from kvdemo.bench.session import Session
-from kvdemo.commands import presence
-from kvdemo.commands.fate import Fate
+from kvdemo.commands import participants
+from kvdemo.commands.liveness import Fate
 from kvdemo.commands.pipeline import Pipeline
 from kvdemo.commands.progress import Follower
 from kvdemo.config import benchmark
@@ -73,7 +73,7 @@ def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str
     modes.chosen(options)
     name, text = _document(options)
     events = fleet.status(project, environ)
-    part, sentence = presence.usable(plan, options, events)
+    part, sentence = participants.usable(plan, options, events)
     if sentence:
         output.follow(Notice(sentence))
     nice = {event.service: event.nice for event in events if event.nice}

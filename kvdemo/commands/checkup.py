@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from kvdemo.commands import doctor, lookup
+from kvdemo.commands import doctor, scope
 from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError
 from kvdemo.report import terminal
@@ -26,8 +26,8 @@ def run(profile: Path | None, project_name: str, *, as_json: bool) -> None:
         _show(doctor.of_machine(sys.executable, os.environ, Path.cwd()), as_json=as_json)
     else:
         results = Path("results")  # where `bench` saves them unless told otherwise
-        project = lookup.project_of(profile, project_name)
-        _show(doctor.of_profile(lookup.profile_of(profile, project), project, os.environ, results), as_json=as_json)
+        project = scope.project_of(profile, project_name)
+        _show(doctor.of_profile(scope.profile_of(profile, project), project, os.environ, results), as_json=as_json)
 
 
 def _show(checks: Generator[Check], *, as_json: bool) -> None:

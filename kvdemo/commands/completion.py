@@ -34,25 +34,27 @@ def profiles(incomplete: str) -> list[str]:
 
 
 def _services(params: dict[str, Any]) -> list[str]:
-    from kvdemo.commands import here  # noqa: PLC0415
+    from kvdemo.commands import workdir  # noqa: PLC0415
     from kvdemo.config.profile import load  # noqa: PLC0415
     from kvdemo.host import state, survey  # noqa: PLC0415
 
     if "profile" in params:
-        path = params["profile"] or here.found()
+        path = params["profile"] or workdir.found()
         profile = load(Path(path), os.environ) if path else None
         return [*profile.caches, *profile.engines] if profile else []
     there = state.projects(state.root(os.environ))
-    name = params.get("project_name") or os.environ.get("KVDEMO_PROJECT") or (here.project() if len(there) > 1 else "")
+    name = (
+        params.get("project_name") or os.environ.get("KVDEMO_PROJECT") or (workdir.project() if len(there) > 1 else "")
+    )
     plans = [survey.saved_plan(project) for project in there if name in ("", project.name)]
     return [spec.name for plan in plans if plan for spec in plan.services]
 
 
 def _profiles(directory: Path) -> list[str]:
-    from kvdemo.commands import here  # noqa: PLC0415
+    from kvdemo.commands import workdir  # noqa: PLC0415
 
     found = sorted(directory.iterdir())
-    named = [str(path) for path in found if path.suffix in here.SUFFIXES]
+    named = [str(path) for path in found if path.suffix in workdir.SUFFIXES]
     return named + [f"{path}/" for path in found if path.is_dir() and not path.name.startswith(".")]
 
 

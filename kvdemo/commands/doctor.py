@@ -19,7 +19,7 @@ from kvdemo.commands.checks import Check, Level
 from kvdemo.errors import PreflightError, UsageError
 from kvdemo.host import bandwidth, gpus, hub, imports, machine, runtime, survey
 from kvdemo.host.state import Project, root
-from kvdemo.planning import engines, environment, kinship, peak, predict
+from kvdemo.planning import compatibility, engines, environment, peak, predict
 from kvdemo.planning import plan as planning
 from kvdemo.planning.facts import Facts, Interpreter, Model
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -113,7 +113,7 @@ def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Itera
     for model in facts.models.values():
         if model.path and not model.name.startswith("/"):
             yield checks.ok("model", f"{model.name} is here complete: engines start without a network")
-    for repository in kinship.absent(profile, facts):
+    for repository in compatibility.absent(profile, facts):
         try:
             size = hub.download(repository, facts.default_python, environ, "access")
         except PreflightError as error:
@@ -128,7 +128,7 @@ def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Itera
 
 
 def _model(profile: Profile, facts: Facts, reader: ServiceSpec | None) -> Model:
-    return kinship.model_of(profile.engines[reader.name], facts) if reader else Model("")
+    return compatibility.model_of(profile.engines[reader.name], facts) if reader else Model("")
 
 
 def _rates(plan: Plan, reader: ServiceSpec, model: Model, environ: Mapping[str, str], batch: int) -> dict[str, float]:

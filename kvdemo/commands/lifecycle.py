@@ -9,7 +9,7 @@ from datetime import datetime
 
 import typer
 
-from kvdemo.commands import frame, options
+from kvdemo.commands import invocation, options
 from kvdemo.commands.options import JsonOption, ProjectOption, Services, TimeoutOption
 
 
@@ -18,11 +18,11 @@ def ls(json: JsonOption = False) -> None:
 
     Example: kvdemo ls --json | jq -r '.projects[].name'
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.report import terminal
 
-    rows = [terminal.project_row(one.name, lookup.profile_path(one), events) for one, events in lookup.statuses()]
-    damaged = lookup.name_damaged()
+    rows = [terminal.project_row(one.name, scope.profile_path(one), events) for one, events in scope.statuses()]
+    damaged = scope.name_damaged()
     if json:
         typer.echo(jsonlib.dumps({"projects": rows, "damaged": damaged}))
     else:
@@ -34,12 +34,12 @@ def stop(services: Services = None, project_name: ProjectOption = "", timeout: o
 
     Example: kvdemo stop lmcache-b
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import lifecycle
 
-    project = lookup.project(project_name)
+    project = scope.project(project_name)
     with project.lock("stop") as lock:
-        frame.show(lifecycle.stop(project, lock, services or (), timeout))
+        invocation.show(lifecycle.stop(project, lock, services or (), timeout))
 
 
 def start(services: Services = None, project_name: ProjectOption = "", timeout: TimeoutOption = None) -> None:
@@ -47,12 +47,12 @@ def start(services: Services = None, project_name: ProjectOption = "", timeout: 
 
     Example: kvdemo start lmcache-b
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import lifecycle
 
-    project = lookup.project(project_name)
+    project = scope.project(project_name)
     with project.lock("start") as lock:
-        frame.show(lifecycle.start(project, os.environ, lock, services or (), timeout))
+        invocation.show(lifecycle.start(project, os.environ, lock, services or (), timeout))
 
 
 def wait(services: Services = None, project_name: ProjectOption = "", timeout: TimeoutOption = None) -> None:
@@ -60,10 +60,10 @@ def wait(services: Services = None, project_name: ProjectOption = "", timeout: T
 
     Example: kvdemo up --no-wait && kvdemo wait --timeout 300
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import fleet
 
-    frame.show(fleet.wait(lookup.project(project_name), os.environ, services or (), timeout))
+    invocation.show(fleet.wait(scope.project(project_name), os.environ, services or (), timeout))
 
 
 def events(services: Services = None, project_name: ProjectOption = "", json: options.JsonLines = False) -> None:
@@ -71,11 +71,11 @@ def events(services: Services = None, project_name: ProjectOption = "", json: op
 
     Example: kvdemo events --json | jq -r 'select(.state == "exited") | .service'
     """
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
     from kvdemo.fleet import lifecycle
     from kvdemo.report import terminal
 
-    project = lookup.project(project_name)
+    project = scope.project(project_name)
     with closing(lifecycle.changes(project, os.environ, services or ())) as stream:
         for event in stream:
             now = datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvdemo.host.state import Project
     from kvdemo.judge.traffic import Phase, TrafficResult
     from kvdemo.judge.trafficfile import PhaseRecorder
-    from kvdemo.load.story import Options, Prepared, Traffic
+    from kvdemo.load.experiment import Options, Prepared, Traffic
     from kvdemo.planning.plan import Plan
 
 
@@ -60,9 +60,9 @@ class Load:
 
     def traffic(self) -> Options:
         """What is asked of the engines. Raises UsageError for an option that cannot be read."""
-        from kvdemo.load import story
+        from kvdemo.load import experiment
 
-        return story.Options(
+        return experiment.Options(
             slo_ttft=seconds(self.slo_ttft, "--slo-ttft"),
             slo_share=share(self.slo_share, "--slo-share"),
             rates=rates(self.rate),
@@ -89,9 +89,9 @@ def run(options: Load) -> None:
         return
     if options.l1:
         raise UsageError("--l1 needs --what-if", "a running fleet has the size that its profile says")
-    from kvdemo.commands import lookup
+    from kvdemo.commands import scope
 
-    measure(lookup.project(options.project_name), traffic, options)
+    measure(scope.project(options.project_name), traffic, options)
 
 
 load = taking(
@@ -149,13 +149,13 @@ def measure(project: Project, asked: Options, options: Load) -> None:
     from kvdemo.commands import progress
     from kvdemo.fleet import fleet
     from kvdemo.judge.trafficfile import MODE
-    from kvdemo.load import runner, story
+    from kvdemo.load import experiment, runner
     from kvdemo.report import terminal
 
     plan = fleet.loaded(project)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
-    about = story.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
+    about = experiment.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
     _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
     saved = Saved(options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
     interrupted = False
@@ -169,7 +169,7 @@ def measure(project: Project, asked: Options, options: Load) -> None:
     finally:
         for engines in about.sides.values():
             runner.settle(engines, key)
-        story.forget(plan, run_id, about.sides)
+        experiment.forget(plan, run_id, about.sides)
     result = _finish(saved, as_json=options.json)
     if interrupted:
         terminal.err.print(f"interrupted: what was measured is in {saved.name}.jsonl")

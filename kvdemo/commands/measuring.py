@@ -22,7 +22,7 @@ class Bench(Deferred):
     def story(command: Command, values: Mapping[str, Any]) -> None:
         """Measure the project or the targets, or print how another benchmark would."""
         from kvdemo.bench import attach
-        from kvdemo.commands import benchmark, lookup, pipeline, progress
+        from kvdemo.commands import benchmark, pipeline, progress, scope
         from kvdemo.export import peers
         from kvdemo.fleet import fleet
 
@@ -42,7 +42,7 @@ class Bench(Deferred):
         )
         if command.peer:
             key = attach.key_of(os.environ)
-            plan = attach.plan(targets, key) if command.target else fleet.loaded(lookup.project(command.project_name))
+            plan = attach.plan(targets, key) if command.target else fleet.loaded(scope.project(command.project_name))
             typer.echo("\n".join(peers.commands(plan, command.peer)))
             return
         ci = pipeline.Pipeline(os.environ, command.format == "github", command.junit)
@@ -55,7 +55,7 @@ class Bench(Deferred):
             if command.target:
                 benchmark.of_targets(targets, values, os.environ, output)
             else:
-                benchmark.of_project(lookup.project(command.project_name), values, os.environ, output)
+                benchmark.of_project(scope.project(command.project_name), values, os.environ, output)
 
 
 def bench() -> None:
@@ -70,14 +70,14 @@ def report(
 ) -> None:
     """Judge a saved run again, without a server: the table, and a report as one HTML file."""
     from kvdemo.judge import trafficfile
-    from kvdemo.report import page, saved, tables, terminal
+    from kvdemo.report import page, savedrun, tables, terminal
 
     if trafficfile.is_traffic(result):
         from kvdemo.commands import load
 
         load.report(result, html, as_json=json)
         return
-    held = saved.run(result)
+    held = savedrun.run(result)
     target = page.save(html or result.with_suffix(".html"), page.render(held.result, held.samples or ()))
     if json:
         typer.echo(held.to_json())
@@ -94,10 +94,10 @@ def compare(
     arm: options.Arm = "reuse",
 ) -> None:
     """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable."""
-    from kvdemo.report import compare, saved
+    from kvdemo.report import compare, savedrun
 
     limit = compare.percentage(max_regress) if max_regress else None
-    pair = (saved.any_result(old), saved.any_result(new))
+    pair = (savedrun.any_result(old), savedrun.any_result(new))
     comparison = compare.compare(*pair, across_versions=across is not None, arm=arm)
     typer.echo(compare.text(comparison))
     if limit is not None:

@@ -15,8 +15,8 @@ from kvdemo import units
 from kvdemo.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvdemo.load.experiment import Options
     from kvdemo.load.queueing import Service
-    from kvdemo.load.story import Options
 
 REUSES = (1.0, 0.9, 2 / 3, 0.5, 0.0)
 """Shares of requests on documents that were read before, for which the gain is told beside the one asked for."""
@@ -64,7 +64,7 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
     from kvdemo.judge import trafficfile
     from kvdemo.judge.traffic import PLAIN
     from kvdemo.load.queueing import Service
-    from kvdemo.report import saved
+    from kvdemo.report import savedrun
 
     if trafficfile.is_traffic(path):
         about = trafficfile.read(path).conditions
@@ -73,7 +73,7 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
         if shared and PLAIN in single:
             return about, Service(single[PLAIN]["cold"], single[PLAIN]["local"], shared["shared"])
         raise UsageError(f"{path}: holds no times of a side with a cache and one without")
-    about = json.loads(saved.run(path).to_json())
+    about = json.loads(savedrun.run(path).to_json())
     median = {row["arm"]: row.get("median_ttft_ms") for row in about["rows"]}
     values = [median.get(arm) for arm in ("cold", "again", "reuse")]
     known = [value / 1000 for value in values if isinstance(value, int | float) and math.isfinite(value) and value > 0]

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.fleet import excerpts, keystore, launchers, precheck, signature, stores, teardown, watch
-from kvdemo.fleet.turns import Turns
+from kvdemo.fleet.gpulocks import Turns
 from kvdemo.host import health, locks, survey
 from kvdemo.host.launcher import Event, Launcher, State
 from kvdemo.host.state import Project

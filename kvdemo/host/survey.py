@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from kvdemo.backends.store import is_server
-from kvdemo.host import gpus, machine, marks, process, runtime, typed
+from kvdemo.host import gpus, machine, marks, process, runtime, typecheck
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts, projects
 from kvdemo.planning import repositories, window
@@ -124,7 +124,7 @@ def saved_plan(project: Project) -> Plan | None:
         plan = Plan.from_json(document["plan"]) if document else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
-    return plan if plan and typed.fits(plan, Plan) else None
+    return plan if plan and typecheck.fits(plan, Plan) else None
 
 
 def _records(project: Project) -> dict[str, Record]:

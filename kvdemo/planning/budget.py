@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvdemo.planning import demand, kinship
+from kvdemo.planning import compatibility, demand
 from kvdemo.planning.facts import Facts, Gpu
 from kvdemo.planning.problems import Problem
 
@@ -73,7 +73,7 @@ def _roomiest(profile: Profile, facts: Facts, chosen: Mapping[str, tuple[int, ..
     planned: Counter[int] = Counter()
     for name, gpus in chosen.items():
         engine = profile.engines[name]
-        need = demand.of(engine, kinship.model_of(engine, facts), len(gpus), pool[0])
+        need = demand.of(engine, compatibility.model_of(engine, facts), len(gpus), pool[0])
         for gpu in gpus:
             planned[gpu] += need.fixed + (engine.kv_cache or need.kv or 0)
 

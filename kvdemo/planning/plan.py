@@ -13,7 +13,7 @@ from kvdemo import backends
 from kvdemo.backends.backend import Address, Wiring
 from kvdemo.backends.store import is_server
 from kvdemo.config import flags, parallel
-from kvdemo.planning import budget, caches, demand, engines, kinship, repositories, sums, window
+from kvdemo.planning import budget, caches, compatibility, demand, engines, repositories, sums, window
 from kvdemo.planning.facts import SERVER, Facts, Model
 from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node, ServiceSpec, reachable
@@ -111,11 +111,11 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
     """
     assigned = budget.assign(profile, facts)
-    kin = kin or {name: kinship.kin_of(profile, name, facts) for name in profile.caches}
+    kin = kin or {name: compatibility.kin_of(profile, name, facts) for name in profile.caches}
     specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
-    interpreters = {kinship.python_of(profile, spec.name, facts) for spec in specs}
-    fetch = sorted({repository.name for repository in kinship.absent(profile, facts)})
+    interpreters = {compatibility.python_of(profile, spec.name, facts) for spec in specs}
+    fetch = sorted({repository.name for repository in compatibility.absent(profile, facts)})
     counted = list(sums.sums(profile, facts, assigned))
     problems = [*_problems(profile, facts, assigned, bool(fetch)), *(one.problem for one in counted if not one.fits)]
     return Plan(
@@ -136,11 +136,11 @@ def _problems(
     profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
 ) -> Iterator[Problem]:
     for name in (*profile.caches, *profile.engines):
-        interpreter = facts.interpreters.get(kinship.python_of(profile, name, facts))
+        interpreter = facts.interpreters.get(compatibility.python_of(profile, name, facts))
         if interpreter and interpreter.problem:
             yield Problem("interpreter", f"{name}: {interpreter.problem}", interpreter.fix, name, interpreter.python)
     for name, engine in profile.engines.items():
-        yield from _of_model(name, engine, kinship.model_of(engine, facts), len(assigned[name].gpus), facts)
+        yield from _of_model(name, engine, compatibility.model_of(engine, facts), len(assigned[name].gpus), facts)
         for flag, path in repositories.files(engine):
             if path in facts.absent:
                 yield Problem("file", f"{name}: {flag} names {path}, which is not there", "", name, path)
@@ -182,11 +182,11 @@ def _cache(
 ) -> ServiceSpec:
     cache, inner = profile.caches[name], _inner(profile, name)
     backend = backends.of(cache.kind)
-    store = kinship.store_of(cache.l2, kin)
+    store = compatibility.store_of(cache.l2, kin)
     users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
     port, http = facts.ports[name], facts.ports[f"{name}.http"]
-    python = kinship.python_of(profile, name, facts)
+    python = compatibility.python_of(profile, name, facts)
     interpreter = facts.interpreters.get(python)
     command = caches.command(cache, python)
     options = caches.options(
@@ -215,7 +215,7 @@ def _cache(
         gpus=tuple(sorted(gpus)),
         chunk_size=cache.chunk_size,
         store=store,
-        kin={model: kinship.digest(text) for model, text in kin.items()},
+        kin={model: compatibility.digest(text) for model, text in kin.items()},
         node=facts.node,
         pool=name.removesuffix(f"-{facts.node}"),
         start_timeout=profile.start_timeout,
@@ -252,7 +252,7 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
     return engines.env(
         engine,
         devices=assignment.devices,
-        offline=kinship.complete(engine, facts),
+        offline=compatibility.complete(engine, facts),
         sockets=facts.sockets,
         start_timeout=profile.start_timeout,
         wiring=wiring,
@@ -260,12 +260,12 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
 
 
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
-    engine, model = profile.engines[name], kinship.model_of(profile.engines[name], facts)
-    if dtype := kinship.dtype_of(engine, facts):
+    engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
+    if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache, wiring = profile.caches.get(engine.cache or ""), _wiring(profile, engine, facts)
-    python = kinship.python_of(profile, name, facts)
+    python = compatibility.python_of(profile, name, facts)
     command = (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
     options = engines.options(
         engine,

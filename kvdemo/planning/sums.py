@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvdemo import backends, units
-from kvdemo.planning import demand, kinship
+from kvdemo.planning import compatibility, demand
 from kvdemo.planning.budget import Assignment
 from kvdemo.planning.engines import GIB
 from kvdemo.planning.facts import Facts, Gpu
@@ -102,7 +102,7 @@ def _disks(profile: Profile, facts: Facts) -> Iterator[Sum]:
     """One document of the longest context must find room in L2; a shorter one may do where no length was asked for."""
     for name, free in facts.disks.items():
         users = [engine for engine in profile.engines.values() if engine.cache == name]
-        needs = [demand.of(engine, kinship.model_of(engine, facts), 1) for engine in users]
+        needs = [demand.of(engine, compatibility.model_of(engine, facts), 1) for engine in users]
         need, context = max(((one.kv or 0, one.context or 0) for one in needs), default=(0, 0))
         advice = "set caches.*.l2 to a larger disk, lower max_model_len, or leave l2 out"
         if need:
@@ -125,7 +125,7 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
     kinds = Counter(backends.of(profile.caches[name].kind) for name in caches)
     each = {backend: count * backend.gpu_bytes for backend, count in kinds.items()}
     servers = sum(each.values())
-    needs = {n: demand.of(e, kinship.model_of(e, facts), len(assigned[n].gpus), gpu) for n, e in tenants.items()}
+    needs = {n: demand.of(e, compatibility.model_of(e, facts), len(assigned[n].gpus), gpu) for n, e in tenants.items()}
     shares = {n: _share(e, needs[n], assigned[n], gpu) for n, e in tenants.items()}
     parts = _equal({name: f"{_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()})
     parts += [f"{kinds[backend]} {backend.title} server(s) {_gib(size)}" for backend, size in each.items()]
@@ -208,7 +208,7 @@ def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]
     for name, engine in profile.engines.items():
         assignment = assigned[name]
         gpu = min((here[n] for n in assignment.gpus if n in here), key=lambda one: one.total, default=None)
-        need = demand.of(engine, kinship.model_of(engine, facts), len(assignment.gpus), gpu)
+        need = demand.of(engine, compatibility.model_of(engine, facts), len(assignment.gpus), gpu)
         if engine.kv_cache or not assignment.gpus:
             yield from _small_cache(name, engine, need, on_gpu=bool(assignment.gpus))
         elif gpu:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kvdemo import units
 from kvdemo.errors import GateError, UsageError
 from kvdemo.report import sides
-from kvdemo.report.saved import ForeignRun, SavedRun
+from kvdemo.report.savedrun import ForeignRun, SavedRun
 from kvdemo.report.sides import Arm, Change, Key
 from kvdemo.words.table import PHASES
 

@@ -13,7 +13,7 @@ from kvdemo.judge import stats
 from kvdemo.judge.result import Row
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, judge
-from kvdemo.report.saved import ForeignRun, SavedRun, number
+from kvdemo.report.savedrun import ForeignRun, SavedRun, number
 
 ENOUGH = 3
 """Samples on each side without which nothing is said about their difference."""

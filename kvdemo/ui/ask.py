@@ -11,10 +11,10 @@ from nicegui import Client, ui
 from kvdemo.bench import workload
 from kvdemo.errors import UsageError
 from kvdemo.fleet.watch import State
-from kvdemo.ui import race, story
+from kvdemo.ui import demonstration, race
 from kvdemo.ui.conversation import Conversation
+from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import Choice, box, button, change, text
-from kvdemo.ui.stage import Stage
 
 LENGTHS = (16, 64, 256)
 REMEDY = "`kvdemo ps -p {0}` says why, `kvdemo logs -p {0}` shows its log; `kvdemo up` starts what is missing."
@@ -96,13 +96,14 @@ class Ask:
         await self._ask(groups)
 
     def _explanation(self) -> str:
-        return ". ".join(f"{step.engine}: {step.text}" for step in story.steps(self.stage, self.conversation.document))
+        steps = demonstration.steps(self.stage, self.conversation.document)
+        return ". ".join(f"{step.engine}: {step.text}" for step in steps)
 
     async def _demonstrate(self) -> None:
         """Make the document cold, then ask the engines of the story in its order."""
         if self.cast is not None and not self.conversation.busy:
             await self.stage.do(self.stage.cool, self.conversation)
-            await self._ask(story.groups(self.stage))
+            await self._ask(demonstration.groups(self.stage))
 
     async def _ask(self, groups: list[list[str]]) -> None:
         if self.conversation.busy:

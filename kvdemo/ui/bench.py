@@ -17,8 +17,8 @@ from kvdemo.errors import UsageError
 from kvdemo.report import tables
 from kvdemo.ui.benchrun import BenchRun
 from kvdemo.ui.conversation import Conversation
+from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import box, button, change, text
-from kvdemo.ui.stage import Stage
 
 RUNS: list[BenchRun] = []
 """The runs that this page has started, for all browsers."""

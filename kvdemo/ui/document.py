@@ -8,8 +8,8 @@ from nicegui import events, ui
 
 from kvdemo.errors import KvdemoError
 from kvdemo.ui.conversation import Conversation, Document
+from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import box, button, style, text
-from kvdemo.ui.stage import Stage
 
 WRAPPED = 60
 TABLE = re.compile(r"\S {2,}\S|\t|\|")

@@ -10,8 +10,8 @@ from nicegui import ui
 from kvdemo import units
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import judge
+from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import box, style, text
-from kvdemo.ui.stage import Stage
 from kvdemo.words.tones import SOURCES, VERDICTS
 
 COLOURS = {"computed": "#8f9aa6", "local": "#4d8be8", "shared": "#1fa67a", "not proved": "#d98c1f"}

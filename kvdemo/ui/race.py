@@ -17,7 +17,7 @@ from kvdemo.judge.sample import Arm, Sample
 from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning.plan import ServiceSpec
 from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn
-from kvdemo.ui.stage import Stage
+from kvdemo.ui.engines import Stage
 
 CALM = 0.4
 """Seconds after sending in which nothing is drawn: a browser on the same machine takes an engine's processor time."""

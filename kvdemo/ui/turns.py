@@ -8,10 +8,10 @@ from nicegui import ui
 
 from kvdemo import units
 from kvdemo.judge.verdict import Verdict
-from kvdemo.ui import story
+from kvdemo.ui import demonstration
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
+from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import box, change, style, text
-from kvdemo.ui.stage import Stage
 from kvdemo.words.tones import DEEDS, VERDICTS
 from kvdemo.words.tones import SOURCES as PROVED
 
@@ -182,14 +182,14 @@ def colour(lane: Lane) -> str:
 class StepOfStory:
     """One step of the demonstration on the empty page."""
 
-    def __init__(self, step: story.Step) -> None:
+    def __init__(self, step: demonstration.Step) -> None:
         with box("li", step.source):
             text(step.engine, "", "b")
             text(step.text, "", "span")
             self.seconds = text("", "small n")
         self.show(step)
 
-    def show(self, step: story.Step) -> None:
+    def show(self, step: demonstration.Step) -> None:
         """Show how long it should take."""
         self.seconds.text = f"about {step.seconds:.0f} s here" if step.seconds else ""
 
@@ -203,17 +203,17 @@ class Turns:
         with box("section", "stack", aria_label="Answers") as self.place, box("div", "card empty") as self.empty:
             text("Does sharing the KV cache pay here?", "", "b")
             with box("ol", "story"):
-                self.steps = [StepOfStory(step) for step in story.steps(stage, document)]
+                self.steps = [StepOfStory(step) for step in demonstration.steps(stage, document)]
             self.estimate = text("" if self.steps else NO_STORY)
         self.show(document)
 
     def show(self, document: Document) -> None:
         """Show what has changed; the story tells of this document."""
         if not self.cards and self.steps:
-            steps = story.steps(self.stage, document)
+            steps = demonstration.steps(self.stage, document)
             for place, step in zip(self.steps, steps, strict=True):
                 place.show(step)
-            estimate = story.estimate(steps)
+            estimate = demonstration.estimate(steps)
             self.estimate.text = f"Press Demonstrate: {estimate}." if estimate else "Press Demonstrate."
         for turn in self.turns[len(self.cards) :]:
             self.empty.set_visibility(False)

@@ -22,11 +22,11 @@ from kvdemo.ui.ask import Ask
 from kvdemo.ui.bench import RUNS, Bench
 from kvdemo.ui.conversation import Bell, Conversation
 from kvdemo.ui.document import Paper
+from kvdemo.ui.engines import NOTHING, Stage
 from kvdemo.ui.history import History
 from kvdemo.ui.hosts import guard
 from kvdemo.ui.look import SCRIPT, STYLE
 from kvdemo.ui.parts import box, button, change, style, text
-from kvdemo.ui.stage import NOTHING, Stage
 from kvdemo.ui.turns import Turns
 
 HEALTH = {

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import FAKES, PATIENCE, Lab
 from kvdemo.errors import ServiceError
-from kvdemo.fleet import turns
+from kvdemo.fleet import gpulocks
 from nvml import machine
 
 START = 1.5
@@ -26,12 +26,12 @@ def gpu() -> Iterator[str]:
     """The UUID of a GPU that nobody else has; its lock file goes with the test."""
     name = f"GPU-{uuid.uuid4()}"
     yield name
-    (turns.directory() / f"{name}.lock").unlink(missing_ok=True)
+    (gpulocks.directory() / f"{name}.lock").unlink(missing_ok=True)
 
 
-def turn(*gpus: str, alone: bool = True, who: str = "somebody") -> turns.Turn:
+def turn(*gpus: str, alone: bool = True, who: str = "somebody") -> gpulocks.Turn:
     """A turn on these GPUs."""
-    return turns.Turn(gpus, alone=alone, who=who)
+    return gpulocks.Turn(gpus, alone=alone, who=who)
 
 
 def test_one_measures_alone(gpu: str) -> None:
@@ -74,7 +74,7 @@ def test_waiting_ends(gpu: str) -> None:
 
 def test_the_directory_is_ours(gpu: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Private, and a link in place of a lock file is not followed."""
-    monkeypatch.setattr(turns, "directory", lambda: tmp_path / "gpus")
+    monkeypatch.setattr(gpulocks, "directory", lambda: tmp_path / "gpus")
     turn(gpu).take()
     assert (tmp_path / "gpus").stat().st_mode & 0o777 == 0o700
     (tmp_path / "gpus" / "GPU-x.lock").symlink_to(tmp_path / "victim")

@@ -9,7 +9,7 @@ from typing import Literal
 from kvdemo.bench import workload
 from kvdemo.errors import UsageError
 from kvdemo.ui.conversation import Document
-from kvdemo.ui.stage import NOTHING, Stage
+from kvdemo.ui.engines import NOTHING, Stage
 
 
 @dataclass(frozen=True)

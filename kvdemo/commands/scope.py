@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdemo.commands import here
+from kvdemo.commands import workdir
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.host import hub, marks, process, state, survey
 from kvdemo.host.state import Project
-from kvdemo.planning import kinship
+from kvdemo.planning import compatibility
 from kvdemo.planning import plan as planning
 from kvdemo.planning.plan import Plan
 from kvdemo.report import terminal
@@ -58,9 +58,9 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     """
     profile = profile_of(path, project)
     if profile.on.ray:
-        from kvdemo.cluster import seats  # noqa: PLC0415
+        from kvdemo.cluster import placements  # noqa: PLC0415
 
-        planned = seats.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
+        planned = placements.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
     else:
         planned = _here(profile, project, fetch)
     for warning in planned.warnings if fetch else ():
@@ -92,7 +92,7 @@ def _here(profile: Profile, project: Project, fetch: bool) -> Plan:
     for part in ("config", "weights"):
         if not fetch or not planned.fetch or planned.missing:
             break
-        for repository in kinship.absent(profile, facts):
+        for repository in compatibility.absent(profile, facts):
             if part == "weights":
                 terminal.out.print(f"Downloading {repository.name} from Hugging Face (once) ...")
             hub.download(repository, facts.default_python, os.environ, part)
@@ -146,7 +146,7 @@ def _chosen(name: str, *, logs: bool, stores: bool) -> Project:
     candidates = projects() or projects(stores) or projects(marked=True)
     if not candidates and logs:
         candidates = [Project(base, path.parent.name) for path in sorted(base.glob("*/logs"))]
-    if len(candidates) > 1 and (own := here.project()):
+    if len(candidates) > 1 and (own := workdir.project()):
         candidates = [project for project in candidates if project.name == own] or candidates
     if len(candidates) > 1:
         names = ", ".join(project.name for project in candidates)

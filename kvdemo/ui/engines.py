@@ -36,7 +36,7 @@ from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.ui import download
 from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Phase, Turn
-from kvdemo.ui.recall import Recall
+from kvdemo.ui.prompts import Recall
 
 LOOK = 2.0
 """Seconds between two looks at the services."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import Lab
-from kvdemo.commands import presence
+from kvdemo.commands import participants
 from kvdemo.config.benchmark import Bench
 from kvdemo.errors import NotReadyError
 from kvdemo.fleet.watch import Event, State
@@ -27,25 +27,25 @@ def events(plan: Plan, **states: State) -> list[Event]:
 
 def test_all_ready_is_all_used() -> None:
     """Nothing to say."""
-    assert presence.usable(FOUR, Bench(), events(FOUR)) == (FOUR, "")
+    assert participants.usable(FOUR, Bench(), events(FOUR)) == (FOUR, "")
 
 
 @pytest.mark.parametrize("state", [State.ABSENT, State.EXITED])
 def test_what_suffices_is_used_and_named(state: State) -> None:
     """Services that are down take no part if nobody needs them; an engine whose cache is down cannot either."""
     plain = next(spec.name for spec in FOUR.engines if not spec.cache)
-    part, sentence = presence.usable(FOUR, Bench(), events(FOUR, **{plain: state}))
+    part, sentence = participants.usable(FOUR, Bench(), events(FOUR, **{plain: state}))
     assert plain not in {spec.name for spec in part.services}
     assert sentence.endswith(f"Not up: {plain}.")
     reader = [spec.name for spec in FOUR.engines if spec.cache][-1]
     with pytest.raises(NotReadyError) as refused:
-        presence.usable(FOUR, Bench(), events(FOUR, **{reader: state}))
+        participants.usable(FOUR, Bench(), events(FOUR, **{reader: state}))
     assert f"{reader} ({state.value})" in str(refused.value)
     cache = next(spec.name for spec in FOUR.services if spec.kind == "cache")
     with pytest.raises(NotReadyError):
-        presence.usable(FOUR, Bench(), events(FOUR, **{cache: state}))
+        participants.usable(FOUR, Bench(), events(FOUR, **{cache: state}))
     with pytest.raises(NotReadyError):
-        presence.usable(FOUR, Bench().with_values({"baseline": plain}), events(FOUR, **{plain: state}))
+        participants.usable(FOUR, Bench().with_values({"baseline": plain}), events(FOUR, **{plain: state}))
 
 
 @pytest.mark.parametrize("state", [State.UNHEALTHY, State.STARTING, State.LOST, State.STOPPING])
@@ -57,7 +57,7 @@ def test_what_would_disturb_is_refused(state: State) -> None:
         for event in events(FOUR, **{plain: state})
     ]
     with pytest.raises(NotReadyError) as refused:
-        presence.usable(FOUR, Bench(), seen)
+        participants.usable(FOUR, Bench(), seen)
     assert f"{plain} (asks for a key)" in str(refused.value)
     assert "give it one" in refused.value.hint
 

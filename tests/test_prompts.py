@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import judge
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
-from kvdemo.ui.recall import Recall, common
+from kvdemo.ui.prompts import Recall, common
 from runs import CALM, sample
 
 TOKENS = st.lists(st.integers(0, 2), max_size=40)
