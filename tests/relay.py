@@ -1,6 +1,7 @@
 """What may stand before engines: a relay that hands each connection to the next of them, with or without TLS.
 
 Of HTTP it knows nothing, unless it is to hold streams back as a proxy that buffers: then it sends one when it is whole.
+It may hold back some of them only, as a machine does that is busy at times.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,24 +28,26 @@ def certificate(path: Path) -> Path:
 
 
 @contextmanager
-def relay(*ports: int, tls: Path | None = None, buffering: bool = False) -> Iterator[int]:
-    """Its port, while it relays to these ports of this machine in turn."""
+def relay(*ports: int, tls: Path | None = None, hold: Callable[[int], bool] = lambda _: False) -> Iterator[int]:
+    """Its port, while it relays to these ports of this machine in turn and holds back streams of these numbers."""
     context = None
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls)
     turn = itertools.cycle(ports)
+    streams = itertools.count(1)
     loop = asyncio.new_event_loop()
 
     async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         near, far = await asyncio.open_connection("127.0.0.1", next(turn))
-        await asyncio.gather(copy(reader, far), copy(near, writer, buffering))
+        await asyncio.gather(copy(reader, far), copy(near, writer, answers=True))
 
-    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, hold: bool = False) -> None:
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool = False) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
-                while hold and b"text/event-stream" in data and not data.endswith(b"0\r\n\r\n"):
-                    data += await source.read(65536)
+                if answers and b"text/event-stream" in data and hold(next(streams)):
+                    while not data.endswith(b"0\r\n\r\n"):
+                        data += await source.read(65536)
                 sink.write(data)
                 await sink.drain()
         with suppress(OSError, RuntimeError):

@@ -160,8 +160,8 @@ def test_a_router_proves_nothing(outside: Outside) -> None:
 def test_a_proxy_that_buffers_proves_no_time(outside: Outside) -> None:
     """Its streams arrive in one piece: UNPROVEN with the reason, no speed-up, exit 1; without it the same is proved."""
     with (
-        relay(outside.plan.service("a").port, buffering=True) as a,
-        relay(outside.plan.service("b").port, buffering=True) as b,
+        relay(outside.plan.service("a").port, hold=lambda _: True) as a,
+        relay(outside.plan.service("b").port, hold=lambda _: True) as b,
     ):
         targets = ["--target", f"a=http://127.0.0.1:{a}", "--target", f"b=http://127.0.0.1:{b}"]
         done = outside.run(*targets, *outside.cache)
@@ -172,6 +172,21 @@ def test_a_proxy_that_buffers_proves_no_time(outside: Outside) -> None:
     with relay(outside.plan.service("a").port) as a, relay(outside.plan.service("b").port) as b:
         targets = ["--target", f"a=http://127.0.0.1:{a}", "--target", f"b=http://127.0.0.1:{b}"]
         assert rows(outside.judged(*targets, *outside.cache))["b", "reuse"][0] == "SHARED"
+
+
+def test_a_stream_that_is_late_once_is_noise(outside: Outside) -> None:
+    """Where the other streams of an engine come token by token, nothing buffers: the one that does not was late."""
+    held: list[int] = []
+
+    def third(number: int) -> bool:
+        held.extend([number] if number == 3 else [])
+        return number == 3
+
+    with relay(outside.plan.service("b").port, hold=third) as b:
+        targets = [*outside.urls("a"), "--target", f"b=http://127.0.0.1:{b}"]
+        verdicts = {key: verdict for key, (verdict, _) in rows(outside.judged(*targets, *outside.cache)).items()}
+    assert held
+    assert (verdicts["b", "reuse"], verdicts["b", "again"]) == ("SHARED", "LOCAL")
 
 
 def test_https(outside: Outside, tmp_path: Path) -> None:

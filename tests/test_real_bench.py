@@ -247,7 +247,7 @@ def test_cold_against_cold(ready: Real) -> None:
     assert done.returncode == 0, done
     assert document["noise_floor"]["n"] == 2
     assert {"store_tax", "lookup_tax", "visibility_lag", "decode_tax"} <= set(document["costs"])
-    until(lambda: not files(ready), 5)
+    until(lambda: not files(ready), 30)
 
 
 def test_a_foreign_answer_is_noticed(ready: Real) -> None:

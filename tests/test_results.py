@@ -71,6 +71,10 @@ def test_a_stream_in_one_piece_proves_no_ttft(arrival: dict[str, Any], held: boo
     judgement = judge(replace(sample("reuse"), **{"completion_tokens": 16, "ttft": 0.3, **arrival}))
     assert (judgement.verdict is Verdict.UNPROVEN) is held
     assert ("buffers it; measure at the engine's own address" in judgement.why) is held
+    once = replace(sample("reuse"), **{"completion_tokens": 16, "ttft": 0.3, **arrival}, streams=True)
+    assert (
+        judge(once).verdict is Verdict.SHARED
+    )  # another answer of that engine came token by token: no buffer is there
 
 
 @CALM

@@ -16,6 +16,7 @@ from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
 from kvdemo.errors import ServiceError
 from kvdemo.judge.sample import Sample
+from kvdemo.judge.verdict import FEW
 from kvdemo.planning.plan import ServiceSpec
 
 WARM_UP_CHARACTERS = 16000
@@ -102,5 +103,7 @@ def warm_up(
     """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
     text = " ".join(reversed(document[:WARM_UP_CHARACTERS].split()))
     prompt = {"messages": workload.messages(system, text, question)}
-    body = workload.body(engine.model, prompt, max_tokens=4, salt=salt)
-    return meter.client(engine).stream("/v1/chat/completions", body)
+    body = workload.body(engine.model, prompt, max_tokens=FEW, salt=salt)
+    reply = meter.client(engine).stream("/v1/chat/completions", body)
+    meter.notice(engine, reply)
+    return reply

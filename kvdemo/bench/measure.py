@@ -21,6 +21,7 @@ from kvdemo.bench.workload import Step
 from kvdemo.errors import ServiceError
 from kvdemo.host import health
 from kvdemo.judge.sample import Sample, Sources
+from kvdemo.judge.verdict import FEW, held_back
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 COUNTER_PATIENCE = 2.0
@@ -60,6 +61,7 @@ class Meter:
         self.closing = ExitStack()
         self.clients: dict[str, Client] = {}
         self.stored: dict[str, Stored] = {}
+        self.streaming: set[str] = set()
 
     def __enter__(self) -> Meter:
         return self
@@ -107,7 +109,8 @@ class Meter:
         reply = self.client(step.engine).stream(path, body, reply)
         ended = time.monotonic()
         reply.on_token(reply)
-        sample = _sample(step, reply, body)
+        sample = replace(_sample(step, reply, body), streams=step.engine.name in self.streaming)
+        self.notice(step.engine, reply)
         if chunks and not server and not reply.error:
             time.sleep(UNSEEN_STORE)
         elif chunks:
@@ -127,6 +130,13 @@ class Meter:
         )
         note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
         return replace(sample, note="" if sample.error else note)
+
+    def notice(self, engine: ServiceSpec, reply: Reply) -> None:
+        """Remember an answer that came token by token: nothing on the way holds streams of this engine back."""
+        tokens = reply.usage.get("completion_tokens") or 1 + len(reply.itl)
+        came = not reply.error and reply.ttft is not None and tokens >= FEW
+        if came and not held_back(tokens, reply.itl, reply.together or None, _seconds(reply, "mean_itl_ms")):
+            self.streaming.add(engine.name)
 
     def _why(self, step: Step, sample: Sample, before: Mapping[str, float], after: Mapping[str, float]) -> str:
         """Why less came from a cache than expected; empty if nothing is missing, or nobody knows."""
@@ -177,7 +187,8 @@ class Meter:
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
             replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
-        samples = [_sample(*each) for each in zip(steps, replies, bodies, strict=True)]
+        streams = engine.name in self.streaming
+        samples = [replace(_sample(*each), streams=streams) for each in zip(steps, replies, bodies, strict=True)]
         if chunks:
             self._wait_for_all(steps, samples, chunks, cache_before, stored_before)
         total = sum(sample.prompt_tokens or 0 for sample in samples)

@@ -58,7 +58,8 @@ class Sample:
     matrix, or the point of a sweep, that the request belongs to.
 
     ``server_itl`` is the engine's own mean gap between tokens, ``together`` how many token events came at once with the
-    first one (see ``Reply``), ``requested_tokens`` the length of the answer that was asked for, to which an engine that
+    first one (see ``Reply``), ``streams`` says that an earlier answer of this engine in this run came token by token;
+    ``requested_tokens`` the length of the answer that was asked for, to which an engine that
     was told to ignore the end of sequence has to keep; ``finish_reason`` is why it ended by the engine's own account.
     """
 
@@ -82,6 +83,7 @@ class Sample:
     server_ttft: Seconds | None = None
     server_itl: Seconds | None = None
     together: Count | None = None
+    streams: bool = False
     requested_tokens: Count | None = None
     finish_reason: str = ""
     lookup: Finite | None = None

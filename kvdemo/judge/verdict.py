@@ -8,6 +8,7 @@ FAILED    the request failed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -74,21 +75,33 @@ def _unproven(sample: Sample) -> str:
 def _in_one_piece(sample: Sample) -> str:
     """Why the arrival of the tokens shows that the first one had been held back; empty if it does not.
 
-    A proxy that buffers a stream delivers the first token together with later ones: then the TTFT is the proxy's. The
-    proof is either that all came at once, or that the engine took far longer from its first token to its last.
+    A proxy that buffers a stream delivers the first token together with later ones: then the TTFT is the proxy's. It
+    does so with every stream of an engine: where another one of the same run came token by token, this one was late
+    because a busy machine was, as any request may be.
     """
     tokens = sample.completion_tokens or 1 + len(sample.itl)
-    if tokens < FEW or sample.ttft is None:
+    if sample.streams or sample.ttft is None:
+        return ""
+    if not held_back(tokens, sample.itl, sample.together, sample.server_itl):
         return ""
     span, needed = sum(sample.itl), (sample.server_itl or 0.0) * (tokens - 1)
-    at_once = sample.together == 1 + len(sample.itl) or span < NO_TIME * len(sample.itl) or not sample.itl
-    if not (at_once or (span < needed / 2 and needed - span > HELD_BACK)):
-        return ""
     took = f"; the engine took {needed * 1000:,.0f} ms for them" if needed else ""
     return (
         f"the stream arrives in one piece ({tokens:,} tokens within {span * 1000:.1f} ms{took}): something between "
         "buffers it; measure at the engine's own address"
     )
+
+
+def held_back(tokens: int, itl: Sequence[float], together: int | None, server_itl: float | None) -> bool:
+    """Whether the first of ``tokens`` came together with later ones; the rest is as in ``Sample``.
+
+    Either all came at once, or the engine took far longer from its first token to its last than they were apart here.
+    """
+    if tokens < FEW:
+        return False
+    span, needed = sum(itl), (server_itl or 0.0) * (tokens - 1)
+    at_once = together == 1 + len(itl) or span < NO_TIME * len(itl) or not itl
+    return at_once or (span < needed / 2 and needed - span > HELD_BACK)
 
 
 def _missing(sample: Sample) -> str:
