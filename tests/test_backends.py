@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvdemo import backends
+from kvdemo.backends import series
 from kvdemo.backends.backend import Address, Backend, Losses, Refusal, Server
 from kvdemo.backends.lmcache import LMCache
 from kvdemo.config import decisions, flags
 from kvdemo.config.profile import Cache
-from kvdemo.host import shim
+from kvdemo.host import health, shim
 from runs import CALM
 
 PACKAGE = Path(__file__).parents[1] / "kvdemo"
@@ -117,6 +118,49 @@ def test_a_backend_that_does_not_answer_is_unknown(backend: Backend) -> None:
 
 
 @EVERY
+def test_what_a_chart_shows_is_read_by_the_same_name(backend: Backend) -> None:
+    """Every series of a backend's charts, as its server exposes it, is what `counters` finds under its key."""
+    lines = [line for chart in backend.charts for line in chart.lines]
+    shown = [one for line in lines for one in (line.series, line.less) if one] + [
+        one for one in [backend.lookup] if one
+    ]
+    for one in shown:
+        names = [f"{one.name}_sum"] if one.kind == "histogram" else [one.name]
+        for name in names:
+            assert health.parsed(f'{name}{{a="b"}} 3.0\n') == {one.key + name.removeprefix(one.name): 3.0}
+    assert all(line.series.label for line in lines if line.where)
+    assert len({chart.title for chart in backend.charts}) == len(backend.charts)
+
+
+def test_counters_are_summed_and_told_apart() -> None:
+    """As vLLM 0.32.0 and LMCache 0.5.6 expose them: over salts the sum, and each source, each reason."""
+    exposed = """\
+# TYPE lmcache_mp_lookup_early_exit_requests_total counter
+lmcache_mp_lookup_early_exit_requests_total{cache_salt="",model_name="m",reason="empty_chunk_hashes"} 2.0
+lmcache_mp_lookup_early_exit_requests_total{cache_salt="a",model_name="m",reason="no_gpu_context"} 1.0
+lmcache_mp_lookup_early_exit_requests_total{cache_salt="b",model_name="m",reason="no_gpu_context"} 3.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 149.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_cache_hit"} 2688.0
+process_virtual_memory_bytes 2.1579116544e+010
+"""
+    assert health.parsed(exposed) == {
+        "lookup_early_exit_requests": 6.0,
+        "lookup_early_exit_requests{empty_chunk_hashes}": 2.0,
+        "lookup_early_exit_requests{no_gpu_context}": 4.0,
+        "prompt_tokens_by_source": 2837.0,
+        series.BY_SOURCE.at(series.COMPUTED): 149.0,
+        series.BY_SOURCE.at(series.LOCAL): 2688.0,
+        "virtual_memory_bytes": 2.1579116544e10,
+    }
+
+
+def test_a_prompt_without_a_chunk_is_no_stranger() -> None:
+    """Its lookup ends early, too: only an engine that LMCache does not know is told to be restarted."""
+    after = {"lookup_early_exit_requests": 2.0, "lookup_early_exit_requests{empty_chunk_hashes}": 2.0}
+    assert not LMCache().losses({}, {}, after).strange
+
+
+@EVERY
 def test_requests_are_told_apart_by_salt(backend: Backend) -> None:
     """A pattern for one salt is another than that for the next, in files as in keys."""
     for pattern in (backend.files, backend.keys):
@@ -160,7 +204,11 @@ def test_what_lmcache_tells() -> None:
     assert (backend.kv_bytes_per_token(report), backend.objects(report)) == (200, 5)
     before = {"lookup_hit_l1_tokens": 10.0, "lookup_hit_tokens": 10.0, "l1_evicted_chunks": 3.0}
     after = {"lookup_hit_l1_tokens": 30.0, "lookup_hit_l2_tokens": 5.0, "lookup_hit_tokens": 35.0}
-    after |= {"l1_evicted_chunks": 4.0, "lookup_early_exit": 1.0, "l2_prefetch_failure_chunks": 2.0}
+    after |= {
+        "l1_evicted_chunks": 4.0,
+        "lookup_early_exit_requests{no_gpu_context}": 1.0,
+        "l2_prefetch_failure_chunks": 2.0,
+    }
     assert backend.tiers(before, after) == {"l1": 20, "l2": 5}
     assert backend.losses({}, before, after) == Losses(strange=True, evicted=4, unreadable=2, matched=25)
     assert backend.tiers({}, {"lookup_hit_tokens": 35.0}) is None

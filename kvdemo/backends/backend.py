@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from kvdemo.backends.series import Chart, Series
+
 NOTHING: Mapping[str, str] = {}
 
 
@@ -128,8 +130,10 @@ class Backend(ABC):
     """How the names in /dev/shm begin in which an engine, its process ``{pid}``, offers its KV memory."""
     registers: ClassVar[bool] = False
     """Whether an engine must have registered with the server before it can share."""
-    lookup_seconds: ClassVar[str] = ""
-    """The engine's counter of seconds spent on asking the cache; empty if there is none."""
+    lookup: ClassVar[Series | None] = None
+    """The engine's histogram of the seconds spent on asking the cache, if there is one."""
+    charts: ClassVar[tuple[Chart, ...]] = ()
+    """What of its server's series shows where tokens came from, and why some are missing."""
     user: ClassVar[str] = ""
     """The variable that holds the name for an L2 server; empty if there is none."""
     password: ClassVar[str] = ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from kvdemo.backends import store
 from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Wiring
+from kvdemo.backends.series import Chart, Line, Series
 
 GIB = 1024**3
 
@@ -66,6 +67,62 @@ _REFUSED_VARIABLES = {
 _QUIET = {"LMCACHE_DISABLE_BANNER": "1", "LMCACHE_TRACK_USAGE": "false"}
 
 
+def _counter(key: str, label: str = "") -> Series:
+    return Series("lmcache_mp_", key, "counter", label)
+
+
+def _gauge(key: str) -> Series:
+    return Series("lmcache_mp_", key, "gauge")
+
+
+HIT, HIT_L1, HIT_L2 = map(_counter, ("lookup_hit_tokens", "lookup_hit_l1_tokens", "lookup_hit_l2_tokens"))
+EARLY_EXIT = _counter("lookup_early_exit_requests", "reason")
+UNREGISTERED = "no_gpu_context"
+"""Why a lookup ended early, if the engine that asked has not registered; a prompt without a whole chunk ends so too."""
+
+WRITTEN, EVICTED, REFUSED, UNREADABLE = map(
+    _counter, ("l1_write_chunks", "l1_evicted_chunks", "l1_allocation_failure_chunks", "l2_prefetch_failure_chunks")
+)
+SUBMITTED, FINISHED = map(_counter, ("num_submitted_stores", "num_finished_stores"))
+L1_BYTES, L1_USE, L2_BYTES = map(_gauge, ("l1_memory_usage_bytes", "l1_usage_ratio", "l2_usage_bytes"))
+LOOKUP = Series("vllm:", "lmcache_mp_lookup_duration_seconds", "histogram")
+
+_CHARTS = (
+    Chart(
+        "Tokens found",
+        "suffix: tok/s",
+        "Tokens that lookups found in L1 (host memory), and beyond those in L2. An engine loads of them what it lacks.",
+        (Line(HIT_L1, "rate", "L1"), Line(HIT_L2, "rate", "L2")),
+        stacked=True,
+    ),
+    Chart("L1 in use", "percentunit", "Share of L1 that holds chunks.", (Line(L1_USE, "value"),)),
+    Chart(
+        "Bytes held",
+        "bytes",
+        "KV in L1, and in L2 by the server's own account.",
+        (Line(L1_BYTES, "value", "L1"), Line(L2_BYTES, "value", "L2")),
+    ),
+    Chart(
+        "Chunks stored",
+        "short",
+        "Chunks that came into L1 since the server started, and stores in hand: what is not stored cannot be loaded.",
+        (Line(WRITTEN, "value", "written"), Line(SUBMITTED, "value", "stores in hand", less=FINISHED)),
+    ),
+    Chart(
+        "Why tokens are missing",
+        "short",
+        "Since the server started; it exposes each of them only once it has happened. Chunks evicted from L1, refused "
+        "because L1 was full, unreadable in L2; lookups of engines that had not registered.",
+        (
+            Line(EVICTED, "value", "evicted"),
+            Line(REFUSED, "value", "refused"),
+            Line(UNREADABLE, "value", "unreadable"),
+            Line(EARLY_EXIT, "value", "not registered", where=UNREGISTERED),
+        ),
+    ),
+)
+
+
 class LMCache(Backend):
     """See the module."""
 
@@ -87,7 +144,8 @@ class LMCache(Backend):
     clear_path = "/cache/clear"
     pools = ("lmcache_kv_{pid}_",)
     registers = True
-    lookup_seconds = "lmcache_mp_lookup_duration_seconds_sum"
+    lookup = LOOKUP
+    charts = _CHARTS
     user = "LMCACHE_RESP_USERNAME"
     password = "LMCACHE_RESP_PASSWORD"  # noqa: S105 (the name of a variable)
 
@@ -186,15 +244,15 @@ class LMCache(Backend):
 
     def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
         """Of everybody's requests."""
-        return _since("l1_write_chunks", before, after)
+        return _since(WRITTEN.key, before, after)
 
     def pending(self, counters: Mapping[str, float]) -> float:
         """Stores are counted when they begin and when they end."""
-        return counters.get("num_submitted_stores", 0) - counters.get("num_finished_stores", 0)
+        return counters.get(SUBMITTED.key, 0) - counters.get(FINISHED.key, 0)
 
     def tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
         """0.5.6 tells, 0.5.3 does not."""
-        names = {"l1": "lookup_hit_l1_tokens", "l2": "lookup_hit_l2_tokens"}
+        names = {"l1": HIT_L1.key, "l2": HIT_L2.key}
         if not any(name in after for name in names.values()):
             return None
         return {tier: _since(name, before, after) for tier, name in names.items()}
@@ -202,11 +260,11 @@ class LMCache(Backend):
     def losses(self, since: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Losses:
         """A lookup ends early where the engine that asks has not registered."""
         return Losses(
-            strange=_since("lookup_early_exit", before, after) > 0,
-            evicted=_since("l1_evicted_chunks", since, after),
-            refused=_since("l1_allocation_failure_chunks", since, after),
-            unreadable=_since("l2_prefetch_failure_chunks", since, after),
-            matched=_since("lookup_hit_tokens", before, after) if "lookup_hit_tokens" in after else None,
+            strange=_since(EARLY_EXIT.at(UNREGISTERED), before, after) > 0,
+            evicted=_since(EVICTED.key, since, after),
+            refused=_since(REFUSED.key, since, after),
+            unreadable=_since(UNREADABLE.key, since, after),
+            matched=_since(HIT.key, before, after) if HIT.key in after else None,
         )
 
 

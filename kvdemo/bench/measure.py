@@ -14,6 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from kvdemo import backends
+from kvdemo.backends import series
+from kvdemo.backends.series import BY_SOURCE, SOURCES
 from kvdemo.bench import cacheserver
 from kvdemo.bench.cacheserver import Stored
 from kvdemo.bench.client import Client, Reply
@@ -31,10 +33,8 @@ UNSEEN_STORE = 2.0
 """Seconds that a writer's chunks get to arrive in a cache server that nobody can ask."""
 
 POLL = 0.005
-BIRTH = ("start_time_seconds", "generation_tokens_created")
+BIRTH = (series.START.key, series.COUNTING_SINCE.key)
 """Of two processes one of these differs: engines that start together may have the same start, in its coarse unit."""
-
-SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
 class ReplacedError(ServiceError):
@@ -125,7 +125,7 @@ class Meter:
         sample = replace(
             sample,
             sources=_sources(before, after),
-            lookup=_delta(backends.of(step.engine.backend).lookup_seconds, before, after),
+            lookup=_lookup(step.engine, before, after),
             tiers=cacheserver.tiers(server, cache_before, cache_after),
         )
         note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
@@ -284,20 +284,22 @@ def _whole(text: str) -> str:
 def _sources(before: Mapping[str, float], after: Mapping[str, float]) -> Sources | None:
     if _blind(before, after):
         return None
-    names = [f"prompt_tokens_by_source{{{source}}}" for source in SOURCES]
-    return Sources(*(int(after[name] - before.get(name, 0)) for name in names))
+    return Sources(*(int(after[name] - before.get(name, 0)) for name in map(BY_SOURCE.at, SOURCES)))
 
 
 def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Why these counters do not tell where the tokens of a request came from; empty if they do."""
     if not after:
         return "the engine's /metrics cannot be read"
-    if not all(f"prompt_tokens_by_source{{{source}}}" in after for source in SOURCES):
+    if not all(BY_SOURCE.at(source) in after for source in SOURCES):
         return "the engine's counters do not tell where prompt tokens come from (or they are those of a router)"
     if any(name in before and before[name] != after.get(name) for name in BIRTH):
         return "the counters are of several processes: give the address of one engine, not of a router before several"
     return ""
 
 
-def _delta(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+def _lookup(engine: ServiceSpec, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    """Seconds that the engine spent on asking its cache; None if it does not tell."""
+    asked = backends.of(engine.backend).lookup
+    name = f"{asked.key}_sum" if asked else ""
     return after[name] - before.get(name, 0) if name in after else None

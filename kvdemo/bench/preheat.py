@@ -10,6 +10,7 @@ from collections.abc import Collection, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from kvdemo.backends import series
 from kvdemo.bench import bench, cacheserver, context
 from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
@@ -42,7 +43,7 @@ def text(plan: Plan) -> str:
 def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
     """Let an engine read as much of the text as it can; None if it has read enough already."""
     enough = min(PREHEATED, spec.context // TOKEN) if spec.context else PREHEATED
-    if health.counters(spec.url, meter.key).get("prompt_tokens", 0) >= enough:
+    if health.counters(spec.url, meter.key).get(series.PROMPT_TOKENS.key, 0) >= enough:
         return None
     # A character is at most a token in nearly all texts: so many fit.
     reply = bench.warm_up(meter, spec, meter.plan.bench.get("system", ""), text[: spec.context], salt)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kvdemo import backends
+from kvdemo.backends.series import LABELS
 from kvdemo.planning.services import ServiceSpec
 
 COUNTER = re.compile(
@@ -113,17 +114,20 @@ def report(cache: ServiceSpec) -> dict[str, Any]:
 
 
 def counters(url: str, key: str = "") -> dict[str, float]:
-    """Prometheus samples of ``/metrics`` summed over labels, and one more by source where a series has one.
+    """Prometheus samples of ``/metrics`` summed over labels; by source and by reason, too, where a series has them.
 
     Keys are names without prefix and ``_total``: ``prompt_tokens_by_source{local_compute}``, ``num_requests_running``.
     """
     code, body = request(url, "/metrics", timeout=10, key=key)
+    return parsed(body.decode(errors="replace")) if code == 200 else {}
+
+
+def parsed(exposed: str) -> dict[str, float]:
+    """The same of a text that ``/metrics`` answered."""
     found: dict[str, float] = {}
-    if code != 200:
-        return found
-    for match in COUNTER.finditer(body.decode(errors="replace")):
+    for match in COUNTER.finditer(exposed):
         labels = dict(LABEL.findall(match[3] or ""))
-        keys = [match[2]] + ([f"{match[2]}{{{labels['source']}}}"] if "source" in labels else [])
+        keys = [match[2], *(f"{match[2]}{{{labels[name]}}}" for name in LABELS if name in labels)]
         for name in keys:
             found[name] = found.get(name, 0.0) + float(match[4])
     return found

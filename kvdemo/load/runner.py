@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from kvdemo.backends import series
 from kvdemo.bench.client import Client, Reply
 from kvdemo.bench.wire import uncollected
 from kvdemo.host import health
@@ -35,8 +36,6 @@ LOOK = 1.0
 
 IDLE_PATIENCE = 120.0
 """Seconds that an engine gets to end what was hung up or is still being stored."""
-
-SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
 @dataclass
@@ -124,7 +123,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self.ended.wait(LOOK):
-            depths = [health.counters(one.url, self.key).get("num_requests_waiting") for one in self.engines]
+            depths = [health.counters(one.url, self.key).get(series.WAITING.key) for one in self.engines]
             if all(depth is not None for depth in depths):
                 self.waiting.append(int(sum(depth or 0 for depth in depths)))
 
@@ -195,7 +194,7 @@ def _lost(gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
 def own_tokens(engine: ServiceSpec, key: str) -> int | None:
     """The size of the engine's own KV cache in tokens, by its own account; None if it does not tell."""
     status, metrics = health.request(engine.url, "/metrics", key=key)
-    info = re.search(rb"^vllm:cache_config_info\{(.*)\} ", metrics, re.MULTILINE)
+    info = re.search(rb"^%s\{(.*)\} " % series.CACHE_CONFIG.name.encode(), metrics, re.MULTILINE)
     if status != HTTPStatus.OK or not info:
         return None
     blocks, size = (re.search(rb'(?:^|,)%s="(\d+)"' % name, info[1]) for name in (b"num_gpu_blocks", b"block_size"))
@@ -210,7 +209,7 @@ def settle(engines: Sequence[ServiceSpec], key: str) -> str:
             counters = health.counters(engine.url, key)
             if not counters and not health.healthy(engine):
                 return f"{engine.name} no longer answers"
-            if not counters.get("num_requests_running", 0) + counters.get("num_requests_waiting", 0):
+            if not counters.get(series.RUNNING.key, 0) + counters.get(series.WAITING.key, 0):
                 break
             time.sleep(TICK)
     return ""
@@ -219,9 +218,11 @@ def settle(engines: Sequence[ServiceSpec], key: str) -> str:
 def _sources(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> Sources | None:
     """Prompt tokens by source over the phase, all engines together; None if a counter is missing or went back."""
     totals = []
-    for source in SOURCES:
-        name = f"prompt_tokens_by_source{{{source}}}"
-        if not all(counters and any(key.startswith("prompt_tokens") for key in counters) for counters in after):
+    for source in series.SOURCES:
+        name = series.BY_SOURCE.at(source)
+        if not all(
+            counters and any(key.startswith(series.PROMPT_TOKENS.key) for key in counters) for counters in after
+        ):
             return None
         deltas = [end.get(name, 0.0) - start.get(name, 0.0) for start, end in zip(before, after, strict=True)]
         if any(delta < 0 for delta in deltas):

@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from kvdemo import __version__
+from kvdemo.backends import series
 from kvdemo.bench import cacheserver, context, preheat
 from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
@@ -179,8 +180,8 @@ class Stage:
             self.paces[engine] = tokens / measured.ttft
         elif engine not in self.paces:
             counters = health.counters(self.plan.service(engine).url, self.meter.key)
-            seconds = counters.get("request_prefill_time_seconds_sum", 0.0)
-            computed = counters.get("prompt_tokens_by_source{local_compute}", 0.0)
+            seconds = counters.get(f"{series.PREFILL_SECONDS.key}_sum", 0.0)
+            computed = counters.get(series.BY_SOURCE.at(series.COMPUTED), 0.0)
             if seconds > 0 and computed > 0:
                 self.paces[engine] = computed / seconds
 
