@@ -344,9 +344,11 @@ def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
     tab.page.locator("#tab-ask").click()
     expect(tab.page.locator("#ask")).to_be_disabled()
     tab.page.locator("#tab-bench").click()
-    expect(tab.page.locator("div.out")).to_contain_text("b answers", timeout=PATIENCE * 2000)
+    expect(tab.page.locator("div.out").first).to_contain_text("b answers", timeout=PATIENCE * 2000)
     expect(tab.page.get_by_text("ended with exit code 0")).to_be_visible()
-    expect(tab.page.frame_locator("iframe.report").locator("h1")).to_contain_text(re.compile(r"\(TTFT\)|noise"))
+    expect(tab.page.frame_locator("iframe.report >> nth=0").locator("h1")).to_contain_text(
+        re.compile(r"\(TTFT\)|noise")
+    )
     (saved,) = (fleet.lab.path / "results").glob("*.json")
     assert json.loads(saved.read_text())["question"] == "-- Which ship was it?"
     tab.page.locator("#tab-ask").click()
@@ -355,10 +357,31 @@ def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
     follows_the_toggle(opened(color_scheme="null"))
 
 
+def test_load_from_the_page(fleet: Fleet, tab: Tab) -> None:
+    """The terminal's load: its sentence and its curves in place, a wrong field in its own words; one run at a time."""
+    expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
+    tab.page.locator("#tab-bench").click()
+    tab.page.get_by_label("First token within").fill("soon")
+    tab.page.locator("#load-start").click()
+    expect(tab.page.get_by_text("--slo-ttft: 'soon' is no time")).to_be_visible(timeout=PATIENCE * 1000)
+    for field, value in {"First token within": "5s", "Requests a second": "4", "Each rate for": "2s"}.items():
+        tab.page.get_by_label(field).fill(value)
+    tab.page.get_by_label("Documents").fill("2")
+    tab.page.locator("#load-start").click()
+    expect(tab.page.locator("#bench-start")).to_be_disabled()
+    panel = tab.page.get_by_label("Load", exact=True)
+    expect(panel.locator("div.out")).to_contain_text(
+        "every rate that was tried kept the limit", timeout=PATIENCE * 2000
+    )
+    expect(panel.frame_locator("iframe.report").get_by_role("img", name="curves")).to_be_visible()
+    (saved,) = (fleet.lab.path / "results").glob("*-load-*.json")
+    assert {point["rate"] for point in json.loads(saved.read_text())["points"]} == {4.0}
+
+
 def follows_the_toggle(tab: Tab) -> None:
     """The report is dark exactly when the page is: not when the system is."""
     tab.page.locator("#tab-bench").click()
-    report = tab.page.frame_locator("iframe.report").locator("body")
+    report = tab.page.frame_locator("iframe.report >> nth=0").locator("body")
     for colours in [("rgb(20, 23, 27)", "dark"), ("rgb(255, 255, 255)", "light")] * 2:
         tab.page.locator("#shade").click()
         expect(tab.page.locator(f"body.body--{colours[1]}")).to_have_count(1)

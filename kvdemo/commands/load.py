@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir
+from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir
 from kvdemo.commands.parameters import taking
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
 
@@ -56,6 +56,7 @@ class Load:
     l1: Annotated[str, typer.Option(metavar="SIZE", help="With --what-if: another size of L1.")] = ""
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0
     result_dir: ResultDir = Path("results")
+    progress: ProgressOption = "text"
     json: JsonOption = False
 
     def traffic(self) -> Options:
@@ -89,9 +90,10 @@ def run(options: Load) -> None:
         return
     if options.l1:
         raise UsageError("--l1 needs --what-if", "a running fleet has the size that its profile says")
-    from kvdemo.commands import scope
+    from kvdemo.commands import progress, scope
 
-    measure(scope.project(options.project_name), traffic, options)
+    with progress.follower(options.progress, quiet=options.json) as follow, progress.failures(follow):
+        measure(scope.project(options.project_name), traffic, options, follow)
 
 
 load = taking(
@@ -141,27 +143,25 @@ def rates(text: str) -> tuple[float, ...]:
     return tuple(sorted(values))
 
 
-def measure(project: Project, asked: Options, options: Load) -> None:
+def measure(project: Project, asked: Options, options: Load, follow: progress.Follower) -> None:
     """Measure a fleet that is up, save, print.
 
     Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed.
     """
-    from kvdemo.commands import progress
+    from kvdemo.bench.events import Notice
     from kvdemo.fleet import fleet
     from kvdemo.judge.trafficfile import MODE
     from kvdemo.load import experiment, runner
-    from kvdemo.report import terminal
 
     plan = fleet.loaded(project)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
     about = experiment.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
     _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
-    saved = Saved(options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
+    saved = Partial(options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
     interrupted = False
     try:
-        with progress.follower("text", quiet=options.json) as show:
-            _drive(about, saved, {"mode": MODE, **_about(plan, project.name)}, show)
+        _drive(about, saved, {"mode": MODE, **_about(plan, project.name)}, follow)
     except KeyboardInterrupt:
         if saved.recorder is None:
             raise
@@ -170,15 +170,15 @@ def measure(project: Project, asked: Options, options: Load) -> None:
         for engines in about.sides.values():
             runner.settle(engines, key)
         experiment.forget(plan, run_id, about.sides)
-    result = _finish(saved, as_json=options.json)
+    result = _finish(saved, follow, as_json=options.json)
     if interrupted:
-        terminal.err.print(f"interrupted: what was measured is in {saved.name}.jsonl")
+        follow(Notice(f"interrupted: what was measured is in {saved.name}.jsonl"))
         raise KeyboardInterrupt
     _gate(result, options.expected_capacity_gain)
 
 
 @dataclass
-class Saved:
+class Partial:
     """A run while it is measured: where it is saved, and what there is of it."""
 
     directory: Path
@@ -188,7 +188,7 @@ class Saved:
     recorder: PhaseRecorder | None = None
 
 
-def _drive(about: Traffic, saved: Saved, machine: Mapping[str, Any], show: progress.Follower) -> None:
+def _drive(about: Traffic, saved: Partial, machine: Mapping[str, Any], show: progress.Follower) -> None:
     """Warm up, then save every phase before the next begins."""
     from kvdemo.judge.traffic import Phase
     from kvdemo.judge.trafficfile import PhaseRecorder
@@ -205,8 +205,9 @@ def _drive(about: Traffic, saved: Saved, machine: Mapping[str, Any], show: progr
                 show(event)
 
 
-def _finish(saved: Saved, *, as_json: bool) -> TrafficResult:
+def _finish(saved: Partial, follow: progress.Follower, *, as_json: bool) -> TrafficResult:
     """Judge, show and save what there is."""
+    from kvdemo.bench.events import Saved
     from kvdemo.judge import traffic
     from kvdemo.report import terminal
     from kvdemo.report import traffic as media
@@ -218,6 +219,7 @@ def _finish(saved: Saved, *, as_json: bool) -> TrafficResult:
         terminal.out.print(media.terminal(result))
     assert saved.recorder is not None  # noqa: S101 (conditions are there only with it)
     path = saved.recorder.finish(result.to_json(), media.page(result))
+    follow(Saved(str(path), str(saved.recorder.path), str(path.with_suffix(".html"))))
     if not as_json:
         terminal.out.print(f"Saved: {path} (phases: .jsonl, report: .html)", style="dim")
     return result

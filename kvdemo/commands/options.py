@@ -47,6 +47,9 @@ MaybeProfile = Annotated[
         autocompletion=completion.profiles,
     ),
 ]
+ProgressOption = Annotated[
+    Literal["text", "json"], typer.Option(help="json: each event is one JSON object on a line of stderr.")
+]
 ProjectOption = Annotated[
     str,
     typer.Option(

@@ -20,7 +20,7 @@ import typer.core
 import typer.main
 import typer.models
 
-from kvdemo.commands.options import JsonOption, ProjectOption, ResultDir, VerboseOption
+from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir, VerboseOption
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Command:
         typer.Option("--with", help="Measure nothing; print how this benchmark would measure the fleet."),
     ] = None
     result_dir: ResultDir = Path("results")
-    progress: Annotated[
-        Literal["text", "json"], typer.Option(help="json: each event is one JSON object on a line of stderr.")
-    ] = "text"
+    progress: ProgressOption = "text"
     verbose: VerboseOption = False
     json: JsonOption = False
     format: Annotated[

@@ -1,4 +1,4 @@
-"""``kvdemo bench`` from the page: started, followed, its table and its report stand in place. One run at a time."""
+"""``kvdemo bench`` and ``load`` from the page: started, followed, with words and report in place. One at a time."""
 
 from __future__ import annotations
 
@@ -14,54 +14,69 @@ from nicegui import app, ui
 from kvdemo.bench import workload
 from kvdemo.config import benchmark
 from kvdemo.errors import UsageError
+from kvdemo.judge import document, trafficfile
+from kvdemo.load import experiment
 from kvdemo.report import tables
-from kvdemo.ui.benchrun import BenchRun
+from kvdemo.report.markup import join, tag
 from kvdemo.ui.conversation import Conversation
 from kvdemo.ui.engines import Stage
 from kvdemo.ui.parts import box, button, change, text
+from kvdemo.ui.run import Run
+from kvdemo.words import traffic
 
-RUNS: list[BenchRun] = []
+RUNS: list[Run] = []
 """The runs that this page has started, for all browsers."""
 
 
-class Bench:
-    """The panel."""
+class Panel:
+    """One verb's part of the page: how it is asked, how far it is, and what it found."""
+
+    verb = ""
+    title = ""
+    means = ""
 
     def __init__(self, stage: Stage, conversation: Conversation, result_dir: Path) -> None:
         self.stage, self.conversation, self.result_dir = stage, conversation, result_dir
         self.current = ""
-        with box("section", "card stack", aria_label="Bench"):
-            text("Measure with proof", "question", "h2")
+        with box("section", "card stack", aria_label=self.verb.capitalize()):
+            text(self.title, "question", "h2")
             self.about = text("", "dim")
             with box("div", "bits"):
-                self.trials = ui.number(
-                    "Trials", value=benchmark.saved(stage.plan.bench).trials, min=1, max=99, precision=0
-                )
-                self.trials.props("outlined dense").style("width: 7rem")
-                self.go = button("Start", self._start, "go", id="bench-start")
-                self.halt = button("Stop", self._stop, "plain", id="bench-stop")
+                self.fields()
+                self.go = button("Start", self._start, "go", id=f"{self.verb}-start")
+                self.halt = button("Stop", self._stop, "plain", id=f"{self.verb}-stop")
             self.command = text("", "dim small wrap")
             with box("div", "bar", role="progressbar", aria_valuemin="0", aria_valuemax="100") as self.progress:
                 self.bar = box("div")
             self.doing = text("", "note", "p")
             self.complaint = text("", "bad wrap", "p").style("white-space: pre-wrap")
-            self.table = ui.html("", sanitize=True).classes("out")
+            self.outcome = ui.html("", sanitize=True).classes("out")
             with box("div", "bits") as self.links:
                 self.link = ui.link("Open the report in a tab of its own", "", new_tab=True)
             self.frame = box("iframe", "report", title="Report of the run", sandbox="allow-scripts allow-downloads")
         self.show()
 
+    def fields(self) -> None:
+        """What may be chosen before the start."""
+
+    def options(self) -> list[str]:
+        """The command's options by these fields. Raises UsageError for a fleet or field that it could not take."""
+        raise NotImplementedError
+
+    def found(self, run: Run) -> str:
+        """What a judged run says, as HTML."""
+        raise NotImplementedError
+
     def show(self) -> None:
         """Show what has changed."""
         document = self.conversation.document
         which = f"{document.name} ({document.tokens:,} tokens)" if document.text else "The profile's document"
-        self.about.text = (
-            f"{which} under fresh salts, cold, stored, shared and local, in paired trials: the same command as in the "
-            "terminal."
-        )
-        run = RUNS[-1] if RUNS else None
+        self.about.text = f"{which} {self.means}: the same command as in the terminal."
+        mine = [number for number, run in enumerate(RUNS) if run.verb == self.verb]
+        run = RUNS[mine[-1]] if mine else None
+        busy = bool(RUNS) and RUNS[-1].code is None
         running = run is not None and run.code is None
-        change(self.go, disabled=running or None)
+        change(self.go, disabled=busy or None)
         change(self.halt, disabled=not running or None)
         share = 0.0 if run is None else run.share if running else 1.0
         self.bar.style(f"width: {100 * share:.1f}%")
@@ -71,9 +86,9 @@ class Bench:
             state = run.doing if running else f"ended with exit code {run.code}"
             self.doing.text = " ".join([*run.notices, state])
             self.complaint.text = "" if running else run.complaint
-        self.table.set_content("" if run is None or run.result is None else tables.as_html(run.result))
-        self.table.set_visibility(bool(self.table.content))
-        report = f"/bench/{len(RUNS) - 1}" if run is not None and run.report else ""
+        self.outcome.set_content("" if run is None or run.saved is None else self.found(run))
+        self.outcome.set_visibility(bool(self.outcome.content))
+        report = f"/bench/{mine[-1]}" if run is not None and run.saved else ""
         self.links.set_visibility(bool(report))
         self.frame.set_visibility(bool(report))
         if report != self.current:
@@ -89,13 +104,8 @@ class Bench:
             return
         scratch = tempfile.TemporaryDirectory(prefix="kvdemo-")
         try:
-            workload.roles(self.stage.plan)
-            options = ["--trials", str(int(self.trials.value or 1)), "--result-dir", str(self.result_dir)]
-            options += self._context(Path(scratch.name))
-            if question := self.conversation.question.strip():
-                options += [f"--question={question}"]
-            project, environ = self.stage.project.name, self.stage.environ
-            run = BenchRun(project, options, environ, self.stage.bell)
+            options = ["--result-dir", str(self.result_dir), *self.options(), *self._context(Path(scratch.name))]
+            run = Run(self.verb, self.stage.project.name, options, self.stage.environ, self.stage.bell)
         except UsageError as error:
             scratch.cleanup()
             self.stage.release()
@@ -121,9 +131,68 @@ class Bench:
             RUNS[-1].stop()
 
 
+class Bench(Panel):
+    """Latency, one request at a time."""
+
+    verb = "bench"
+    title = "Measure with proof"
+    means = "under fresh salts, cold, stored, shared and local, in paired trials"
+
+    def fields(self) -> None:
+        """The number of trials."""
+        trials = benchmark.saved(self.stage.plan.bench).trials
+        self.trials = ui.number("Trials", value=trials, min=1, max=99, precision=0)
+        self.trials.props("outlined dense").style("width: 7rem")
+
+    def options(self) -> list[str]:
+        """Trials, and the question of this tab."""
+        workload.roles(self.stage.plan)
+        question = self.conversation.question.strip()
+        return ["--trials", str(int(self.trials.value or 1)), *([f"--question={question}"] if question else [])]
+
+    def found(self, run: Run) -> str:
+        """The table."""
+        assert run.saved  # noqa: S101 (whoever asks has looked)
+        return tables.as_html(document.from_json_text(Path(run.saved.result).read_text(encoding="utf-8")))
+
+
+class Load(Panel):
+    """Capacity: many requests, at rates that rise."""
+
+    verb = "load"
+    title = "Requests a second"
+    means = (
+        "as several documents that have been read once, asked about by random arrivals at rising rates, one side of "
+        "the fleet at a time: how many requests a second each serves before the first token comes too late"
+    )
+
+    def fields(self) -> None:
+        """The limit on TTFT, the rates and how long each is kept up, and how many documents there are."""
+        self.limit = ui.input("First token within", placeholder="2x cold here")
+        self.rates = ui.input("Requests a second", placeholder="search")
+        self.duration = ui.input("Each rate for", placeholder="30 requests")
+        for field in (self.limit, self.rates, self.duration):
+            field.props("outlined dense stack-label").style("width: 10rem")
+        self.documents = ui.number("Documents", value=10, min=1, max=999, precision=0)
+        self.documents.props("outlined dense").style("width: 7rem")
+
+    def options(self) -> list[str]:
+        """What the fields hold; an empty one leaves the command's default."""
+        experiment.sides(self.stage.plan)
+        typed = {"slo-ttft": self.limit.value, "rate": self.rates.value, "duration": self.duration.value}
+        given = [f"--{name}={value.strip()}" for name, value in typed.items() if value and value.strip()]
+        return ["--documents", str(int(self.documents.value or 1)), *given]
+
+    def found(self, run: Run) -> str:
+        """The sentences; the curves are in the report."""
+        assert run.saved  # noqa: S101 (whoever asks has looked)
+        return join(*(tag("p", line) for line in traffic.sentences(trafficfile.read(Path(run.saved.samples)))))
+
+
 @app.get("/bench/{number}")
 def report(number: int) -> FileResponse:
     """The HTML report of a run of this page."""
-    if not 0 <= number < len(RUNS) or (path := RUNS[number].report) is None or not path.exists():
+    saved = RUNS[number].saved if 0 <= number < len(RUNS) else None
+    if saved is None or not Path(saved.report).exists():
         raise HTTPException(404, "no such report")
-    return FileResponse(path, media_type="text/html")
+    return FileResponse(saved.report, media_type="text/html")

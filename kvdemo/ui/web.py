@@ -19,7 +19,7 @@ from kvdemo.fleet.watch import State
 from kvdemo.host.state import Project
 from kvdemo.report import terminal
 from kvdemo.ui.ask import Ask
-from kvdemo.ui.bench import RUNS, Bench
+from kvdemo.ui.bench import RUNS, Bench, Load
 from kvdemo.ui.conversation import Bell, Conversation
 from kvdemo.ui.document import Paper
 from kvdemo.ui.engines import NOTHING, Stage
@@ -90,8 +90,8 @@ class Page:
                 self.paper = Paper(stage, conversation)
             with box("main") as self.panels["history"]:
                 self.history = History(stage)
-            with box("main") as self.panels["bench"]:
-                self.bench = Bench(stage, conversation, result_dir)
+            with box("main", "stack") as self.panels["bench"]:
+                self.measurements = [Bench(stage, conversation, result_dir), Load(stage, conversation, result_dir)]
         self._open("ask")
         self.everybody()
 
@@ -126,7 +126,8 @@ class Page:
         if self.open == "history":
             self.history.show()
         elif self.open == "bench":
-            self.bench.show()
+            for measurement in self.measurements:
+                measurement.show()
 
     def _shade(self, event: events.GenericEventArguments) -> None:
         self.dark.value = app.storage.tab["dark"] = not event.args

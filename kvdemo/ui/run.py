@@ -1,4 +1,4 @@
-"""``kvdemo bench`` as a process of its own: the terminal's command, which a page can neither slow nor alter.
+"""``kvdemo bench`` or ``load`` as a process of its own: the terminal's command, which a page cannot slow or alter.
 
 It is asked for ``--progress json``: its events and the files that it saved are what the page shows, never its words.
 """
@@ -13,12 +13,9 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from kvdemo.bench.events import Estimate
-from kvdemo.judge import document
-from kvdemo.judge.result import Result
+from kvdemo.bench.events import Estimate, Saved
 from kvdemo.ui.conversation import Bell
 from kvdemo.words import forecast
 
@@ -26,18 +23,21 @@ LONGEST_LINE = 1 << 20
 """Characters of an event; the longest words are those of an engine's error."""
 
 
-class BenchRun:
-    """One run; ``share`` is how far it is, ``code`` its exit code once it has ended, ``notices`` what it announced."""
+class Run:
+    """One run of a verb; ``share`` is how far it is, ``code`` its exit code once it has ended.
 
-    def __init__(self, project: str, options: Sequence[str], environ: Mapping[str, str], bell: Bell) -> None:
-        self.words = ["bench", "-p", project, *options]
+    ``notices`` are what it announced, ``saved`` its files once it has been judged.
+    """
+
+    def __init__(self, verb: str, project: str, options: Sequence[str], environ: Mapping[str, str], bell: Bell) -> None:
+        self.verb = verb
+        self.words = [verb, "-p", project, *options]
         self.environ, self.bell = {**environ, "NO_COLOR": "1"}, bell
         self.doing, self.complaint, self.notices = "starting", "", list[str]()
         self.share = 0.0
         self.failed = False
         self.code: int | None = None
-        self.result: Result | None = None
-        self.report: Path | None = None
+        self.saved: Saved | None = None
         self.task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
 
@@ -80,8 +80,7 @@ class BenchRun:
         elif kind == "notice":
             self.notices.append(event["text"])
         elif kind == "saved":
-            self.result = document.from_json_text(Path(event["result"]).read_text(encoding="utf-8"))
-            self.report = Path(event["report"])
+            self.saved = Saved(**event)
         elif kind == "failure":
             self.failed, self.complaint = True, f"{event['message']}\n{event['hint']}".strip()
 
