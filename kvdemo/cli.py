@@ -121,7 +121,7 @@ def doctor(
     """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
     from kvdemo.commands import checkup, workdir
 
-    checkup.run(profile or workdir.found(), project_name, as_json=json)
+    checkup.run(profile or workdir.find_profile(), project_name, as_json=json)
 
 
 @app.command()
@@ -137,7 +137,7 @@ def export(
     from kvdemo.export import formats
 
     path = workdir.profile(profile)
-    text = formats.export(scope.elsewhere(path, scope.project_of(path, project_name)), format, nodes)
+    text = formats.export(scope.plan_for_export(path, scope.project_of(path, project_name)), format, nodes)
     if output is None:
         invocation.write(text)
     else:
@@ -212,7 +212,7 @@ def logs(
         project, chosen, os.environ, tail=tail, follow=follow, previous=previous, since=begin
     ):
         terminal.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
-    for event in [] if previous else fleet.ended(project, os.environ, chosen):
+    for event in [] if previous else fleet.exits(project, os.environ, chosen):
         terminal.ending(event)
 
 

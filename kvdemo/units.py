@@ -53,7 +53,7 @@ def duration(milliseconds: float | None) -> str:
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
-def about(seconds: float) -> str:
+def approximate_duration(seconds: float) -> str:
     """A time as exact as an estimate can be: 8 s, 50 s, 4 min, 2 h 10 min."""
     if seconds < 99.5:
         return f"{max(1, round(seconds))} s"

@@ -64,7 +64,7 @@ class Row:
 
 def used() -> int:
     """Bytes in use on all GPUs that this process may use."""
-    return sum(gpus.used(frozenset(gpu.uuid for gpu in gpus.detect(os.environ))).values())
+    return sum(gpus.memory_in_use(frozenset(gpu.uuid for gpu in gpus.detect(os.environ))).values())
 
 
 def wait_for(done: Callable[[], bool]) -> float:

@@ -55,7 +55,7 @@ sys.stdin.read()
 def used() -> int:
     """Bytes in use on the first GPU; 0 without one."""
     found = gpus.detect(os.environ)
-    return gpus.used(frozenset({found[0].uuid}))[found[0].uuid] if found else 0
+    return gpus.memory_in_use(frozenset({found[0].uuid}))[found[0].uuid] if found else 0
 
 
 class Peak:

@@ -155,9 +155,9 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=5)
     arguments = parser.parse_args()
     project = scope.project(arguments.project)
-    plan = fleet.loaded(project)
+    plan = fleet.load_plan(project)
     text = arguments.context.read_text()[: arguments.characters]
-    options = benchmark.saved(plan.bench).with_values({"max_tokens": TOKENS})
+    options = benchmark.of_saved_plan(plan.bench).with_values({"max_tokens": TOKENS})
     key = fleet.key_of(plan.engines[0], os.environ)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="kvdemo-measure-") as directory:
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()

@@ -86,7 +86,7 @@ class Box:
         for record in [*self.started, *self._on_disk()]:
             process.kill(record)
         for stranger in self.strangers:
-            for pid in (stranger.pid, *shim.below(shim.table(), [stranger.pid])):
+            for pid in (stranger.pid, *shim.descendants(shim.table(), [stranger.pid])):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             stranger.wait()

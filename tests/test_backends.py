@@ -210,6 +210,6 @@ def test_what_lmcache_tells() -> None:
         "l2_prefetch_failure_chunks": 2.0,
     }
     assert backend.tiers(before, after) == {"l1": 20, "l2": 5}
-    assert backend.losses({}, before, after) == Losses(strange=True, evicted=4, unreadable=2, matched=25)
+    assert backend.losses({}, before, after) == Losses(strange=True, evictions=4, unreadable=2, matched=25)
     assert backend.tiers({}, {"lookup_hit_tokens": 35.0}) is None
     assert backend.pending({"num_submitted_stores": 3.0, "num_finished_stores": 1.0}) == 2

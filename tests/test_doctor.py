@@ -81,7 +81,7 @@ def test_limits() -> None:
 )
 def test_parts_that_do_not_load(findings: list[dict[str, str]], code: int | None, said: str, fix: str) -> None:
     """The step is named, whether it raised, crashed or hung; what went before is fine."""
-    *before, last = checks.loaded(pair.outcomes(findings, code, "some\nouch", gpu=True))
+    *before, last = checks.imports(pair.outcomes(findings, code, "some\nouch", gpu=True))
     assert all(check.level is Level.OK for check in before)
     assert last.level is Level.FAILURE
     assert last.name == f"load {findings[-1]['step'] if findings else 'interpreter'}"

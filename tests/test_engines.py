@@ -154,7 +154,7 @@ def test_inherited_variables() -> None:
         "https_proxy": "p",
         "EDITOR": "vi",
     }
-    assert environment.inherited(mine) == {"PATH": "/bin", "HF_HOME": "/h", "https_proxy": "p"}
+    assert environment.inherit(mine) == {"PATH": "/bin", "HF_HOME": "/h", "https_proxy": "p"}
     found = environment.of_service(mine | {"EMPTY": ""}, {"PATH": "/x", "A": "1"}, ["HF_TOKEN", "EMPTY", "ABSENT"])
     assert found == {"PATH": "/x", "HF_HOME": "/h", "https_proxy": "p", "A": "1", "HF_TOKEN": "t"}
 

@@ -305,7 +305,7 @@ def test_down_proves_that_nothing_is_left(lab: Lab) -> None:
     assert not any(segment.exists() for segment in segments)
     assert not lab.pids()
     with pytest.raises(NotReadyError):
-        fleet.loaded(lab.project())
+        fleet.load_plan(lab.project())
     events, remains = lab.down()
     assert (events, bool(remains), remains.checked["services"]) == ([], False, 0)
 
@@ -368,7 +368,7 @@ def test_down_survives_a_damaged_state(lab: Lab) -> None:
     pid = leaders(lab)["one"]
     (lab.project().dir / "project.json").write_text("{")
     with pytest.raises(ServiceError, match="cannot use"):
-        fleet.loaded(lab.project())
+        fleet.load_plan(lab.project())
     _, remains = lab.down()
     assert (bool(remains), gone(pid)) == (False, True)
 

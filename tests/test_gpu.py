@@ -61,7 +61,7 @@ def fleet(path: Path, name: str) -> Real:
 
 def used() -> dict[str, int]:
     """Bytes in use on each GPU that the tests may use; what others do on the rest is none of theirs."""
-    return gpus.used(frozenset(gpu.uuid for gpu in GPUS))
+    return gpus.memory_in_use(frozenset(gpu.uuid for gpu in GPUS))
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,14 @@ def gpu() -> Iterator[str]:
     (gpulocks.directory() / f"{name}.lock").unlink(missing_ok=True)
 
 
-def turn(*gpus: str, alone: bool = True, who: str = "somebody") -> gpulocks.Turn:
+def turn(*gpus: str, alone: bool = True, owner: str = "somebody") -> gpulocks.GpuLock:
     """A turn on these GPUs."""
-    return gpulocks.Turn(gpus, alone=alone, who=who)
+    return gpulocks.GpuLock(gpus, alone=alone, owner=owner)
 
 
 def test_one_measures_alone(gpu: str) -> None:
     """The next one is told whom it waits for, and comes after the release; on other GPUs nobody waits."""
-    first, second = turn(gpu, who="engine a of project x"), turn(gpu)
+    first, second = turn(gpu, owner="engine a of project x"), turn(gpu)
     assert first.take() == ""
     assert first.take() == ""
     assert second.take() == "engine a of project x"

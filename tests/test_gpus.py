@@ -37,7 +37,7 @@ def test_this_machine() -> None:
     """The real library answers, or there is no driver; neither is an error."""
     found = gpus.detect({})
     assert bool(found) == bool(gpus.driver().version)
-    assert set(gpus.used()) == set(uuids(found))
+    assert set(gpus.memory_in_use()) == set(uuids(found))
 
 
 def test_the_stand_in_is_like_the_library() -> None:
@@ -55,7 +55,7 @@ def test_an_h200(see: Any) -> None:
     assert (gpu.total // 1024**2, gpu.free) == (143771, H200["gpus"][0]["free"])
     assert gpu.link == Link(5, 16, 5, 16)
     assert gpus.driver() == Driver("580.159.04", "13.0")
-    assert gpus.used() == {gpu.uuid: gpu.total - gpu.free}
+    assert gpus.memory_in_use() == {gpu.uuid: gpu.total - gpu.free}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_mig_instances_stand_for_their_gpu(see: Any) -> None:
     assert found[0].link == Link(5, 16, 5, 16)
     for visible, uuid in (("MIG-1aa", "MIG-1aa"), ("0", "MIG-0aa"), ("GPU-000", "MIG-0aa"), ("MIG-1", "MIG-1aa")):
         assert uuids(gpus.detect({"CUDA_VISIBLE_DEVICES": visible})) == [uuid]
-    assert set(gpus.used()) == {"MIG-0aa", "MIG-1aa", "GPU-100"}
+    assert set(gpus.memory_in_use()) == {"MIG-0aa", "MIG-1aa", "GPU-100"}
 
 
 def test_who_holds_a_gpu(see: Any) -> None:
@@ -116,7 +116,7 @@ def test_who_holds_a_gpu(see: Any) -> None:
 def test_no_usable_driver(see: Any, code: int, problem: str) -> None:
     """No GPU, no error; what is wrong is told where something is."""
     see({"init": code})
-    assert (gpus.detect({}), gpus.used(), gpus.driver()) == ((), {}, Driver(problem=problem))
+    assert (gpus.detect({}), gpus.memory_in_use(), gpus.driver()) == ((), {}, Driver(problem=problem))
 
 
 def test_a_gpu_that_fell_off_the_bus(see: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_gpu_that_tells_little(see: Any) -> None:
 def test_memory_that_comes_back(see: Any) -> None:
     """What is in use is asked anew each time."""
     file = see(machine({"free": 10 * GIB, "total": 12 * GIB}))
-    assert gpus.used(frozenset({"GPU-000"})) == {"GPU-000": 2 * GIB}
+    assert gpus.memory_in_use(frozenset({"GPU-000"})) == {"GPU-000": 2 * GIB}
     file.write_text(json.dumps(machine({"free": 12 * GIB, "total": 12 * GIB})))
-    assert gpus.used() == {"GPU-000": 0}
-    assert gpus.used(frozenset()) == {}
+    assert gpus.memory_in_use() == {"GPU-000": 0}
+    assert gpus.memory_in_use(frozenset()) == {}

@@ -128,9 +128,9 @@ def test_an_answer_without_lmcache_does_not_vouch_for_it(lab: Lab) -> None:
     """What was asked for plain engines only is asked again for cached ones, not the other way round."""
     packages(lab)
     assert guard.refuse(question(lab, cached=False)) == ""
-    assert (question(lab, cached=False).known(), question(lab).known()) == (True, False)
+    assert (question(lab, cached=False).remembered(), question(lab).remembered()) == (True, False)
     assert guard.refuse(question(lab)) == ""
-    assert (question(lab, cached=False).known(), question(lab).known()) == (True, True)
+    assert (question(lab, cached=False).remembered(), question(lab).remembered()) == (True, True)
 
 
 def test_no_answer_is_no_refusal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_no_answer_is_no_refusal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> N
     lab.python.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(bandwidth, "PATIENCE", 0.5)
     assert "could not be checked" in guard.refuse(question(lab))
-    assert not question(lab).known()
+    assert not question(lab).remembered()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', "null"])
@@ -148,9 +148,9 @@ def test_a_damaged_memory_is_none(lab: Lab, text: str) -> None:
     guard.refuse(question(lab))
     (kept,) = (lab.path / "kept").iterdir()
     kept.write_text(text)
-    assert not question(lab).known()
+    assert not question(lab).remembered()
     guard.refuse(question(lab))
-    assert question(lab).known()
+    assert question(lab).remembered()
 
 
 def test_the_pair_is_said_once() -> None:

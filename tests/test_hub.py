@@ -172,7 +172,7 @@ def test_a_repository_of_no_known_format_is_not_called_unknown(
 )
 def test_what_else_an_engine_reads(args: dict[str, Any], wanted: list[tuple[str, str, str]]) -> None:
     """Draft models, adapters, tokenizers and configs that are repositories, in every way to write them."""
-    found = repositories.others(Engine(model="o/m", args=args))
+    found = repositories.auxiliary(Engine(model="o/m", args=args))
     assert [(one.name, one.revision, one.kind) for one in found] == wanted
 
 

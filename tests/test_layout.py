@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvdemo.cluster import layout
-from kvdemo.cluster.layout import Seat
+from kvdemo.cluster.layout import Placement
 from kvdemo.config.profile import Cache, Engine, Profile
 from kvdemo.errors import ProfileError
 from kvdemo.planning.facts import Facts, Gpu, Interpreter, Model
@@ -45,14 +45,12 @@ def profile(**cache: Any) -> Profile:
     return Profile(path=Path("/p.yaml"), name="p", on={"ray": {}}, engines=engines, caches=caches)
 
 
-SEATS = {"plain": Seat(ONE, (0,)), "a": Seat(ONE, (2,)), "b": Seat(TWO, (3,))}
+SEATS = {"plain": Placement(ONE, (0,)), "a": Placement(ONE, (2,)), "b": Placement(TWO, (3,))}
 
 
-def planned(wanted: Profile, seats: dict[str, Seat] | None = None, two: Facts | None = None) -> Plan:
+def planned(wanted: Profile, seats: dict[str, Placement] | None = None, two: Facts | None = None) -> Plan:
     """The plan of both nodes."""
-    return layout.merged(
-        wanted, seats or SEATS, {ONE: facts(ONE, 7000), TWO: two or facts(TWO, 8000)}, {"address": "h"}
-    )
+    return layout.merge(wanted, seats or SEATS, {ONE: facts(ONE, 7000), TWO: two or facts(TWO, 8000)}, {"address": "h"})
 
 
 def test_every_node_has_a_server_of_its_own() -> None:
@@ -78,7 +76,9 @@ def test_every_node_has_a_server_of_its_own() -> None:
 def test_what_one_node_lacks_names_it() -> None:
     """Also weights that are not those of the other node."""
     other = replace(MODEL, digest="d2")
-    plan = planned(profile(), {**SEATS, "b": Seat(TWO, ())}, facts(TWO, 8000, memory=1, models={"org/model": MODEL}))
+    plan = planned(
+        profile(), {**SEATS, "b": Placement(TWO, ())}, facts(TWO, 8000, memory=1, models={"org/model": MODEL})
+    )
     assert [text.partition(":")[0] for text in plan.missing] == ["two"]
     alone = profile().model_copy(update={"caches": {}})
     alone = alone.model_copy(
@@ -100,8 +100,8 @@ def test_nodes_share_nothing_without_l2() -> None:
     with pytest.raises(ProfileError, match=r"on 2 nodes \(one, two\) and it has no l2") as caught:
         planned(profile(l2=None))
     assert "placement: pack" in caught.value.hint
-    together = {name: Seat(ONE, (index,)) for index, name in enumerate(SEATS)}
-    plan = layout.merged(profile(l2=None), together, {ONE: facts(ONE, 7000)}, {})
+    together = {name: Placement(ONE, (index,)) for index, name in enumerate(SEATS)}
+    plan = layout.merge(profile(l2=None), together, {ONE: facts(ONE, 7000)}, {})
     assert [spec.name for spec in plan.services] == ["c-one", "plain", "a", "b"]
 
 
@@ -119,4 +119,4 @@ def test_names_that_would_meet() -> None:
     engines = {**wanted.engines, "c-one": wanted.engines["plain"]}
     seen = {ONE: facts(ONE, 7000), TWO: facts(TWO, 8000)}
     with pytest.raises(ProfileError, match="two services would be called c-one"):
-        layout.merged(wanted.model_copy(update={"engines": engines}), {**SEATS, "c-one": Seat(ONE, (1,))}, seen, {})
+        layout.merge(wanted.model_copy(update={"engines": engines}), {**SEATS, "c-one": Placement(ONE, (1,))}, seen, {})

@@ -56,4 +56,4 @@ def test_wide_processors(tmp_path: Path) -> None:
         ("Features\t: fp asimd\n", True),
     ):
         (tmp_path / "cpuinfo").write_text(text)
-        assert machine.wide(tmp_path / "cpuinfo") is wide
+        assert machine.has_avx512(tmp_path / "cpuinfo") is wide

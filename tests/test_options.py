@@ -56,8 +56,8 @@ def test_an_option_is_read_from_text_as_from_a_value(name: str) -> None:
     value, text = VALUES[name]
     by_text, by_value = Bench().with_values({name: text}), Bench().with_values({name: value})
     assert by_text == by_value != Bench()
-    assert by_text.changed(*VALUES) == [benchmark.flag(name)]
-    assert benchmark.saved(by_value.model_dump(mode="json")) == by_value
+    assert by_text.non_default_flags(*VALUES) == [benchmark.flag(name)]
+    assert benchmark.of_saved_plan(by_value.model_dump(mode="json")) == by_value
 
 
 def test_the_command_line_decides_before_the_environment_and_the_profile(lab: Lab) -> None:
@@ -132,7 +132,7 @@ def test_other_lengths_are_refused(text: str) -> None:
 )
 def test_options_choose_modes(options: dict[str, Any], sections: list[str]) -> None:
     """One mode that stands alone, then those beside it; each names its section of the result."""
-    assert [mode.section for mode in modes.chosen(Bench().with_values(options))] == sections
+    assert [mode.section for mode in modes.select(Bench().with_values(options))] == sections
 
 
 @pytest.mark.parametrize("one", modes.MODES, ids=lambda mode: type(mode).__name__)
@@ -142,7 +142,7 @@ def test_only_one_mode_stands_alone(one: Mode, other: Mode) -> None:
     pair = {mode.option: VALUES[mode.option][0] for mode in (one, other) if mode.option}
     clash = len({mode.option for mode in (one, other) if mode.option and not mode.beside}) > 1
     with pytest.raises(UsageError, match="cannot be combined") if clash else nullcontext():
-        modes.chosen(Bench().with_values(pair))
+        modes.select(Bench().with_values(pair))
 
 
 @pytest.mark.parametrize("mode", modes.MODES, ids=lambda mode: type(mode).__name__)
@@ -151,6 +151,6 @@ def test_a_mode_refuses_what_contradicts_it(mode: Mode) -> None:
     assert not mode.option or mode.option in VALUES
     for other in mode.contradictory:
         with pytest.raises(UsageError) as refused:
-            modes.chosen(Bench().with_values({mode.option: VALUES[mode.option][0], other: VALUES[other][0]}))
+            modes.select(Bench().with_values({mode.option: VALUES[mode.option][0], other: VALUES[other][0]}))
         assert benchmark.flag(mode.option) in str(refused.value)
         assert benchmark.flag(other) in str(refused.value)

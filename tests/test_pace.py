@@ -69,7 +69,7 @@ def test_an_estimate_adds_up() -> None:
 )
 def test_an_estimate_is_no_more_exact_than_it_can_be(seconds: float, words: str) -> None:
     """Whole seconds, whole minutes, hours and minutes."""
-    assert units.about(seconds) == words
+    assert units.approximate_duration(seconds) == words
 
 
 @CALM

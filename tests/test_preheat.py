@@ -21,7 +21,7 @@ from kvdemo.fleet.watch import State
 from kvdemo.host import health
 from kvdemo.report import terminal
 from kvdemo.ui.conversation import Bell
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from test_cli import read_until
 
 ENGINES: dict[str, dict[str, Any]] = {"plain": {}, "a": {"cache": "shared"}, "b": {"cache": "shared"}}
@@ -37,7 +37,7 @@ def profile(lab: Lab, engines: dict[str, dict[str, Any]] | None = None, **settin
 
 def counted(lab: Lab, name: str = READ) -> dict[str, float]:
     """A counter of each engine."""
-    engines = fleet.loaded(lab.project()).engines
+    engines = fleet.load_plan(lab.project()).engines
     return {spec.name: health.counters(spec.url)[name] for spec in engines}
 
 
@@ -57,8 +57,8 @@ def test_every_engine_reads_once(lab: Lab, context: str) -> None:
     assert all("preheated: first token after" in said(done)[name] for name in ENGINES)
     assert "Ready. Next:" in done.stdout
     read = counted(lab)
-    assert min(read.values()) >= preheat.PREHEATED
-    assert counted(lab, LOADED)["b"] > preheat.PREHEATED / 2
+    assert min(read.values()) >= preheat.PREHEAT_TOKENS
+    assert counted(lab, LOADED)["b"] > preheat.PREHEAT_TOKENS / 2
     assert (lab.path / "kv").is_dir()
     assert not list((lab.path / "kv").glob("**/*.data"))
     again = lab.run("up", path, "--preheat")
@@ -72,7 +72,7 @@ def test_the_page_has_nothing_left_to_warm(lab: Lab, warm: bool) -> None:
     """Engines that ``up`` has preheated are not asked again; others are."""
     assert lab.run("up", profile(lab), *(["--preheat"] if warm else [])).returncode == 0
     before = counted(lab)
-    stage = Stage(lab.project(), lab.environ)
+    stage = EnginePool(lab.project(), lab.environ)
     loop = asyncio.new_event_loop()
     stage.bell = Bell(loop)
     with stage.meter:
@@ -80,7 +80,7 @@ def test_the_page_has_nothing_left_to_warm(lab: Lab, warm: bool) -> None:
     loop.close()
     assert stage.warmed.is_set()
     assert (counted(lab) == before) == warm
-    assert min(counted(lab).values()) >= preheat.PREHEATED
+    assert min(counted(lab).values()) >= preheat.PREHEAT_TOKENS
 
 
 def test_a_failure_is_told_and_stops_nothing(lab: Lab) -> None:

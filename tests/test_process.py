@@ -189,7 +189,7 @@ def test_a_namesake_is_never_touched(box: Box) -> None:
     stranger = box.stranger(FAMILY)
     record = box.start(FAMILY)
     assert [box.hear(), box.hear()] == ["ready", "ready"]
-    theirs = {stranger.pid, *shim.below(shim.table(), [stranger.pid])}
+    theirs = {stranger.pid, *shim.descendants(shim.table(), [stranger.pid])}
     assert len(theirs) == 3
     sigkill(record.guardian)
     process.kill(record)

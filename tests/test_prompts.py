@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import judge
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
-from kvdemo.ui.prompts import Recall, common
+from kvdemo.ui.prompts import PromptHistory, common
 from runs import CALM, sample
 
 TOKENS = st.lists(st.integers(0, 2), max_size=40)
@@ -29,7 +29,7 @@ def test_the_common_prefix(one: list[int], other: list[int]) -> None:
 @given(TOKENS, TOKENS, st.integers(1, 8))
 def test_whole_chunks_of_what_was_seen(seen: list[int], asked: list[int], chunk: int) -> None:
     """Of the same holder under the same salt, and never the last token."""
-    recall = Recall()
+    recall = PromptHistory()
     recall.note("a", "salt", seen)
     assert recall.expected("b", "salt", asked, chunk) == recall.expected("a", "other", asked, chunk) == 0
     expected = recall.expected("a", "salt", asked, chunk)
@@ -66,6 +66,6 @@ def test_the_conversation_goes_on_with_the_first_answer() -> None:
     slow, fast = lane("cold", "plain", text="slow"), lane("reuse", "b", "shared", text="fast")
     assert turn(slow, fast).answer == "fast"
     assert turn(slow, lane("reuse", "b", "shared", error="gone")).answer == "slow"
-    assert turn(slow, fast).same is True
-    assert turn(slow, lane("reuse", "b", "shared", token_ids=(9,))).same is False
-    assert turn(slow).same is None
+    assert turn(slow, fast).same_tokens is True
+    assert turn(slow, lane("reuse", "b", "shared", token_ids=(9,))).same_tokens is False
+    assert turn(slow).same_tokens is None

@@ -61,7 +61,7 @@ def test_where_the_server_is(tmp_path: Path, module: str) -> None:
 
 def test_both_servers() -> None:
     """Where both are (vLLM 0.32, 0.33), the new one: the old one is deprecated."""
-    assert packages.held()["server"] in {"", packages.SERVERS[0]}
+    assert packages.inventory()["server"] in {"", packages.SERVERS[0]}
 
 
 def test_a_stamp_of_the_packages(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_a_word_of_several_signatures_has_one_meaning() -> None:
         match = re.match(r"([\w.]+): (.*)", line)
         name, message = (match[1], match[2]) if match and not line.startswith("Value error") else (line, "")
         name, message = ("ValueError", line) if line.startswith("Value error") else (name, message)
-        codes = {s.code for s, _ in signatures.lookup(name, message) if not s.general}
+        codes = {s.code for s, _ in signatures.find(name, message) if not s.general}
         assert len(codes | {code}) == 1, (line, codes)
 
 

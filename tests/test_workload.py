@@ -114,7 +114,7 @@ def test_nobody_to_share_with(engines: tuple[ServiceSpec, ...]) -> None:
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_the_order_of_arms_is_balanced(count: int, seed: int) -> None:
     """Every arm once a trial; reuse right after store, again after reuse; an even trial reverses the one before."""
-    trials = list(workload.interleaved(count, workload.roles(FOUR), seed))
+    trials = list(workload.trial_orders(count, workload.roles(FOUR), seed))
     assert len(trials) == count
     for steps in trials:
         names = [(arm, spec.name) for arm, spec in steps]
@@ -129,8 +129,8 @@ def test_the_order_of_arms_is_balanced(count: int, seed: int) -> None:
 def test_the_order_depends_on_the_seed_alone() -> None:
     """Two runs of one seed ask in the same order."""
     cast = workload.roles(FOUR)
-    assert list(workload.interleaved(9, cast, 1)) == list(workload.interleaved(9, cast, 1))
-    assert list(workload.interleaved(9, cast, 1)) != list(workload.interleaved(9, cast, 2))
+    assert list(workload.trial_orders(9, cast, 1)) == list(workload.trial_orders(9, cast, 1))
+    assert list(workload.trial_orders(9, cast, 1)) != list(workload.trial_orders(9, cast, 2))
 
 
 def test_bodies_are_greedy_and_salted() -> None:

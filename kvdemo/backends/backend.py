@@ -66,8 +66,8 @@ class Losses:
     """
 
     strange: bool = False
-    evicted: int = 0
-    refused: int = 0
+    evictions: int = 0
+    refusals: int = 0
     unreadable: int = 0
     matched: int | None = None
 

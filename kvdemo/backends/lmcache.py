@@ -261,8 +261,8 @@ class LMCache(Backend):
         """A lookup ends early where the engine that asks has not registered."""
         return Losses(
             strange=_since(EARLY_EXIT.at(UNREGISTERED), before, after) > 0,
-            evicted=_since(EVICTED.key, since, after),
-            refused=_since(REFUSED.key, since, after),
+            evictions=_since(EVICTED.key, since, after),
+            refusals=_since(REFUSED.key, since, after),
             unreadable=_since(UNREADABLE.key, since, after),
             matched=_since(HIT.key, before, after) if HIT.key in after else None,
         )

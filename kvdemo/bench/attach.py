@@ -51,7 +51,7 @@ def plan(targets: Targets, key: str) -> Plan:
 
     Raises UsageError for targets that make no sense, NotReadyError for one that does not answer.
     """
-    urls = dict(_named(targets.urls))
+    urls = dict(_named_targets(targets.urls))
     writer, reader = _pair(list(urls), targets.writer, targets.reader)
     offered = {name: _models(name, url, key) for name, url in urls.items()}
     model = _common(offered, targets.model)
@@ -84,7 +84,7 @@ def _unknown(name: str, kind: str, address: str) -> dict[str, Any]:
     return {"name": name, "kind": kind, "address": address, **nothing}
 
 
-def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _named_targets(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
     names: set[str] = set()
     for text in targets:
         name, equals, url = text.partition("=")

@@ -40,7 +40,7 @@ def shorten(session: Session) -> str:
         cut = text[: len(text) * wanted // whole]
         session.document = cut[: cut.rfind("\n") + 1] or cut
     tokens = session.make_prompt(session.document).tokens
-    seconds = units.about(tokens * rate.prefill)
+    seconds = units.approximate_duration(tokens * rate.prefill)
     what = f"{tokens:,} tokens of the shipped handbook"
     return f"No document was chosen: {what}, which {engine.name} reads in about {seconds}."
 
@@ -55,7 +55,7 @@ def _room_in_cache(session: Session) -> int | None:
 
 def check(session: Session) -> None:
     """Raises UsageError for what the chosen modes cannot measure with this prompt."""
-    for mode in modes.chosen(session.options):
+    for mode in modes.select(session.options):
         mode.check(session)
 
 
@@ -64,7 +64,7 @@ def run(session: Session) -> Generator[Doing | Estimate | Sample]:
 
     Raises ReplacedError when an engine is no longer the process that it was.
     """
-    picked = modes.chosen(session.options)
+    picked = modes.select(session.options)
     work = sum((mode.work(session) for mode in picked), Work())
     announced = yield from _warm_up(session, picked, work)
     for mode in picked:
@@ -88,7 +88,9 @@ def _warm_up(session: Session, picked: Sequence[Mode], work: Work) -> Generator[
     for number, name in enumerate(engines):
         engine = session.plan.service(name)
         yield Doing(f"warming up {name}", engine=name)
-        reply = warm_up(session.meter, engine, options.system, session.document, session.salt("warm"), options.asked)
+        reply = warm_up(
+            session.meter, engine, options.system, session.document, session.salt("warm"), options.asked_question
+        )
         if number == 0 and (rate := pace.of(reply)):
             estimate = pace.estimate(rate, work, options.max_tokens, (len(engines) - 1) * (reply.e2el or 0.0))
             if estimate.seconds > pace.WORTH_SAYING:

@@ -30,14 +30,14 @@ POLL = 0.005
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoreOutcome:
     """What became of the chunks of one salt; ``before`` are the cache server's counters before the writer was asked."""
 
     chunks: int
     arrived: int
     before: Mapping[str, float]
     failed: str = ""
-    filed: int | None = None
+    files_in_l2: int | None = None
 
 
 def _backend(cache: ServiceSpec) -> Backend:
@@ -132,7 +132,7 @@ def why_missing(
     sample: Sample,
     before: Mapping[str, float],
     after: Mapping[str, float],
-    stored: Stored | None,
+    stored: StoreOutcome | None,
 ) -> str:
     """Why a sample got less from the cache than expected, from what its server says now and counted meanwhile.
 
@@ -151,14 +151,14 @@ def why_missing(
         bool(report),
         sample.expected,
         engines=sum(spec.cache == cache.name for spec in plan.engines),
-        registered=backend.registered(report),
+        registered_engines=backend.registered(report),
         strange=losses.strange,
         failed=stored.failed if stored else "",
         chunks=stored.chunks if stored else 0,
         stored=stored.arrived if stored else None,
-        filed=stored.filed if stored else None,
-        evicted=losses.evicted,
-        refused=losses.refused,
+        files_in_l2=stored.files_in_l2 if stored else None,
+        evictions=losses.evictions,
+        refusals=losses.refusals,
         unreadable=losses.unreadable,
         matched_tokens=losses.matched,
         kv_bytes=(sample.prompt_tokens or 0) * (backend.kv_bytes_per_token(report) or engine.kv_bytes_per_token or 0),

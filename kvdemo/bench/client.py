@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from kvdemo.bench.wire import BUFFER, CONNECT_PATIENCE, Event, Line, events, uncollected
+from kvdemo.bench.wire import BUFFER, CONNECT_PATIENCE, Event, Line, events, without_gc
 from kvdemo.errors import UsageError
 from kvdemo.host import health
 
@@ -37,7 +37,7 @@ NEXT_TOKEN_PATIENCE = 60.0
 WARM_UP_PATIENCE = 60.0
 LAST_BYTES_PATIENCE = 1.0
 ERROR = "error"
-SHOWN = 300
+LONGEST_MESSAGE = 300
 """Characters of a server's own words that an error quotes."""
 
 
@@ -131,7 +131,7 @@ class Client:
             self.line.close()
             reply.error = f"no connection: {_words(error)}"
             return reply
-        with uncollected():
+        with without_gc():
             self._measure(path, content, reply)
         return reply
 
@@ -245,7 +245,7 @@ def _take(event: Event, last: float | None, reply: Reply) -> float | None:
 
 def _unreadable(event: Event, error: Exception, reply: Reply) -> Any:
     """What an event holds that is no JSON: the words of an error, or an error itself."""
-    words = event.data[:SHOWN].decode(errors="replace")
+    words = event.data[:LONGEST_MESSAGE].decode(errors="replace")
     if event.name != ERROR:
         reply.error = f"an event {reply.progress} is not what an OpenAI server sends ({error}): {words}"
     return words
@@ -297,13 +297,13 @@ def _complaint(document: Any, name: str = "") -> str:
     ``detail`` or a ``message`` (FastAPI, Envoy, Kong), or ``errors``.
     """
     if not isinstance(document, dict):
-        return str(document)[:SHOWN] if name == ERROR else ""
+        return str(document)[:LONGEST_MESSAGE] if name == ERROR else ""
     kinds = {name, document.get("object"), document.get("type")}
     parts = [document[key] for key in ("error", "errors", "detail", "message") if document.get(key)]
     plain = not ("choices" in document or document.get("usage"))
     if not (ERROR in kinds or document.get("error") or (plain and (parts or "error" in document))):
         return ""
-    return _words_in(parts[0] if parts else document)[:SHOWN]
+    return _words_in(parts[0] if parts else document)[:LONGEST_MESSAGE]
 
 
 def _words_in(error: Any) -> str:
@@ -324,4 +324,6 @@ def _message(answer: bytes) -> str:
         document = json.loads(answer)
     except (ValueError, RecursionError):
         document = None
-    return _complaint(document, ERROR) if isinstance(document, dict) else answer[:SHOWN].decode(errors="replace")
+    return (
+        _complaint(document, ERROR) if isinstance(document, dict) else answer[:LONGEST_MESSAGE].decode(errors="replace")
+    )

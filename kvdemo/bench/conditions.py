@@ -42,7 +42,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "tier": options.tier,
         "drop_page_cache": options.drop_page_cache,
         "seed": options.seed,
-        "question": options.asked,
+        "question": options.asked_question,
         "context": name,
         "chunk_size": reader.chunk_size,
         "kv_bytes_per_token": cacheserver.kv_bytes_per_token(session.meter.cache(reader)) or reader.kv_bytes_per_token,

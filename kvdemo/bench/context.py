@@ -90,7 +90,7 @@ def _drain(path: Path, patience: float) -> bytes:
 
 def decode(data: bytes, name: str) -> str:
     """The text of a document that is here already. Raises UsageError as ``read`` does."""
-    if encoding := _wide(data):
+    if encoding := _wide_encoding(data):
         raise UsageError(f"{name}: is {encoding} text", f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW")
     if b"\0" in data:
         raise UsageError(f"{name}: is binary", "give a plain text file (extract the text of a PDF first)")
@@ -104,7 +104,7 @@ def decode(data: bytes, name: str) -> str:
     return text
 
 
-def _wide(data: bytes) -> str:
+def _wide_encoding(data: bytes) -> str:
     """The encoding of text whose characters have two or four bytes; empty if it is no such text.
 
     Without a byte order mark it shows by what it decodes to: printable text, at least an eighth of it ASCII, with its

@@ -17,7 +17,7 @@ from kvdemo import backends
 from kvdemo.backends import series
 from kvdemo.backends.series import BY_SOURCE, SOURCES
 from kvdemo.bench import cacheserver
-from kvdemo.bench.cacheserver import Stored
+from kvdemo.bench.cacheserver import StoreOutcome
 from kvdemo.bench.client import Client, Reply
 from kvdemo.bench.workload import Step
 from kvdemo.errors import ServiceError
@@ -60,7 +60,7 @@ class Meter:
         self.births: dict[str, tuple[float | None, ...]] = {}
         self.closing = ExitStack()
         self.clients: dict[str, Client] = {}
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoreOutcome] = {}
         self.streaming: set[str] = set()
 
     def __enter__(self) -> Meter:
@@ -117,7 +117,7 @@ class Meter:
             arrived = 0
             if server and not reply.error:
                 arrived = cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
-            self.stored[step.salt] = Stored(chunks, arrived, cache_before, failed=reply.error)
+            self.stored[step.salt] = StoreOutcome(chunks, arrived, cache_before, failed=reply.error)
             if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - ended)
         after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
@@ -228,7 +228,7 @@ class Meter:
         arrived = cacheserver.wait_until_stored(server, stored_before, before, chunks * len(whole)) if whole else 0
         each = chunks if arrived >= chunks * len(whole) else arrived // len(steps)
         for step, sample in zip(steps, samples, strict=True):
-            self.stored[step.salt] = Stored(chunks, 0 if sample.error else each, before, failed=sample.error)
+            self.stored[step.salt] = StoreOutcome(chunks, 0 if sample.error else each, before, failed=sample.error)
 
 
 def _sample(step: Step, reply: Reply, body: Mapping[str, Any]) -> Sample:
@@ -257,8 +257,8 @@ def _sample(step: Step, reply: Reply, body: Mapping[str, Any]) -> Sample:
         finish_reason=reply.finish_reason,
         token_ids=tuple(reply.token_ids),
         logprobs=tuple(reply.logprobs),
-        text=_whole(reply.text),
-        error=_whole(reply.error or _cut_short(reply, requested)),
+        text=_without_surrogates(reply.text),
+        error=_without_surrogates(reply.error or _cut_short(reply, requested)),
     )
 
 
@@ -276,7 +276,7 @@ def _cut_short(reply: Reply, requested: int | None) -> str:
     return f"the stream ended after {tokens:,} of {requested:,} tokens, and no finish_reason says why"
 
 
-def _whole(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     """Without half characters (lone surrogates), which JSON can carry and no file can."""
     return text.encode(errors="replace").decode()
 

@@ -21,7 +21,7 @@ from kvdemo.host import health
 from kvdemo.host.state import Project
 from kvdemo.planning.plan import Plan, ServiceSpec
 
-PREHEATED = 2000
+PREHEAT_TOKENS = 2000
 """Prompt tokens after which an engine counts as warm."""
 
 TOKEN = 8
@@ -42,7 +42,7 @@ def text(plan: Plan) -> str:
 
 def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
     """Let an engine read as much of the text as it can; None if it has read enough already."""
-    enough = min(PREHEATED, spec.context // TOKEN) if spec.context else PREHEATED
+    enough = min(PREHEAT_TOKENS, spec.context // TOKEN) if spec.context else PREHEAT_TOKENS
     if health.counters(spec.url, meter.key).get(series.PROMPT_TOKENS.key, 0) >= enough:
         return None
     # A character is at most a token in nearly all texts: so many fit.
@@ -63,15 +63,15 @@ class Preheat:
 
     def __call__(self) -> Generator[Event]:
         """One engine after another, what it did as the detail of its state."""
-        plan = fleet.loaded(self.project)
+        plan = fleet.load_plan(self.project)
         stored: dict[tuple[str, str], int] = {}
         with Meter(plan, fleet.key_of(plan.engines[0], self.environ)) as meter:
             try:
                 for spec in plan.engines:
                     if not self.names or spec.name in self.names:
-                        yield self._seen(spec, "preheating")
+                        yield self._event(spec, "preheating")
                         reply = self._read(meter, spec)
-                        yield self._seen(spec, _said(reply))
+                        yield self._event(spec, _summary(reply))
                         if reply and spec.cache and (store := plan.service(spec.cache).store):
                             chunks = (reply.usage.get("prompt_tokens") or 0) // (spec.chunk_size or 256)
                             stored[store, spec.model] = chunks
@@ -86,7 +86,7 @@ class Preheat:
                 f"the fleet is up all the same (kvdemo ps -p {self.project.name}); the same command tries again",
             )
 
-    def _seen(self, spec: ServiceSpec, detail: str) -> Event:
+    def _event(self, spec: ServiceSpec, detail: str) -> Event:
         return replace(fleet.status(self.project, self.environ, [spec.name])[0], detail=detail)
 
     def _read(self, meter: Meter, spec: ServiceSpec) -> Reply | None:
@@ -107,7 +107,7 @@ class Preheat:
             self.failures.append(f"its KV is left in L2: {error}")
 
 
-def _said(reply: Reply | None) -> str:
+def _summary(reply: Reply | None) -> str:
     if reply is None:
         return "warm already"
     if reply.error:

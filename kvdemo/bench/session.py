@@ -119,7 +119,7 @@ class Session:
 
     def make_prompt(self, document: str) -> Prompt:
         """The request for this document, tokenized by the reader. Raises ServiceError if it does not answer."""
-        words = (self.options.system, document, self.options.asked)
+        words = (self.options.system, document, self.options.asked_question)
         chat = self.options.endpoint == "chat"
         payload = {"messages": workload.messages(*words)} if chat else {"prompt": workload.text(*words)}
         reader = self.roles.reader

@@ -27,7 +27,7 @@ def run(session: Session, prompt: Prompt, length: int = 0, part: tuple[int, int]
     options, roles = session.options, session.roles
     most = max(options.max_trials, options.trials)
     seen: list[Sample] = []
-    for number, steps in enumerate(workload.interleaved(most, roles, options.seed), 1):
+    for number, steps in enumerate(workload.trial_orders(most, roles, options.seed), 1):
         if number > options.trials and results.is_tight(seen, roles.baseline.name, roles.reader.name, TIGHT):
             return
         for done, (arm, engine) in enumerate(steps):
@@ -71,7 +71,7 @@ def make_loadable(
         return
     for salt in salts:
         filed = cacheserver.wait_for_files(session.plan, salt, chunks)
-        meter.stored[salt] = replace(meter.stored[salt], filed=filed)
+        meter.stored[salt] = replace(meter.stored[salt], files_in_l2=filed)
     if tier != "l2":
         return
     if cache := meter.cache(reader):

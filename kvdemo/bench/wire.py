@@ -106,7 +106,7 @@ def events(response: http.client.HTTPResponse, began: int) -> Iterator[Event]:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Without the garbage collector: one full collection takes longer than all else that the client does."""
     enabled = gc.isenabled()
     gc.disable()

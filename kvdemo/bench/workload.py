@@ -142,7 +142,7 @@ def body(
     }
 
 
-def interleaved(count: int, roles: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
+def trial_orders(count: int, roles: Roles, seed: int = 0) -> Iterator[list[tuple[Arm, ServiceSpec]]]:
     """The arms of ``count`` trials in the order in which to run them.
 
     Odd trials are shuffled, each even one reverses the blocks of the one before it, so that drift hits all arms alike.

@@ -79,7 +79,7 @@ class Agent:
 
     def start(self, spec: ServiceSpec, run_id: str, secrets: Mapping[str, str]) -> None:
         """Start a service here."""
-        self.local.start(spec, run_id, {**environment.inherited(self.environ), **secrets})
+        self.local.start(spec, run_id, {**environment.inherit(self.environ), **secrets})
 
     def sees(self, path: str) -> bool:
         """Whether this file is there for this node."""

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kvdemo.cluster.agent import Agent
-from kvdemo.cluster.layout import Seat
+from kvdemo.cluster.layout import Placement
 from kvdemo.errors import NotReadyError, PreflightError
 from kvdemo.host import procfs
 from kvdemo.planning.services import Node
@@ -38,11 +38,11 @@ print("joined")
 """
 
 
-class Lost(NotReadyError):
+class NodeLostError(NotReadyError):
     """A node or its agent does not answer."""
 
 
-class Gone(PreflightError):
+class ClusterEndedError(PreflightError):
     """The machine of the head answers, the head does not: the cluster has ended."""
 
 
@@ -98,7 +98,7 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
     except OSError as error:
-        kind = Gone if isinstance(error, ConnectionRefusedError) else PreflightError
+        kind = ClusterEndedError if isinstance(error, ConnectionRefusedError) else PreflightError
         raise kind(f"cannot reach the Ray cluster at {address}: {error.strerror or error}") from None
 
 
@@ -132,7 +132,7 @@ def _label(text: str) -> str:
 
 def place(
     group: str, wanted: Mapping[str, int], strategy: str, live: Mapping[str, Node], *, keep: bool
-) -> dict[str, Seat]:
+) -> dict[str, Placement]:
     """Reserve a seat for each engine with that many GPUs, all or none. Raises PreflightError if there is no room."""
     import ray  # noqa: PLC0415
     from ray.util import placement_group, placement_group_table  # noqa: PLC0415
@@ -159,7 +159,7 @@ def place(
             "scheduling_strategy": PlacementGroupSchedulingStrategy(made, placement_group_bundle_index=index),
         }
         gpus = ray.get(ray.remote(_gpus).options(**options).remote(), timeout=START_PATIENCE) if count else ()
-        seats[name] = Seat(live[where[index]], gpus)
+        seats[name] = Placement(live[where[index]], gpus)
     return seats
 
 
@@ -194,7 +194,9 @@ def agent(run: str, node: Node, *, create: bool, keep: bool = True) -> Any:
         try:
             return ray.get_actor(name, NAMESPACE)
         except ValueError:
-            raise Lost(f"kvdemo's agent on {node.name} ({node.ip}) has ended, and its services with it") from None
+            raise NodeLostError(
+                f"kvdemo's agent on {node.name} ({node.ip}) has ended, and its services with it"
+            ) from None
     made = ray.remote(Agent).options(
         name=name,
         namespace=NAMESPACE,
@@ -219,16 +221,16 @@ def ask(handle: Any, node: Node, method: str, *arguments: Any, timeout: float) -
     except exceptions.RayTaskError as error:
         raise error.cause from None
     except exceptions.GetTimeoutError:
-        raise Lost(f"{where} did not answer in {timeout:.0f} s") from None
+        raise NodeLostError(f"{where} did not answer in {timeout:.0f} s") from None
     except exceptions.RayActorError as error:
         if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
             last = str(error).strip().splitlines()[-1]
             raise PreflightError(
                 f"kvdemo cannot run on {where}: {last}", "install the same kvdemo beside Ray on every node"
             ) from None
-        raise Lost(f"kvdemo's agent on {where} has ended, and its services with it") from None
+        raise NodeLostError(f"kvdemo's agent on {where} has ended, and its services with it") from None
     except exceptions.RayError as error:
-        raise Lost(f"{where}: {type(error).__name__}") from None
+        raise NodeLostError(f"{where}: {type(error).__name__}") from None
 
 
 def end(handle: Any) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Placement:
     """Where an engine is put: a node, and which of its GPUs (index or UUID)."""
 
     node: Node
@@ -34,7 +34,7 @@ def gpu_count(engine: Engine) -> int:
     return 1 if engine.gpus == "auto" else len(engine.gpus)
 
 
-def part(profile: Profile, node: Node, seats: Mapping[str, Seat]) -> Profile:
+def part(profile: Profile, node: Node, seats: Mapping[str, Placement]) -> Profile:
     """What of the profile runs on this node; services listen on the node's address."""
     engines: dict[str, Engine] = {}
     for name, engine in profile.engines.items():
@@ -49,10 +49,13 @@ def part(profile: Profile, node: Node, seats: Mapping[str, Seat]) -> Profile:
     return profile.model_copy(update={"engines": engines, "caches": caches})
 
 
-def merged(profile: Profile, seats: Mapping[str, Seat], facts: Mapping[Node, Facts], on: Mapping[str, Any]) -> Plan:
+def merge(profile: Profile, seats: Mapping[str, Placement], facts: Mapping[Node, Facts], on: Mapping[str, Any]) -> Plan:
     """The plan of the whole fleet. Raises ProfileError for what could never run or share."""
-    elsewhere = {name: facts[seat.node] for name, seat in seats.items()}
-    kin = {name: compatibility.kin_of(profile, name, next(iter(facts.values())), elsewhere) for name in profile.caches}
+    of_engines = {name: facts[seat.node] for name, seat in seats.items()}
+    kin = {
+        name: compatibility.fingerprints_of(profile, name, next(iter(facts.values())), of_engines)
+        for name in profile.caches
+    }
     plans: dict[Node, Plan] = {}
     for node, seen in facts.items():
         mine = part(profile, node, seats)

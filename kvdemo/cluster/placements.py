@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvdemo import __version__
 from kvdemo.cluster import cluster, layout
-from kvdemo.cluster.cluster import Lost
-from kvdemo.cluster.layout import Seat
+from kvdemo.cluster.cluster import NodeLostError
+from kvdemo.cluster.layout import Placement
 from kvdemo.cluster.remote import run_name
 from kvdemo.errors import PreflightError
 from kvdemo.host.state import Project
@@ -42,7 +42,7 @@ def plan(profile: Profile, ray: Ray, project: Project, environ: Mapping[str, str
     if (project.load(strict=False) or {}).get("released"):
         before = None  # nothing of it runs, and its seats were given back
     live = cluster.nodes(known)
-    seats = _kept(profile, before, live)
+    seats = _previous_placements(profile, before, live)
     # Engines of one cache stand together: what spreads seats puts neighbours on different nodes.
     order = sorted(profile.engines.items(), key=lambda item: item[1].cache or "~")
     wanted = {name: layout.gpu_count(engine) for name, engine in order if name not in seats}
@@ -58,14 +58,14 @@ def plan(profile: Profile, ray: Ray, project: Project, environ: Mapping[str, str
             undo.callback(agents.end)
         facts = agents.survey(profile, seats, environ)
         on = {"launcher": "ray", "address": cluster.address(), "groups": groups}
-        planned = layout.merged(profile, seats, facts, on)
+        planned = layout.merge(profile, seats, facts, on)
         parts: tuple[Part, ...] = ("config", "weights")
         for part in parts:
             if not keep or not planned.fetch or planned.missing:
                 break
             agents.fetch(profile, seats, facts, environ, part)
             facts = agents.survey(profile, seats, environ)
-            planned = layout.merged(profile, seats, facts, on)
+            planned = layout.merge(profile, seats, facts, on)
         if keep and not planned.missing:
             planned = replace(planned, problems=(*planned.problems, *agents.vouch(planned, facts)))
         if keep and not planned.missing:
@@ -73,14 +73,14 @@ def plan(profile: Profile, ray: Ray, project: Project, environ: Mapping[str, str
     return planned
 
 
-def _kept(profile: Profile, before: Plan | None, live: Mapping[str, Node]) -> dict[str, Seat]:
+def _previous_placements(profile: Profile, before: Plan | None, live: Mapping[str, Node]) -> dict[str, Placement]:
     """The seats of engines that were started and still fit."""
-    seats: dict[str, Seat] = {}
+    seats: dict[str, Placement] = {}
     nodes = {node.name: live.get(node.id) for node in before.nodes} if before else {}
     for spec in before.engines if before else ():
         engine, node = profile.engines.get(spec.name), nodes.get(spec.node)
         if engine and node and layout.gpu_count(engine) == len(spec.gpus):
-            seats[spec.name] = Seat(node, spec.gpus)
+            seats[spec.name] = Placement(node, spec.gpus)
     return seats
 
 
@@ -96,10 +96,10 @@ class _Agents:
             self.handles[node] = cluster.agent(self.run, node, create=True, keep=self.keep)
         try:
             return cluster.ask(self.handles[node], node, method, *arguments, timeout=timeout)
-        except Lost as error:
+        except NodeLostError as error:
             raise PreflightError(str(error), "see `ray status`, and Ray's logs on that node") from None
 
-    def survey(self, profile: Profile, seats: Mapping[str, Seat], environ: Mapping[str, str]) -> dict[Node, Facts]:
+    def survey(self, profile: Profile, seats: Mapping[str, Placement], environ: Mapping[str, str]) -> dict[Node, Facts]:
         """The facts of each node, one after the other: no port is given twice in a run."""
         facts: dict[Node, Facts] = {}
         for bare in sorted({seats[name].node for name in profile.engines}, key=lambda node: node.name):
@@ -116,7 +116,7 @@ class _Agents:
     def fetch(
         self,
         profile: Profile,
-        seats: Mapping[str, Seat],
+        seats: Mapping[str, Placement],
         facts: Mapping[Node, Facts],
         environ: Mapping[str, str],
         part: Part,

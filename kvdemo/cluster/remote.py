@@ -16,7 +16,7 @@ from typing import Any
 
 from kvdemo.cluster import cluster
 from kvdemo.cluster.agent import ASK_HEAD, HEAD_PATIENCE
-from kvdemo.cluster.cluster import Lost
+from kvdemo.cluster.cluster import NodeLostError
 from kvdemo.errors import KvdemoError, PreflightError
 from kvdemo.host import health
 from kvdemo.host.launcher import BEGIN, Event, Place, Remains, State, Status
@@ -60,7 +60,7 @@ class Remote:
         try:
             cluster.join(self.plan.on["address"])
         except PreflightError as error:
-            self.ended_whole = isinstance(error, cluster.Gone)
+            self.ended_whole = isinstance(error, cluster.ClusterEndedError)
             return str(error)
         return cluster.nodes({})
 
@@ -68,21 +68,21 @@ class Remote:
         """The agent's answer. Raises Lost."""
         there, alive = self.nodes[node], self._alive
         if isinstance(alive, str):
-            raise Lost(alive)
+            raise NodeLostError(alive)
         if there.id not in alive:
-            raise Lost(f"node {there.name} ({there.ip}) is gone from the cluster")
+            raise NodeLostError(f"node {there.name} ({there.ip}) is gone from the cluster")
         agent = cluster.agent(self.run, there, create=create)
         own = ("start", "prepare", "sees", "stop", "erase", "logs_of", "log_of")
         words = (method, *arguments) if method in own else ("call", method, *arguments)
         return cluster.ask(agent, there, *words, timeout=timeout + (cluster.START_PATIENCE if create else 0))
 
-    def _each(self, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> dict[str, Any]:
+    def _ask_all(self, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> dict[str, Any]:
         """The answers of all nodes that give one."""
 
         def one(node: str) -> Any:
             try:
                 return self._ask(node, method, *arguments, timeout=timeout, create=create)
-            except Lost:
+            except NodeLostError:
                 return None
 
         with ThreadPoolExecutor(len(self.nodes) or 1) as pool:
@@ -91,23 +91,23 @@ class Remote:
 
     def recover(self) -> list[str]:
         """On every node that answers."""
-        return [name for names in self._each("recover").values() for name in names]
+        return [name for names in self._ask_all("recover").values() for name in names]
 
-    def started(self) -> list[str]:
+    def started_services(self) -> list[str]:
         """Those that agents know, and all of the nodes that do not answer; after ``release`` those never seen again."""
         if self.released:
             return [name for name, node in self.homes.items() if node in self.unseen]
-        answers = self._each("started")
+        answers = self._ask_all("started_services")
         silent = [name for name, node in self.homes.items() if node not in answers]
         return [name for names in answers.values() for name in names] + silent
 
     def runs(self) -> set[str]:
         """As agents know them."""
-        return {run for runs in self._each("runs").values() for run in runs}
+        return {run for runs in self._ask_all("runs").values() for run in runs}
 
     def running(self) -> set[str]:
         """What lives on nodes that answer."""
-        return {name for names in self._each("running").values() for name in names}
+        return {name for names in self._ask_all("running").values() for name in names}
 
     def prepare(self, *, fresh: bool) -> dict[str, Any]:
         """Every node notes its own."""
@@ -141,9 +141,9 @@ class Remote:
     def note(self, service: str) -> None:
         """Left to ``settled``: the agents' own launchers look at what they stop."""
 
-    def settled(self) -> None:
+    def note_shared_memory(self) -> None:
         """Every node notes its own."""
-        self._each("settled")
+        self._ask_all("note_shared_memory")
 
     def status(self, service: str) -> Status | None:
         """As its agent says; lost if it says nothing."""
@@ -151,15 +151,15 @@ class Remote:
             return None
         try:
             found: Status | None = self._ask(self.homes[service], "status", service)
-        except Lost as error:
+        except NodeLostError as error:
             return Status(0, alive=False, guarded=False, lost=str(error))
         return found
 
-    def ended(self, service: str, timeout: float) -> bool:
+    def wait_for_end(self, service: str, timeout: float) -> bool:
         """What is lost has ended for us."""
         try:
-            return bool(self._ask(self.homes[service], "ended", service, timeout, timeout=timeout + ANSWER))
-        except Lost:
+            return bool(self._ask(self.homes[service], "wait_for_end", service, timeout, timeout=timeout + ANSWER))
+        except NodeLostError:
             return True
 
     def stranger(self, spec: ServiceSpec) -> int:
@@ -168,7 +168,7 @@ class Remote:
 
     def logs(self, *, previous: bool = False) -> list[str]:
         """Those on the nodes, and the copies of those that were stopped."""
-        there = {name for names in self._each("logs_of", previous).values() for name in names}
+        there = {name for names in self._ask_all("logs_of", previous).values() for name in names}
         return sorted(there | set(self.copies.logs(previous=previous)))
 
     def read_log(
@@ -178,7 +178,7 @@ class Remote:
         try:
             words = ("log_of", service, place, previous, last)
             found: tuple[Place, bytes] = self._ask(self.homes[service], *words, timeout=30)
-        except (Lost, KeyError):
+        except (NodeLostError, KeyError):
             return self.copies.read_log(service, place, previous=previous, last=last)
         return found
 
@@ -186,7 +186,7 @@ class Remote:
         """From its node, or else of what was copied of it."""
         try:
             return bytes(self._ask(self.homes[service], "log_end", service, timeout=30))
-        except (Lost, KeyError):
+        except (NodeLostError, KeyError):
             return self.copies.log_end(service)
 
     def stop(self, services: Collection[str], timeout: float) -> Generator[Event]:
@@ -220,7 +220,7 @@ class Remote:
 
     def tidy(self) -> None:
         """On every node."""
-        self._each("tidy")
+        self._ask_all("tidy")
 
     def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
         """Every node looks. Of a node that is gone nothing is left that could be seen, unless its services answer.
@@ -234,7 +234,7 @@ class Remote:
             mine = [spec for spec in specs if spec.node == name]
             try:
                 there = self._ask(name, "remains", mine, runs, timeout=90, create=True)
-            except Lost as error:
+            except NodeLostError as error:
                 answers = {spec.name: health.request(spec.url, "/health", timeout=2) for spec in mine}
                 answering = [service for service, (status, _) in answers.items() if status]
                 dead = not isinstance(self._alive, str) and node.id not in self._alive
@@ -266,6 +266,6 @@ class Remote:
                 try:
                     self._ask(node.name, "erase")
                     cluster.end(cluster.agent(self.run, node, create=False))
-                except Lost:
+                except NodeLostError:
                     continue
         cluster.release(self.groups)

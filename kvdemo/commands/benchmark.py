@@ -18,7 +18,7 @@ from kvdemo.bench.events import Notice, Saved
 from kvdemo.bench.measure import ReplacedError
 from kvdemo.bench.session import Session
 from kvdemo.commands import participants
-from kvdemo.commands.liveness import Fate
+from kvdemo.commands.liveness import Liveness
 from kvdemo.commands.pipeline import Pipeline
 from kvdemo.commands.progress import Follower
 from kvdemo.config import benchmark
@@ -60,7 +60,7 @@ class Task:
     document: str
     key: str = ""
     nice: Mapping[str, int] = field(default_factory=dict)
-    fate: Fate | None = None
+    liveness: Liveness | None = None
 
 
 def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
@@ -68,16 +68,16 @@ def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str
 
     Raises NotReadyError if they do not.
     """
-    plan = fleet.loaded(project)
-    options = benchmark.saved(plan.bench).with_values(values)
-    modes.chosen(options)
+    plan = fleet.load_plan(project)
+    options = benchmark.of_saved_plan(plan.bench).with_values(values)
+    modes.select(options)
     name, text = _document(options)
     events = fleet.status(project, environ)
     part, sentence = participants.usable(plan, options, events)
     if sentence:
         output.follow(Notice(sentence))
     nice = {event.service: event.nice for event in events if event.nice}
-    key, fate = fleet.key_of(plan.engines[0], environ), Fate.of(project, part, environ)
+    key, fate = fleet.key_of(plan.engines[0], environ), Liveness.of(project, part, environ)
     run(Task(part, options, name, text, key, nice, fate), environ, output)
 
 
@@ -88,7 +88,7 @@ def of_targets(targets: attach.Targets, values: Mapping[str, Any], environ: Mapp
         raise UsageError("--tier cannot be combined with --target", "it would empty the L1 of somebody else's server")
     key = attach.key_of(environ)
     plan = attach.plan(targets, key)
-    modes.chosen(options)
+    modes.select(options)
     name, text = _document(options)
     run(Task(plan, options, name, text, key), environ, output)
 
@@ -115,8 +115,8 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
         recorder = Recorder(output.directory, name, facts)
         try:
             _drive(session, recorder, samples, task, output)
-            if task.fate:
-                task.fate.check()
+            if task.liveness:
+                task.liveness.check()
         except (KeyboardInterrupt, ReplacedError) as error:
             facts["interrupted"] = True
             if isinstance(error, ReplacedError):
@@ -148,7 +148,7 @@ def _drive(session: Session, recorder: Recorder, samples: list[Sample], task: Ta
         for each in stream:
             event = each
             if isinstance(event, Sample):
-                why = task.fate.death(event.engine) if task.fate and event.error else ""
+                why = task.liveness.death(event.engine) if task.liveness and event.error else ""
                 event = replace(event, error=f"{event.error}; {event.engine} {why}") if why else event
                 samples.append(event)
                 recorder.add(event)
@@ -167,7 +167,7 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
     event = Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html")))
     output.follow(event)
     if output.ci:
-        output.ci.judged(result, event)
+        output.ci.note_result(result, event)
     if not output.as_json:
         terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
@@ -193,7 +193,7 @@ def short_answers(samples: Sequence[Sample]) -> str:
 def _deaths(task: Task, samples: Sequence[Sample]) -> list[str]:
     """Why engines have ended of which a request failed, where no sample says it: some take a while to end."""
     errors = {sample.engine: sample.error for sample in samples if sample.error}
-    deaths = {engine: task.fate.death(engine) for engine in errors} if task.fate else {}
+    deaths = {engine: task.liveness.death(engine) for engine in errors} if task.liveness else {}
     return [f"{engine} {why}" for engine, why in deaths.items() if why and why not in errors[engine]]
 
 

@@ -119,7 +119,7 @@ def versions(found: Interpreter) -> Check:
     return ok("versions", f"{text} ({found.python})", interpreter=found.python, **found.versions)
 
 
-def loaded(found: Iterable[Outcome]) -> Iterator[Check]:
+def imports(found: Iterable[Outcome]) -> Iterator[Check]:
     """Whether torch, vLLM, LMCache and the connector load together in one process of that interpreter."""
     for one in found:
         name = f"load {one.step}"

@@ -39,7 +39,7 @@ def _services(params: dict[str, Any]) -> list[str]:
     from kvdemo.host import state, survey  # noqa: PLC0415
 
     if "profile" in params:
-        path = params["profile"] or workdir.found()
+        path = params["profile"] or workdir.find_profile()
         profile = load(Path(path), os.environ) if path else None
         return [*profile.caches, *profile.engines] if profile else []
     there = state.projects(state.root(os.environ))

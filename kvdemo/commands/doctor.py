@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generator[Check]:
     """Check this machine and this interpreter, without a profile; ``store`` is where KV files would be."""
-    found = survey.owned(gpus.detect(environ), root(environ))
+    found = survey.name_holders(gpus.detect(environ), root(environ))
     yield from _machine(found)
     variables = environment.of_service(environ, engines.QUIET, ())
     folder = root(environ) / imports.FOLDER
@@ -103,7 +103,7 @@ def _interpreter(
     if found.problem:
         return False
     outcomes, _ = imports.Question(found.python, found.stamp, environ, gpu, cached, folder).ask()
-    loaded = list(checks.loaded(outcomes))
+    loaded = list(checks.imports(outcomes))
     yield from loaded
     return all(check.level is Level.OK for check in loaded)
 
@@ -207,7 +207,7 @@ def _prediction(
     ranks = max(1, len(reader.gpus))
     names = sorted({gpu.name for gpu in facts.gpus if gpu.index in reader.gpus})
     device = ", ".join(names) or f"{os.cpu_count()} processor cores"
-    times = predict.from_results(_saved(results), model.digest, device, model.shape, tokens)
+    times = predict.from_results(_saved_results(results), model.digest, device, model.shape, tokens)
     if times is None and {"matmul", "attention"} <= rates.keys():
         # Each GPU of a tensor-parallel engine does its part, and gets its part of the KV.
         server = predict.SERVER if reader.gpus else predict.SERVER_ON_CPU
@@ -222,7 +222,7 @@ def _prediction(
     yield from checks.prediction(found, what, "")
 
 
-def _saved(results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _saved_results(results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for file in sorted(results.glob("*.json")):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))

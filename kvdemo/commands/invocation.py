@@ -109,7 +109,7 @@ def take_down(project: Project, volumes: bool, timeout: float | None, services: 
                 else:
                     show(event)
     again = f"kvdemo down -p {project.name}"
-    if remains.seen:
+    if remains.has_leftovers:
         raise DownIncompleteError(f"still there: {remains}", f"try again, or end it by hand: {again}")
     if remains:
         raise DownIncompleteError(

@@ -12,7 +12,7 @@ from kvdemo.planning.plan import Plan
 
 
 @dataclass(frozen=True)
-class Fate:
+class Liveness:
     """The processes of a fleet at the beginning of a run."""
 
     project: Project
@@ -21,7 +21,7 @@ class Fate:
     leaders: Mapping[str, object]
 
     @classmethod
-    def of(cls, project: Project, plan: Plan, environ: Mapping[str, str]) -> Fate:
+    def of(cls, project: Project, plan: Plan, environ: Mapping[str, str]) -> Liveness:
         """Remember them."""
         return cls(project, plan, environ, _leaders(project))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvdemo.host.state import Project
     from kvdemo.judge.traffic import Phase, TrafficResult
     from kvdemo.judge.trafficfile import PhaseRecorder
-    from kvdemo.load.experiment import Options, Prepared, Traffic
+    from kvdemo.load.experiment import Options, Traffic, WarmUp
     from kvdemo.planning.plan import Plan
 
 
@@ -153,15 +153,17 @@ def measure(project: Project, asked: Options, options: Load, follow: progress.Fo
     from kvdemo.judge.trafficfile import MODE
     from kvdemo.load import experiment, runner
 
-    plan = fleet.loaded(project)
+    plan = fleet.load_plan(project)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
     about = experiment.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
     _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
-    saved = Partial(options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[])
+    saved = PartialRun(
+        options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
+    )
     interrupted = False
     try:
-        _drive(about, saved, {"mode": MODE, **_about(plan, project.name)}, follow)
+        _drive(about, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
     except KeyboardInterrupt:
         if saved.recorder is None:
             raise
@@ -178,7 +180,7 @@ def measure(project: Project, asked: Options, options: Load, follow: progress.Fo
 
 
 @dataclass
-class Partial:
+class PartialRun:
     """A run while it is measured: where it is saved, and what there is of it."""
 
     directory: Path
@@ -188,12 +190,12 @@ class Partial:
     recorder: PhaseRecorder | None = None
 
 
-def _drive(about: Traffic, saved: Partial, machine: Mapping[str, Any], show: progress.Follower) -> None:
+def _drive(about: Traffic, saved: PartialRun, machine: Mapping[str, Any], show: progress.Follower) -> None:
     """Warm up, then save every phase before the next begins."""
     from kvdemo.judge.traffic import Phase
     from kvdemo.judge.trafficfile import PhaseRecorder
 
-    prepared = _prepared(about, show)
+    prepared = _warm_up(about, show)
     saved.conditions = {**machine, **about.conditions(prepared)}
     saved.recorder = PhaseRecorder(saved.directory, saved.name, saved.conditions)
     with closing(about.run(prepared)) as events:
@@ -205,7 +207,7 @@ def _drive(about: Traffic, saved: Partial, machine: Mapping[str, Any], show: pro
                 show(event)
 
 
-def _finish(saved: Partial, follow: progress.Follower, *, as_json: bool) -> TrafficResult:
+def _finish(saved: PartialRun, follow: progress.Follower, *, as_json: bool) -> TrafficResult:
     """Judge, show and save what there is."""
     from kvdemo.bench.events import Saved
     from kvdemo.judge import traffic
@@ -240,14 +242,14 @@ def report(path: Path, html: Path | None, *, as_json: bool) -> None:
     terminal.err.print(f"Report: {target}", markup=False)
 
 
-def _prepared(about: Traffic, show: progress.Follower) -> Prepared:
+def _warm_up(about: Traffic, show: progress.Follower) -> WarmUp:
     """Warm up, showing how far it is."""
     stream = about.prepare()
     while True:
         try:
             doing = next(stream)
         except StopIteration as end:
-            return cast("Prepared", end.value)
+            return cast("WarmUp", end.value)
         show(doing)
 
 
@@ -278,7 +280,7 @@ def _ready(project: Project, engines: set[str]) -> None:
         raise NotReadyError(f"not ready: {', '.join(missing)}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
 
 
-def _about(plan: Plan, project: str) -> dict[str, Any]:
+def _conditions(plan: Plan, project: str) -> dict[str, Any]:
     """The machine and the software, as bench saves them."""
     from kvdemo import __version__
     from kvdemo.host import gpus

@@ -11,15 +11,15 @@ import typer
 
 from kvdemo.commands import options
 from kvdemo.commands.options import JsonOption, VerboseOption
-from kvdemo.commands.parameters import Command, Deferred
+from kvdemo.commands.parameters import Command, DeferredCommand
 from kvdemo.errors import UsageError
 
 
-class Bench(Deferred):
+class Bench(DeferredCommand):
     """``kvdemo bench``."""
 
     @staticmethod
-    def story(command: Command, values: Mapping[str, Any]) -> None:
+    def action(command: Command, values: Mapping[str, Any]) -> None:
         """Measure the project or the targets, or print how another benchmark would."""
         from kvdemo.bench import attach
         from kvdemo.commands import benchmark, pipeline, progress, scope
@@ -42,7 +42,7 @@ class Bench(Deferred):
         )
         if command.peer:
             key = attach.key_of(os.environ)
-            plan = attach.plan(targets, key) if command.target else fleet.loaded(scope.project(command.project_name))
+            plan = attach.plan(targets, key) if command.target else fleet.load_plan(scope.project(command.project_name))
             typer.echo("\n".join(peers.commands(plan, command.peer)))
             return
         ci = pipeline.Pipeline(os.environ, command.format == "github", command.junit)

@@ -64,18 +64,18 @@ class Command:
     ] = None
 
 
-Story = Callable[[Command, Mapping[str, Any]], None]
+Action = Callable[[Command, Mapping[str, Any]], None]
 """What a command does with its own options and those of the measurement that were given."""
 
 
-def function(story: Story, doc: str) -> Callable[..., None]:
+def function(story: Action, doc: str) -> Callable[..., None]:
     """``story`` as a function whose signature typer can read."""
 
     def command(**values: Any) -> None:
         own = {field.name: values.pop(field.name) for field in fields(Command)}
         story(Command(**own), {name: value for name, value in values.items() if value is not None})
 
-    return _signed(command, [*_of(Command), *_of_bench()], doc)
+    return _with_signature(command, [*_of(Command), *_of_bench()], doc)
 
 
 def taking(declaration: Any, story: Callable[[Any], None], doc: str) -> Callable[..., None]:
@@ -84,10 +84,10 @@ def taking(declaration: Any, story: Callable[[Any], None], doc: str) -> Callable
     def command(**values: Any) -> None:
         story(declaration(**values))
 
-    return _signed(command, _of(declaration), doc)
+    return _with_signature(command, _of(declaration), doc)
 
 
-def _signed(command: Callable[..., None], parameters: list[inspect.Parameter], doc: str) -> Callable[..., None]:
+def _with_signature(command: Callable[..., None], parameters: list[inspect.Parameter], doc: str) -> Callable[..., None]:
     command.__doc__ = doc
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -114,11 +114,11 @@ def _of_bench() -> list[inspect.Parameter]:
             metavar=flag.metavar or None,
             help=field.description,
         )
-        parameters.append(_parameter(name, Annotated[_typed(field.annotation), option], None))
+        parameters.append(_parameter(name, Annotated[_cli_type(field.annotation), option], None))
     return parameters
 
 
-def _typed(annotation: Any) -> Any:
+def _cli_type(annotation: Any) -> Any:
     """The type by which the command line reads an option, or nothing."""
     if typing.get_origin(annotation) in {tuple, list}:
         return str | None
@@ -133,24 +133,24 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     )
 
 
-class Deferred(typer.core.TyperCommand):
+class DeferredCommand(typer.core.TyperCommand):
     """A command whose options are made when they are needed: other verbs do not pay for them."""
 
     @staticmethod
-    def story(command: Command, values: Mapping[str, Any]) -> None:
+    def action(command: Command, values: Mapping[str, Any]) -> None:
         """What it does."""
         raise NotImplementedError
 
     @cached_property
-    def whole(self) -> Any:
+    def with_options(self) -> Any:
         """The command with its options."""
-        info = typer.models.CommandInfo(name=self.name, callback=function(type(self).story, self.help or ""))
+        info = typer.models.CommandInfo(name=self.name, callback=function(type(self).action, self.help or ""))
         return typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
 
     @property
     def params(self) -> Any:
         """All options."""
-        return self.whole.params
+        return self.with_options.params
 
     @params.setter
     def params(self, _: Any) -> None:
@@ -158,4 +158,4 @@ class Deferred(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
-        return self.whole.invoke(ctx)
+        return self.with_options.invoke(ctx)

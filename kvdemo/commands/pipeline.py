@@ -41,7 +41,7 @@ class Pipeline:
         if self.junit and (self.junit.is_dir() or not os.access(self.junit.parent, os.W_OK)):
             raise UsageError(f"{self.junit} cannot be written", "name a file in a directory that is there")
 
-    def judged(self, result: Result, saved: Saved) -> None:
+    def note_result(self, result: Result, saved: Saved) -> None:
         """Note what the run means, and where it was saved."""
         self.result, self.saved = result, saved
 

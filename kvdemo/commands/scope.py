@@ -62,17 +62,17 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
 
         planned = placements.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
     else:
-        planned = _here(profile, project, fetch)
+        planned = _local_plan(profile, project, fetch)
     for warning in planned.warnings if fetch else ():
         terminal.err.print(f"warning: {warning}", markup=False)
     return planned
 
 
-def elsewhere(path: Path, project: Project) -> Plan:
+def plan_for_export(path: Path, project: Project) -> Plan:
     """The plan to export. A cluster need not be there yet: what its profile counts is numbered as it comes."""
     profile = profile_of(path, project)
     if not profile.on.ray:
-        return _here(profile, project, False)
+        return _local_plan(profile, project, False)
     from kvdemo.cluster import layout  # noqa: PLC0415 (one machine pays nothing for clusters)
 
     numbers = itertools.count()
@@ -80,11 +80,11 @@ def elsewhere(path: Path, project: Project) -> Plan:
         name: engine.model_copy(update={"gpus": tuple(next(numbers) for _ in range(layout.gpu_count(engine)))})
         for name, engine in profile.engines.items()
     }
-    planned = _here(profile.model_copy(update={"on": type(profile.on)(), "engines": engines}), project, False)
+    planned = _local_plan(profile.model_copy(update={"on": type(profile.on)(), "engines": engines}), project, False)
     return replace(planned, on={"address": profile.on.ray.address})
 
 
-def _here(profile: Profile, project: Project, fetch: bool) -> Plan:
+def _local_plan(profile: Profile, project: Project, fetch: bool) -> Plan:
     """The plan of this machine."""
     facts = survey.survey(profile, project, os.environ)
     planned = planning.make(profile, facts)
@@ -132,14 +132,14 @@ def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
 
     Raises NotReadyError if there is none, UsageError if there are several.
     """
-    chosen = _chosen(name, logs=logs, stores=stores)
+    chosen = _select(name, logs=logs, stores=stores)
     names, profile = chosen.secrets()
     if profile:
         _take_secrets(names, Path(profile))
     return chosen
 
 
-def _chosen(name: str, *, logs: bool, stores: bool) -> Project:
+def _select(name: str, *, logs: bool, stores: bool) -> Project:
     base = state.root(os.environ)
     if name or (name := os.environ.get("KVDEMO_PROJECT", "")):
         return Project(base, name)
@@ -170,7 +170,7 @@ def to_stop(name: str, *, everything: bool, stores: bool) -> list[Project]:
 def name_damaged() -> list[dict[str, str]]:
     """Say, as warnings, what stands where projects do and cannot be used; the same as records."""
     base = state.root(os.environ)
-    damages = state.damaged(base)
+    damages = state.damaged_paths(base)
     unplanned = [p for p in state.projects(base) if p.load(strict=False) and not survey.saved_plan(p)]
     damages += [(str(p.document), "its plan is damaged, or of another version") for p in unplanned]
     rows = []

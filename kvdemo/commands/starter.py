@@ -108,7 +108,7 @@ def run(kind: Kind | None, output: Path, python: str, *, force: bool) -> None:
     text = text_of(chosen, model, python)
     document = document_of(text)
     for path in (output, output.with_name(document)):
-        if path.exists() and not force and path.read_bytes() != _shipped(document, path):
+        if path.exists() and not force and path.read_bytes() != _shipped_document(document, path):
             raise UsageError(
                 f"{path} is there already", "kvdemo init --force writes it anew; --output FILE writes another"
             )
@@ -122,7 +122,7 @@ def run(kind: Kind | None, output: Path, python: str, *, force: bool) -> None:
     terminal.out.print(f"Next: kvdemo up{where}, kvdemo bench, kvdemo down", markup=False)
 
 
-def _shipped(document: str, path: Path) -> bytes:
+def _shipped_document(document: str, path: Path) -> bytes:
     """The shipped document, for its own path: the same file again is no loss."""
     return (shipped.directory() / document).read_bytes() if path.name == document else b""
 

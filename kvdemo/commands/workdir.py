@@ -12,7 +12,7 @@ NAMES = ("kvdemo.yaml", "kvdemo.yml")
 SUFFIXES = (".yaml", ".yml")
 
 
-def found() -> Path | None:
+def find_profile() -> Path | None:
     """The profile here, or None. Both names at once are a mistake that is left to the first."""
     return next((Path(name) for name in NAMES if Path(name).is_file()), None)
 
@@ -23,7 +23,7 @@ def profile(named: Path | None) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    chosen = named or found()
+    chosen = named or find_profile()
     if chosen is None:
         raise UsageError(
             "which PROFILE? None was named, and here is no kvdemo.yaml",
@@ -38,7 +38,7 @@ def arguments(named: Path | None, services: Sequence[str]) -> tuple[Path, list[s
     Raises:
         UsageError: no profile was named, and there is none here.
     """
-    here = found()
+    here = find_profile()
     if named is None or here is None or named.exists() or os.sep in str(named) or named.suffix in SUFFIXES:
         return profile(named), list(services)
     return here, [str(named), *services]
@@ -48,7 +48,7 @@ def project() -> str:
     """The name of the project that the profile here describes; empty without one, or if it is wrong."""
     from kvdemo.config.profile import load  # noqa: PLC0415 (a tenth of a second that most verbs save)
 
-    path = found()
+    path = find_profile()
     try:
         return load(path, os.environ).name if path else ""
     except KvdemoError:

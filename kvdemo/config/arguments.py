@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationInfo
 
 from kvdemo.config import flags
-from kvdemo.config.quantities import refuse, shown
-from kvdemo.config.values import VARIABLE, mapping, resolved
+from kvdemo.config.quantities import describe, refuse
+from kvdemo.config.values import VARIABLE, absolute_path, mapping
 
 _FLAG = r"[A-Za-z0-9][A-Za-z0-9-]*(\.[\w-]+)*\+?"
 _LEVEL = re.compile(r"-*O=?([0-3])")
@@ -36,7 +36,7 @@ def args(value: Any, info: ValidationInfo) -> dict[str, Any]:
         if flag in given:
             refuse(f"the flag --{flag} is given twice", written, key=True)
         _check(written, flag, setting)
-        given[flag] = _located(flag, setting, lambda text: resolved(text, info))
+        given[flag] = _located(flag, setting, lambda text: absolute_path(text, info))
     return given
 
 
@@ -48,10 +48,11 @@ def env(value: Any, info: ValidationInfo) -> dict[str, str]:
             refuse("not the name of a variable: use letters, digits and '_'", name, key=True)
         if not isinstance(item, str):
             refuse(
-                f"expected text, got {shown(item)}" + (' (write "" for an empty value)' if item is None else ""), name
+                f"expected text, got {describe(item)}" + (' (write "" for an empty value)' if item is None else ""),
+                name,
             )
         parts = item.split(":") if name.endswith("PATH") else [item]
-        variables[name] = ":".join(resolved(part, info) if _PATH.fullmatch(part) else part for part in parts)
+        variables[name] = ":".join(absolute_path(part, info) if _PATH.fullmatch(part) else part for part in parts)
     return variables
 
 
@@ -61,8 +62,8 @@ def adapter(value: Any, info: ValidationInfo) -> dict[str, Any]:
     if "base_path" in given:
         refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
     if not isinstance(given.get("type", ""), str):
-        refuse(f"expected text such as fs, got {shown(given['type'])}", "type")
-    located: dict[str, Any] = _inside(given, lambda text: resolved(text, info))
+        refuse(f"expected text such as fs, got {describe(given['type'])}", "type")
+    located: dict[str, Any] = _inside(given, lambda text: absolute_path(text, info))
     return located
 
 
@@ -86,9 +87,9 @@ def _check(written: str, flag: str, item: Any) -> None:
         refuse("the list is empty; leave the flag out", written)
     for index, word in enumerate(item):
         if word is None or isinstance(word, list):
-            refuse(f"expected text, a number or a mapping, got {shown(word)}", written, index)
+            refuse(f"expected text, a number or a mapping, got {describe(word)}", written, index)
         if isinstance(word, str) and word.startswith("-") and not _NUMBER.fullmatch(word):
-            refuse(f"{shown(word)} would be read as a flag; every flag is a key of its own", written, index)
+            refuse(f"{describe(word)} would be read as a flag; every flag is a key of its own", written, index)
 
 
 def _located(flag: str, item: Any, resolve: Resolve) -> Any:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 
 from kvdemo.config import fields, values
 from kvdemo.config.part import Part
-from kvdemo.config.quantities import between, number, refuse, shown
+from kvdemo.config.quantities import between, describe, number, refuse
 from kvdemo.errors import UsageError
 
 
@@ -40,10 +40,10 @@ def prefix_lengths(value: Any) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", word, re.ASCII)
         tokens = int(float(match[1]) * (1000 if match[2] else 1)) if match else 0
         if tokens < 1:
-            refuse(f"{shown(word)} is not a number of tokens; write them as 1k,4k,16k")
+            refuse(f"{describe(word)} is not a number of tokens; write them as 1k,4k,16k")
         lengths.append(tokens)
     if value and not lengths:
-        refuse(f"{shown(value)} names no length; write them as 1k,4k,16k")
+        refuse(f"{describe(value)} names no length; write them as 1k,4k,16k")
     return tuple(lengths)
 
 
@@ -52,16 +52,16 @@ def _factor(value: Any) -> float | None:
         return None
     factor = number(value)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
-        refuse(f"expected a factor such as 2, got {shown(value)}")
+        refuse(f"expected a factor such as 2, got {describe(value)}")
     if not (math.isfinite(factor) and factor > 0):
         refuse(f"{factor:g} is not a factor; for example 2")
     return float(factor)
 
 
-def _whole(value: Any) -> int:
+def _whole_number(value: Any) -> int:
     whole = number(value)
     if isinstance(whole, bool) or not isinstance(whole, int):
-        refuse(f"expected a whole number, got {shown(value)}")
+        refuse(f"expected a whole number, got {describe(value)}")
     return whole
 
 
@@ -80,14 +80,14 @@ def _switch(value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False}
     switch = words.get(value, value) if isinstance(value, str) else value
     if not isinstance(switch, bool):
-        refuse(f"expected true or false, got {shown(value)}")
+        refuse(f"expected true or false, got {describe(value)}")
     return switch
 
 
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def checked(value: Any) -> str:
         if value not in choices:
-            refuse(f"expected {' or '.join(choices)}, got {shown(value)}")
+            refuse(f"expected {' or '.join(choices)}, got {describe(value)}")
         return str(value)
 
     return checked
@@ -103,7 +103,7 @@ Lengths = Annotated[tuple[int, ...], BeforeValidator(prefix_lengths), WithJsonSc
 Factor = Annotated[float | None, BeforeValidator(_factor), WithJsonSchema({"type": ["number", "null"]})]
 Name = Annotated[str, BeforeValidator(_name), _TEXT_OR_NOTHING]
 Question = Annotated[str | None, BeforeValidator(_utf8), _TEXT_OR_NOTHING]
-Whole = Annotated[int, BeforeValidator(_whole), WithJsonSchema({"type": "integer"})]
+WholeNumber = Annotated[int, BeforeValidator(_whole_number), WithJsonSchema({"type": "integer"})]
 Trials = Annotated[
     int, BeforeValidator(between(0, 2**31, "a number of trials")), WithJsonSchema({"type": "integer", "minimum": 0})
 ]
@@ -154,7 +154,7 @@ class Bench(Part):
     """The engine that loads. Default: the next that shares."""
     baseline: Annotated[Name, Flag(metavar="NAME")] = ""
     """The plain engine to compare with. Default: the last one."""
-    seed: Whole = 0
+    seed: WholeNumber = 0
     """Seed of the order of the arms. Default: 0."""
 
     def with_values(self, values: Mapping[str, Any]) -> Bench:
@@ -173,11 +173,11 @@ class Bench(Part):
             raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
 
     @property
-    def asked(self) -> str:
+    def asked_question(self) -> str:
         """The question of a run."""
         return self.question or self.questions[0]
 
-    def changed(self, *names: str) -> list[str]:
+    def non_default_flags(self, *names: str) -> list[str]:
         """Those of these options that do not have their default, as flags."""
         return [flag(name) for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
@@ -187,6 +187,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def saved(document: Mapping[str, Any]) -> Bench:
+def of_saved_plan(document: Mapping[str, Any]) -> Bench:
     """The options of a plan as it was saved; a key that this version does not know is left out."""
     return Bench.model_validate({name: value for name, value in document.items() if name in Bench.model_fields})

@@ -47,7 +47,7 @@ def _always(_: Any) -> bool:
     return True
 
 
-def _set(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return value is not None
 
 
@@ -67,7 +67,7 @@ def _not(*allowed: str) -> Callable[[Any], bool]:
     return lambda value: value is not None and str(value) not in allowed
 
 
-def _is(name: str) -> Callable[[Any], bool]:
+def _equals(name: str) -> Callable[[Any], bool]:
     return lambda value: str(value) == name
 
 
@@ -79,7 +79,7 @@ def _names_lmcache(value: Any) -> bool:
 class _Rule:
     # Refuses a flag where ``when`` holds for its value; ``cached``: only in engines with a cache, only in plain ones.
     text: str
-    when: Callable[[Any], bool] = _set
+    when: Callable[[Any], bool] = _is_set
     cached: bool | None = None
 
 
@@ -131,7 +131,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
     "kv-offloading-backend": (_Rule(_WIRED, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
     "kv-offloading-size": (_Rule(_WIRED, cached=True),),
     "kv-transfer-config": (_Rule(_WIRED, _always, cached=True), _Rule(_BY_CACHE, _names_lmcache, cached=False)),
-    "load-format": (_Rule("GGUF is not supported: name the repository that the file was made from", _is("gguf")),),
+    "load-format": (_Rule("GGUF is not supported: name the repository that the file was made from", _equals("gguf")),),
     "runner": (_Rule(_TEXT, _not("auto", "generate")),),
     "skip-tokenizer-init": (_Rule(_TEXT, _on),),
     "ssl-ca-certs": (_Rule(_HTTP),),
@@ -186,11 +186,11 @@ def _name(flag: str, own: Mapping[str, str], rules: Mapping[str, Any], program: 
     """A flag that has a key, or that its program takes for another one."""
     if key := own.get(flag):
         yield f"this flag has a key of its own: write '{key}' outside of args"
-    elif whole := _abbreviated(flag, own, rules):
+    elif whole := _abbreviation_of(flag, own, rules):
         yield f"{program} reads this as --{whole}: write a flag's whole name"
 
 
-def _abbreviated(flag: str, *known: Mapping[str, Any]) -> str:
+def _abbreviation_of(flag: str, *known: Mapping[str, Any]) -> str:
     """The flag that a parser would take this beginning of its name for; empty if it is a name of its own."""
     names = {name for names in known for name in names}
     if flag in names or flag in _WHOLE:

@@ -30,9 +30,9 @@ def check(document: Document, secrets: Collection[str]) -> None:
             if isinstance(value, str) and secrecy.is_secret(value):
                 document.find(keys, "expected the name of a variable, such as HF_TOKEN, never its value")
         elif section is not None and _by_name(keys, section, value) and keys[-1] not in secrets:
-            document.find(_shown(keys), _advice(keys, section), at_key=True)
-        elif isinstance(value, str) and secrecy.is_secret(value) and not _told(document, keys):
-            document.find(_shown(keys), f"a secret does not belong in a profile: {_ADVICE}")
+            document.find(_finding_keys(keys), _advice(keys, section), at_key=True)
+        elif isinstance(value, str) and secrecy.is_secret(value) and not _already_reported(document, keys):
+            document.find(_finding_keys(keys), f"a secret does not belong in a profile: {_ADVICE}")
 
 
 _ADVICE = f"name its variable under secrets, {_WAY}"
@@ -66,12 +66,12 @@ def _by_name(keys: Keys, section: int, value: Any) -> bool:
     return any(keys[section] == "env" or not _TOKEN.search(name) or _OF_ACCESS.search(name) for name in secret)
 
 
-def _shown(keys: Keys) -> Keys:
+def _finding_keys(keys: Keys) -> Keys:
     """The way without a last number: a list of secrets is one finding."""
     return keys[:-1] if keys and isinstance(keys[-1], int) else keys
 
 
-def _told(document: Document, keys: Keys) -> bool:
+def _already_reported(document: Document, keys: Keys) -> bool:
     return any(keys[:end] in document.broken for end in range(1, len(keys) + 1))
 
 
@@ -82,13 +82,13 @@ def _leaves(keys: Keys, value: Any) -> Iterator[tuple[Keys, Any]]:
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _leaves((*keys, index), part)
-    elif isinstance(value, str) and value.lstrip()[:1] in ("{", "[") and (inner := _parsed(value)):
+    elif isinstance(value, str) and value.lstrip()[:1] in ("{", "[") and (inner := _parse(value)):
         yield from _leaves(keys, inner)
     else:
         yield keys, value
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     """JSON in a text; nothing if it is none."""
     try:
         return json.loads(text)

@@ -32,7 +32,7 @@ LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _WIDTH = 110
 
 
-def dotted(keys: Keys) -> str:
+def dotted_path(keys: Keys) -> str:
     """``engines.vllm-a.gpus[0]``."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{secrecy.covered_key(key)}" for key in keys).lstrip(".")
 
@@ -50,7 +50,7 @@ class Finding:
 
     def __str__(self) -> str:
         """Place and message, the line itself, a caret under the column."""
-        where = f"{dotted(self.keys)}: " if self.keys else ""
+        where = f"{dotted_path(self.keys)}: " if self.keys else ""
         return f"{self.file}:{self.line}:{self.column}: {where}{self.message}\n{self.excerpt}".rstrip("\n")
 
 
@@ -101,7 +101,7 @@ class Source:
         width = column - first
         indent = "".join("\t" if c == "\t" else " " for c in shown[:width].ljust(width))
         excerpt = f"{row + 1:>5} | {shown}\n{'':>5} | {indent}^" if line.strip() else ""
-        return Finding(self.file, row + 1, column + 1, _clean(secrecy.covered(message)), excerpt, keys)
+        return Finding(self.file, row + 1, column + 1, _clean(secrecy.blank_secrets(message)), excerpt, keys)
 
 
 def _siblings(path: Path) -> list[Path]:
@@ -132,18 +132,18 @@ def place(path: Path) -> Path:
     return Path(os.path.abspath("profile" if is_stream(path) else path))  # noqa: PTH100 (resolve() would follow links)
 
 
-def _whole(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(LARGEST + 1)
 
 
 def _once(path: Path) -> bytes:
     if path not in _streams:
-        _streams[path] = _drained(path)
+        _streams[path] = _read_pipe(path)
     return _streams[path]
 
 
-def _drained(path: Path) -> bytes:
+def _read_pipe(path: Path) -> bytes:
     """All that comes out of a pipe or terminal. Raises ProfileError if nobody writes into it."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -170,7 +170,7 @@ def _looks_like_utf16(data: bytes) -> bool:
 def read(path: Path, *, private: bool = False) -> Source:
     """The text of this file. Raises ProfileError if it is not there, not readable, not UTF-8 text, or huge."""
     try:
-        data = _once(path) if is_stream(path) else _whole(path)
+        data = _once(path) if is_stream(path) else _read_file(path)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [file.name for file in _siblings(path)], 1, 0.5)
         hint = f"did you mean {path.with_name(near[0])}?" if near else ""

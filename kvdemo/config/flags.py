@@ -138,17 +138,17 @@ def _pair(flag: str, value: str) -> list[str]:
 def _items(name: str, value: Any) -> list[str]:
     """The words behind a flag."""
     if name in OBJECTS and isinstance(value, str) and value.lstrip().startswith("["):
-        value = _parsed(value)
+        value = _parse_json(value)
     if name in JSON_LISTS:
-        return [value if isinstance(value, str) and value.lstrip().startswith("[") else _json(_listed(value))]
+        return [value if isinstance(value, str) and value.lstrip().startswith("[") else _json(_as_list(value))]
     if "." in name and not isinstance(value, str):
         return [_json(value)]
     if name in COMMA_LISTS:
-        return [",".join(map(_text, _listed(value)))]
-    return [_text(item) for item in _listed(value)]
+        return [",".join(map(_text, _as_list(value)))]
+    return [_text(item) for item in _as_list(value)]
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def _as_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -160,7 +160,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

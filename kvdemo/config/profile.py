@@ -51,9 +51,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Profile:
     variables, findings = dotenv(base.parent / ".env")
     document = parse(source, {**variables, **environ}, as_text=_is_env)
     context = {"base": base.parent, "home": environ.get("HOME", "~")}
-    settings = _validated(document, context)
-    engines = {name: _merged(engine, settings.defaults.engine, settings) for name, engine in settings.engines.items()}
-    caches = {name: _merged(cache, settings.defaults.cache, settings) for name, cache in settings.caches.items()}
+    settings = _validate(document, context)
+    engines = {name: _merge(engine, settings.defaults.engine, settings) for name, engine in settings.engines.items()}
+    caches = {name: _merge(cache, settings.defaults.cache, settings) for name, cache in settings.caches.items()}
     own = {"engines": engines, "caches": caches, "path": path if stream else base}
     if ("name",) not in document.keys:
         own["name"] = ("" if stream else values.slug(path.stem)) or "kvdemo"
@@ -68,7 +68,7 @@ def _is_env(keys: Keys) -> bool:
     return (keys[0] == "env" and len(keys) == 2) or (len(keys) == 4 and keys[2] == "env")
 
 
-def _validated(document: Document, context: Mapping[str, Any]) -> Settings:
+def _validate(document: Document, context: Mapping[str, Any]) -> Settings:
     """The settings without their wrong values, so that what is right is checked further in the same run."""
     value = document.value
     for _ in range(_MOST_ROUNDS):
@@ -76,11 +76,11 @@ def _validated(document: Document, context: Mapping[str, Any]) -> Settings:
             return Settings.model_validate(value, context=dict(context))
         except ValidationError as error:
             for entry in error.errors(include_url=False, include_input=False):
-                _drop(value, _refused(document, entry))
+                _drop(value, _add_finding(document, entry))
     raise failure(document.findings)
 
 
-def _refused(document: Document, entry: Any) -> Keys:
+def _add_finding(document: Document, entry: Any) -> Keys:
     """Add the finding for this error of pydantic; the way to the value that it is about."""
     told = entry.get("ctx", {})
     keys: Keys = ()
@@ -89,10 +89,10 @@ def _refused(document: Document, entry: Any) -> Keys:
         keys = (*keys, key) if (*keys, key) in document.values else keys
     document.broken.add(keys)
     if entry["type"] == "extra_forbidden":
-        near = _near(keys)
+        near = _closest_key(keys)
         # Whoever misspelt a key must not be told that the right one is missing.
         document.broken.add((*keys[:-1], near))
-        meant = f"did you mean '{near}'?" if near else _elsewhere(keys)
+        meant = f"did you mean '{near}'?" if near else _where_it_belongs(keys)
         document.find(keys, f"unknown key '{keys[-1]}' ({meant})", at_key=True, about=keys[:-1])
     elif "[key]" in entry["loc"]:
         document.find(keys, told["message"], at_key=True, about=keys[:-1])
@@ -124,7 +124,7 @@ def _part(keys: Keys) -> type[Part]:
     return _PARTS.get(keys, Bench)
 
 
-def _near(keys: Keys) -> str:
+def _closest_key(keys: Keys) -> str:
     """The known key that is most like this one; empty if none is."""
     part, flag = _part(keys[:-1]), str(keys[-1]).lower().replace("_", "-")
     known = {name.replace("_", "-"): name for name in part.model_fields} | dict(own_keys(part))
@@ -132,7 +132,7 @@ def _near(keys: Keys) -> str:
     return known[near[0]] if near else ""
 
 
-def _elsewhere(keys: Keys) -> str:
+def _where_it_belongs(keys: Keys) -> str:
     """Where a key may belong that is none here."""
     part = _part(keys[:-1])
     for other, where in _PLACES.items():
@@ -145,7 +145,7 @@ def _elsewhere(keys: Keys) -> str:
     return f"known here: {', '.join(part.model_fields)}"
 
 
-def _merged(service: _Service, base: _Service, top: Settings) -> _Service:
+def _merge(service: _Service, base: _Service, top: Settings) -> _Service:
     """The service with its defaults: its own values, then ``defaults``, then those of the profile."""
     given = {name: getattr(part, name) for part in (base, service) for name in part.model_fields_set}
     given["args"] = {**base.args, **service.args}

@@ -28,7 +28,7 @@ def refuse(message: str, *at: str | int, key: bool = False) -> NoReturn:
     raise PydanticCustomError("kvdemo", "{message}", {"message": message, "at": at, "key": key})
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """A value as a user would call it: ``'abc'``, ``80``, ``true``, ``a list``, ``nothing``."""
     if value is None or value == "":
         return "nothing"
@@ -58,7 +58,7 @@ def between(low: int, high: int, what: str = "a whole number") -> Callable[[Any]
         given = number(value)
         if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
             limits = f" from {low} to {high}" if high < 2**31 else f" of at least {low}"
-            refuse(f"expected {what}{limits}, got {shown(value)}")
+            refuse(f"expected {what}{limits}, got {describe(value)}")
         return given
 
     return checked
@@ -74,10 +74,10 @@ def size(value: Any) -> int:
         elif unit and unit in "kmgt":
             refuse(f"'{given}' can mean two sizes: write {match[1]}{unit.upper()}iB or {match[1]}{unit.upper()}B")
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
-        refuse(f"expected a size such as 8GiB, 512MiB or 1.5GB, got {shown(value)}")
+        refuse(f"expected a size such as 8GiB, 512MiB or 1.5GB, got {describe(value)}")
     if given < SMALLEST_SIZE:
         meant = f"; is {given}GiB meant?" if 0 < given <= 4096 else ", which is too small"
-        refuse(f"{shown(value)} means {given} bytes{meant}")
+        refuse(f"{describe(value)} means {given} bytes{meant}")
     return given
 
 
@@ -89,12 +89,11 @@ def context(value: Any) -> int | str:
     if isinstance(given, str) and (match := re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kKmMgG])", given.strip())):
         base, power = (1000 if match[2].islower() else 1024), "kmg".index(match[2].lower()) + 1
         if base == 1024 and "." in match[1]:
-            refuse(
-                f"{shown(value)}: {match[2]} counts in 1,024 and takes no decimals; {match[1]}{match[2].lower()} does"
-            )
+            remedy = f"{match[1]}{match[2].lower()} does"
+            refuse(f"{describe(value)}: {match[2]} counts in 1,024 and takes no decimals; {remedy}")
         given = int(float(match[1]) * base**power)
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given < 2**31:
-        refuse(f"expected a number of tokens such as 32768 or 32k, or auto, got {shown(value)}")
+        refuse(f"expected a number of tokens such as 32768 or 32k, or auto, got {describe(value)}")
     return given
 
 
@@ -108,7 +107,7 @@ def memory(value: Any) -> float | int:
             meant = f" (is {given}GiB meant?)" if 1 < given <= 4096 else ""
             refuse(f"expected a fraction of the GPU up to 1.0, or a size such as 20GiB, got {given}{meant}")
     elif not isinstance(given, str) or not _SIZE.fullmatch(given.strip()):
-        refuse(f"expected a fraction of the GPU such as 0.6, or a size such as 20GiB, got {shown(value)}")
+        refuse(f"expected a fraction of the GPU such as 0.6, or a size such as 20GiB, got {describe(value)}")
     return size(value)
 
 
@@ -118,7 +117,7 @@ def seconds(value: Any) -> float:
     if isinstance(given, str) and re.fullmatch(rf"(?:{_DURATION.pattern})+", given.strip()):
         given = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION.findall(given))
     if isinstance(given, bool) or not isinstance(given, int | float):
-        refuse(f"expected a duration such as 90s, 15m or 2h, got {shown(value)}")
+        refuse(f"expected a duration such as 90s, 15m or 2h, got {describe(value)}")
     if not 0 < given < 1e9:
-        refuse(f"expected a duration above zero, got {shown(value)}")
+        refuse(f"expected a duration above zero, got {describe(value)}")
     return float(given)

@@ -59,7 +59,7 @@ def is_secret(text: str) -> bool:
     return bool(_FORM.search(text) or _IN_URL.search(text) or _HEADER.search(text))
 
 
-def covered(text: str) -> str:
+def blank_secrets(text: str) -> str:
     """The text without what has the form of a secret."""
     return _GIVEN.sub(rf"\1{COVER}", _FORM.sub(COVER, _PERHAPS_IN_URL.sub(COVER, text)))
 
@@ -67,7 +67,7 @@ def covered(text: str) -> str:
 def covered_key(text: str) -> str:
     """A key as it may be shown: whoever forgot the colon has the value in it."""
     end = _end_of_name(text)
-    return text[:end] + COVER if end else covered(text)
+    return text[:end] + COVER if end else blank_secrets(text)
 
 
 def covered_line(lines: list[str], row: int) -> str:
@@ -78,7 +78,7 @@ def covered_line(lines: list[str], row: int) -> str:
     line = lines[row]
     if end := _end_of_name(line):
         after = line[end:]
-        return covered(line[: len(line) - len(after.lstrip())]) + (COVER if after.strip() else "")
+        return blank_secrets(line[: len(line) - len(after.lstrip())]) + (COVER if after.strip() else "")
     indent, item = _indent(line), line.lstrip().startswith("-")
     for above in reversed(lines[:row]):
         if above.strip() and _indent(above) < indent + (item and not above.lstrip().startswith("-")):
@@ -87,7 +87,7 @@ def covered_line(lines: list[str], row: int) -> str:
             indent, item = _indent(above), False
         if not indent and not item:
             break
-    return covered(line)
+    return blank_secrets(line)
 
 
 def _end_of_name(line: str) -> int:

@@ -17,7 +17,7 @@ from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from kvdemo import backends
-from kvdemo.config.quantities import number, refuse, shown
+from kvdemo.config.quantities import describe, number, refuse
 
 LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -32,7 +32,7 @@ def plain_text(value: Any) -> str:
     """Text that is not empty."""
     if not isinstance(value, str) or not value:
         quotes = " (put it in quotes)" if isinstance(value, bool | int | float) else ""
-        refuse(f"expected text, got {shown(value)}{quotes}")
+        refuse(f"expected text, got {describe(value)}{quotes}")
     return value
 
 
@@ -40,9 +40,9 @@ def word(value: Any) -> str:
     """Text of one line that no command line takes for a flag."""
     text = plain_text(value)
     if text != text.strip() or "\n" in text:
-        refuse(f"expected text of one line without blanks around it, got {shown(text)}")
+        refuse(f"expected text of one line without blanks around it, got {describe(text)}")
     if text.startswith("-"):
-        refuse(f"{shown(text)} would be read as a flag: begin with another character")
+        refuse(f"{describe(text)} would be read as a flag: begin with another character")
     return text
 
 
@@ -56,7 +56,7 @@ def served_names(value: Any) -> tuple[str, ...]:
         refuse("the list is empty; expected at least one name")
     for index, item in enumerate(value):
         if item in value[:index]:
-            refuse(f"{shown(item)} is named twice", index)
+            refuse(f"{describe(item)} is named twice", index)
         try:
             word(item)
         except PydanticCustomError as error:
@@ -67,7 +67,7 @@ def served_names(value: Any) -> tuple[str, ...]:
 def version(value: Any) -> int:
     """The version of the file format."""
     if isinstance(value, bool) or number(value) != 1:
-        refuse(f"expected 1, the version of the file format, got {shown(value)}")
+        refuse(f"expected 1, the version of the file format, got {describe(value)}")
     return 1
 
 
@@ -86,7 +86,7 @@ def label(value: Any) -> str:
     if not re.fullmatch(LABEL, text):
         nearest = slug(text)
         refuse(
-            f"{shown(text)} is not a name: use lower-case letters, digits and '-', at most 63"
+            f"{describe(text)} is not a name: use lower-case letters, digits and '-', at most 63"
             + (f" (such as '{nearest}')" if nearest else "")
         )
     return text
@@ -99,11 +99,11 @@ def host(value: Any) -> str:
         ipaddress.ip_address(text)
     except ValueError:
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text) or re.fullmatch(r"[0-9.]+", text):
-            refuse(f"expected an address without scheme or port, such as 127.0.0.1 or 0.0.0.0, got {shown(text)}")
+            refuse(f"expected an address without scheme or port, such as 127.0.0.1 or 0.0.0.0, got {describe(text)}")
     return text
 
 
-def resolved(text: str, info: ValidationInfo) -> str:
+def absolute_path(text: str, info: ValidationInfo) -> str:
     """A path as the profile writes it, absolute: relative to the profile, ``~`` the user's home."""
     context = info.context or {}
     if text == "~" or text.startswith("~/"):
@@ -115,7 +115,7 @@ def resolved(text: str, info: ValidationInfo) -> str:
 def path(value: Any, info: ValidationInfo) -> str | None:
     """A path, absolute; None for nothing."""
     text: str | None = optional(plain_text)(value)
-    return resolved(text, info) if text else None
+    return absolute_path(text, info) if text else None
 
 
 _SERVER = re.compile(r"(?:redis|valkey)://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,6}))?(?:/([0-9]*))?")
@@ -147,7 +147,7 @@ def store(value: Any, info: ValidationInfo) -> str | None:
         refuse(_NO_SOCKET)
     parts = _SERVER.fullmatch(text)
     if not parts:
-        refuse(f"expected a directory, or a server as redis://HOST:PORT, got {shown(text)}")
+        refuse(f"expected a directory, or a server as redis://HOST:PORT, got {describe(text)}")
     port = int(parts[2] or 6379)
     if not 1 <= port <= 65535:
         refuse(f"expected a port from 1 to 65535, got {port}")
@@ -164,14 +164,16 @@ def launcher(value: Any) -> dict[str, Any]:
 def backend(value: Any) -> str:
     """What carries the KV of a cache."""
     if not isinstance(value, str) or value not in backends.BACKENDS:
-        refuse(f"expected {' or '.join(backends.BACKENDS)}, got {shown(value)}")
+        refuse(f"expected {' or '.join(backends.BACKENDS)}, got {describe(value)}")
     return value
 
 
 def placement(value: Any) -> str:
     """How engines are put on nodes."""
     if value not in ("spread", "pack"):
-        refuse(f"expected spread (engines on different nodes as far as possible) or pack (on few), got {shown(value)}")
+        refuse(
+            f"expected spread (engines on different nodes as far as possible) or pack (on few), got {describe(value)}"
+        )
     return str(value)
 
 
@@ -180,7 +182,7 @@ def ray_address(value: Any) -> str:
     text = plain_text(value)
     address = re.fullmatch(r"[A-Za-z0-9.-]+:([0-9]{1,6})", text)
     if text != "auto" and not (address and 1 <= int(address[1]) <= 65535):
-        refuse(f"expected auto (the cluster that this machine is a node of) or HOST:PORT, got {shown(text)}")
+        refuse(f"expected auto (the cluster that this machine is a node of) or HOST:PORT, got {describe(text)}")
     return text
 
 
@@ -196,18 +198,18 @@ def model(value: Any, info: ValidationInfo) -> str | None:
             "that this file was made from"
         )
     if text and (text.startswith(("./", "../", "/", "~")) or text in (".", "..")):
-        return resolved(text, info)
+        return absolute_path(text, info)
     if text and not re.fullmatch(_REPOSITORY, text):
         page = re.fullmatch(rf"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({_REPOSITORY})(/.*)?", text)
         meant = f" (is {page[1]} meant?)" if page else ""
-        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {shown(text)}{meant}")
+        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {describe(text)}{meant}")
     return text
 
 
 def python(value: Any, info: ValidationInfo) -> str | None:
     """A path of an interpreter, absolute, or the name of a command as it is; None for nothing."""
     text: str | None = optional(plain_text)(value)
-    return resolved(text, info) if text and ("/" in text or text == "~") else text
+    return absolute_path(text, info) if text and ("/" in text or text == "~") else text
 
 
 def gpus(value: Any) -> Any:
@@ -218,12 +220,12 @@ def gpus(value: Any) -> Any:
     if value == "auto":
         return value
     if not isinstance(value, list):
-        refuse(f"expected a list such as [0] or [0, 1], [] for none, or auto, got {shown(value)}")
+        refuse(f"expected a list such as [0] or [0, 1], [] for none, or auto, got {describe(value)}")
     gpus = [number(item) for item in value]
     for index, gpu in enumerate(gpus):
         named = isinstance(gpu, str) and re.fullmatch(r"(GPU|MIG)-[-/0-9A-Za-z]+", gpu)
         if not named and (isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < 1024):
-            refuse(f"expected the index of a GPU (from 0), or its UUID (GPU-...), got {shown(gpu)}", index)
+            refuse(f"expected the index of a GPU (from 0), or its UUID (GPU-...), got {describe(gpu)}", index)
         if gpu in gpus[:index]:
             refuse(f"GPU {gpu} is named twice", index)
     return tuple(gpus)
@@ -234,19 +236,19 @@ def mapping(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        refuse(f"expected 'key: value' lines (a mapping), got {shown(value)}")
+        refuse(f"expected 'key: value' lines (a mapping), got {describe(value)}")
     return value
 
 
 def texts(value: Any) -> list[str]:
     """One text or more."""
     if not isinstance(value, list):
-        refuse(f"expected a list of texts, got {shown(value)}")
+        refuse(f"expected a list of texts, got {describe(value)}")
     if not value:
         refuse("the list is empty; expected at least one text")
     for index, item in enumerate(value):
         if not isinstance(item, str) or not item:
-            refuse(f"expected text, got {shown(item)}", index)
+            refuse(f"expected text, got {describe(item)}", index)
     return value
 
 

@@ -51,11 +51,11 @@ class Variables:
                 pieces.append(self._choice(match, text[match.end() : end], depth + 1))
                 position = end + 1
             else:
-                pieces.append("$" if match["dollar"] else self._required(match))
+                pieces.append("$" if match["dollar"] else self._require(match))
                 position = match.end()
         return "".join(pieces) + text[position:]
 
-    def _lookup(self, match: re.Match[str]) -> tuple[str, str | None]:
+    def _find(self, match: re.Match[str]) -> tuple[str, str | None]:
         name = match["name"] or match["bare"]
         if name in self.secrets:
             raise Mistake(
@@ -71,14 +71,14 @@ class Variables:
             )
         return name, value
 
-    def _required(self, match: re.Match[str]) -> str:
-        name, value = self._lookup(match)
+    def _require(self, match: re.Match[str]) -> str:
+        name, value = self._find(match)
         if value is None:
             raise Mistake(f"variable {name} is not set; set it, or give it a default: ${{{name}:-...}}", match[0])
         return value
 
     def _choice(self, match: re.Match[str], word: str, depth: int) -> str:
-        name, value = self._lookup(match)
+        name, value = self._find(match)
         if value == "" and match["op"][0] == ":":
             value = None
         if match["op"][-1] == "+":

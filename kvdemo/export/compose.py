@@ -11,7 +11,7 @@ from typing import Any
 
 from kvdemo.export import containers
 from kvdemo.export.containers import Container
-from kvdemo.export.yamltext import Shared, comment, dump
+from kvdemo.export.yamltext import AnchoredMapping, comment, dump
 from kvdemo.planning import order
 from kvdemo.planning.plan import Plan
 
@@ -39,7 +39,7 @@ def compose(plan: Plan) -> str:
     """The file. Secrets are references to the environment (or ``.env``) of whoever runs it."""
     gpu = any(spec.gpus for spec in plan.services)
     image = containers.image(plan, gpu=gpu)
-    build = None if gpu else Shared(context=".", dockerfile_inline=containers.dockerfile(plan))
+    build = None if gpu else AnchoredMapping(context=".", dockerfile_inline=containers.dockerfile(plan))
     made = [containers.container(spec, _literal) for spec in plan.services]
     services = {one.spec.name: _service(plan, one, image, build) for one in made}
     return comment(_head(plan, made, image)) + dump({"name": plan.project, "services": services})
@@ -53,14 +53,14 @@ def _head(plan: Plan, made: list[Container], image: str) -> str:
         project=plan.project,
         store=store or "nothing: there is no L2",
         image=image,
-        ports=", ".join(f"{one.spec.name} at {_published(one.spec.host)}:{one.port}" for one in made),
+        ports=", ".join(f"{one.spec.name} at {_published_address(one.spec.host)}:{one.port}" for one in made),
         measuring=containers.measuring(plan),
         paths="".join(f"; {text}" for text in from_host),
     )
     return head + ("" if any(spec.gpus for spec in plan.services) else _CPU)
 
 
-def _service(plan: Plan, one: Container, image: str, build: Shared | None) -> dict[str, Any]:
+def _service(plan: Plan, one: Container, image: str, build: AnchoredMapping | None) -> dict[str, Any]:
     spec = one.spec
     check = ["CMD", containers.PYTHON, "-c", _CHECK.format(port=one.port, path=one.health)]
     waits: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def _service(plan: Plan, one: Container, image: str, build: Shared | None) -> di
         "environment": one.env | {name: f"${{{name}:?set it in the environment or in .env}}" for name in one.secrets},
         **_namespaces(plan, one),
         **_gpus(one),
-        "ports": [{"host_ip": _published(spec.host), "published": str(one.port), "target": one.port}],
+        "ports": [{"host_ip": _published_address(spec.host), "published": str(one.port), "target": one.port}],
         "volumes": _volumes(one),
         "depends_on": waits,
         "healthcheck": {
@@ -131,7 +131,7 @@ def _store(one: Container) -> str:
     return f"{one.spec.store}-compose"
 
 
-def _published(host: str) -> str:
+def _published_address(host: str) -> str:
     return "127.0.0.1" if host == "localhost" else host
 
 

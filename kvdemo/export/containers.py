@@ -114,7 +114,7 @@ def _arguments(
 
     Only what the profile says is escaped: ``adapter`` may hold what the format is to expand.
     """
-    options = {name: _escaped(value, literal) for name, value in spec.options.items()}
+    options = {name: _escape(value, literal) for name, value in spec.options.items()}
     options |= {flag: ANYWHERE for flag in ("host", "http-host") if flag in options}
     place = KV if directory(spec) else ""
     options = backends.of(spec.backend).in_container(
@@ -123,13 +123,13 @@ def _arguments(
     return (*spec.command[3:], *flags.words(options))
 
 
-def _escaped(value: Any, literal: Callable[[str], str]) -> Any:
+def _escape(value: Any, literal: Callable[[str], str]) -> Any:
     """The value, every text in it escaped."""
     if isinstance(value, str):
         return literal(value)
     if isinstance(value, Mapping):
-        return {_escaped(key, literal): _escaped(part, literal) for key, part in value.items()}
-    return [_escaped(part, literal) for part in value] if isinstance(value, list | tuple) else value
+        return {_escape(key, literal): _escape(part, literal) for key, part in value.items()}
+    return [_escape(part, literal) for part in value] if isinstance(value, list | tuple) else value
 
 
 def image(plan: Plan, *, gpu: bool) -> str:

@@ -91,10 +91,10 @@ def _head(plan: Plan, made: list[Container], image: str, *, gpu: bool) -> str:
     )
     sharers = [s.name for s in plan.engines if any(set(s.gpus) & set(o.gpus) for o in plan.engines if o.name != s.name)]
     head += _SHARED_GPU.format(names=", ".join(sharers)) if sharers else ""
-    return head + ("" if gpu else _CPU.format(dockerfile=_indented(containers.dockerfile(plan))))
+    return head + ("" if gpu else _CPU.format(dockerfile=_indent(containers.dockerfile(plan))))
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 

@@ -126,7 +126,7 @@ def _start(spec: ServiceSpec) -> str:
     env = [shlex.quote(f"{name}={value}") for name, value in spec.env.items() if name != _SOCKETS]
     env += [f'{_SOCKETS}="$sockets"'] if _SOCKETS in spec.env else []
     env += [f'{name}="${{{name}:?set it first}}"' for name in containers.secrets(spec, fetches=not offline)]
-    words = " \\\n  ".join([" ".join(env), *(_grouped(spec.argv))])
+    words = " \\\n  ".join([" ".join(env), *(_group_flags(spec.argv))])
     folder = containers.directory(spec)
     made = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
     array = "caches" if spec.kind == "cache" else "engines"
@@ -139,7 +139,7 @@ def _start(spec: ServiceSpec) -> str:
     )
 
 
-def _grouped(argv: tuple[str, ...]) -> list[str]:
+def _group_flags(argv: tuple[str, ...]) -> list[str]:
     """Quoted words, a flag and its values on one line."""
     lines: list[list[str]] = []
     for word in argv:

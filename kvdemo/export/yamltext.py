@@ -11,13 +11,13 @@ _AMBIGUOUS = re.compile(r"[-+]?\.?[0-9].*|(?i:y|n|yes|no|on|off|true|false|null|
 """Text that some reader takes for a number, a time or a truth value unless it is quoted."""
 
 
-class Shared(dict[str, Any]):
+class AnchoredMapping(dict[str, Any]):
     """A mapping that stands in several places: written out once, with an anchor."""
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        return not isinstance(data, Shared)
+        return not isinstance(data, AnchoredMapping)
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -25,7 +25,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(Shared, yaml.SafeDumper.represent_dict)
+_Dumper.add_representer(AnchoredMapping, yaml.SafeDumper.represent_dict)
 _Dumper.add_representer(str, _text)
 
 

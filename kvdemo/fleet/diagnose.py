@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kvdemo.fleet import evidence, excerpts, logtext, signatures
 from kvdemo.fleet.evidence import Evidence
-from kvdemo.fleet.logtext import Fault, Raised
+from kvdemo.fleet.logtext import Fault, LoggedException
 from kvdemo.fleet.signature import GPU_MEMORY, INTERNAL_PORT, KILLED, OFFLINE, PORT_TAKEN, Signature
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def root_cause(
     read = Evidence(logtext.parse(log))
     memory = _memory(oom_kills, oom_ours)
     causes = (
-        _explained(evidence.of_the_failure(read), spec, read),
+        _explain(evidence.of_the_failure(read), spec, read),
         _by_record(read, spec, dying=True),
         _killed_child(read, memory),
         _by_signal(code, signal, memory, spec),
-        _explained(evidence.elsewhere(read), spec, read),
+        _explain(evidence.other_faults(read), spec, read),
         _by_record(read, spec),
         _by_kernel(memory, oom_ours),
-        _explained(evidence.secondary(read), spec, read),
+        _explain(evidence.secondary(read), spec, read),
         _by_pointer(read),
         _by_status(read, code),
     )
@@ -88,7 +88,7 @@ def root_cause(
     return replace(cause, line=excerpts.excerpt(cause.line))
 
 
-def _explained(faults: Iterable[Fault], spec: ServiceSpec | None, read: Evidence) -> Cause | None:
+def _explain(faults: Iterable[Fault], spec: ServiceSpec | None, read: Evidence) -> Cause | None:
     """The cause that the first of these faults is."""
     for fault in faults:
         return _chain(fault, spec, read)
@@ -101,29 +101,29 @@ def _chain(fault: Fault, spec: ServiceSpec | None, read: Evidence) -> Cause:
         (signature.general, number, signature, text, raised)
         for number, raised in enumerate(fault.chain)
         if not evidence.points(raised)
-        for signature, text in signatures.lookup(raised.name, raised.message, raised.more, raised.frame)
+        for signature, text in signatures.find(raised.name, raised.message, raised.output, raised.frame)
     ]
     if known:
         _, _, signature, text, raised = min(known, key=lambda entry: entry[:2])
-        above = _above(signature, fault, read) if signature.code in _TOOLS else None
+        above = _tool_output_before(signature, fault, read) if signature.code in _TOOLS else None
         signature, text = above or (signature, text)
-        return _remedied(signature, _line(raised, text), raised, spec, read.served)
+        return _with_remedy(signature, _line(raised, text), raised, spec, read.served)
     raised = _explaining([raised for raised in fault.chain if not evidence.points(raised)] or list(fault.chain))
     return Cause(_line(raised, ""))
 
 
-def _above(signature: Signature, fault: Fault, read: Evidence) -> tuple[Signature, str] | None:
+def _tool_output_before(signature: Signature, fault: Fault, read: Evidence) -> tuple[Signature, str] | None:
     """What a compiler or NCCL wrote by itself just before an exception that says no more than that it failed."""
     near = [line for line in read.lines if fault.first - evidence.NEAR <= line.number < fault.first]
     told = [line.text for line in near if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text))]
     for text in reversed(told):
-        for known, _ in signatures.lookup("", text):
+        for known, _ in signatures.find("", text):
             if not known.general:
                 return known, text
     return (signature, told[-1]) if told else None
 
 
-def _explaining(chain: Sequence[Raised]) -> Raised:
+def _explaining(chain: Sequence[LoggedException]) -> LoggedException:
     """The first, unless it was a mere failed look-up that something more telling followed."""
     first, last = chain[0], chain[-1]
     caught = any(raised.link in ("context", "next") for raised in chain[1:])
@@ -132,11 +132,11 @@ def _explaining(chain: Sequence[Raised]) -> Raised:
     return first
 
 
-def _line(raised: Raised, text: str) -> str:
+def _line(raised: LoggedException, text: str) -> str:
     """An exception as it is told: name and message, then the line below it that bears the cause, or where it was."""
     message = raised.message
     if re.match(r"\d+ validation errors? for", message):
-        told = [line.strip() for line in raised.more if line.strip() and "For further information" not in line]
+        told = [line.strip() for line in raised.output if line.strip() and "For further information" not in line]
         value = next((line for line in told if line.startswith(("Value error", "Assertion failed"))), "")
         return re.sub(r" \[type=\w+, input_value=.*", "", value or f"{raised.short}: {message} {' '.join(told[:2])}")
     if message.startswith(("Value error, ", "Assertion failed, ", "error: ")) or not raised.name:
@@ -144,13 +144,15 @@ def _line(raised: Raised, text: str) -> str:
     line = f"{raised.name}: {message}" if message else raised.name
     if text and text != message:
         return f"{line} {text}" if message.endswith(":") else f"{line}: {text}"
-    if message.endswith(":") and raised.more:
-        return f"{line} {' '.join(part.strip() for part in raised.more[:2])}"
+    if message.endswith(":") and raised.output:
+        return f"{line} {' '.join(part.strip() for part in raised.output[:2])}"
     bare = not message or _LOOKUPS.match(raised.short)
     return f"{line} ({raised.frame})" if bare and raised.frame else line
 
 
-def _remedied(signature: Signature, line: str, raised: Raised, spec: ServiceSpec | None, served: bool) -> Cause:
+def _with_remedy(
+    signature: Signature, line: str, raised: LoggedException, spec: ServiceSpec | None, served: bool
+) -> Cause:
     """The cause with a remedy that fits this service."""
     code, fix, title = signature.code, signature.remedy, signature.title
     if code == PORT_TAKEN:
@@ -168,7 +170,7 @@ def _remedied(signature: Signature, line: str, raised: Raised, spec: ServiceSpec
     return Cause(line, fix.format(cache=spec.cache if spec and spec.cache else "CACHE"), code, title)
 
 
-def _port(line: str, raised: Raised, spec: ServiceSpec | None) -> tuple[str, str]:
+def _port(line: str, raised: LoggedException, spec: ServiceSpec | None) -> tuple[str, str]:
     """A port of the profile, or one that vLLM chose for itself."""
     number = re.search(r"port:? (\d{2,5})|', (\d{2,5})\)|:(\d{2,5})\b", line)
     port = int(next(group for group in number.groups() if group)) if number else 0
@@ -252,8 +254,8 @@ def _by_record(read: Evidence, spec: ServiceSpec | None, *, dying: bool = False)
         records = [line for line in records if deaths and deaths[0] - evidence.NEAR <= line.number < deaths[0]]
     for line in records[-RECORDS:]:
         if not read.alive_after(line.process, line.number):
-            for signature, _ in signatures.lookup("", line.text):
-                return _remedied(signature, line.text, Raised("", line.text), spec, read.served)
+            for signature, _ in signatures.find("", line.text):
+                return _with_remedy(signature, line.text, LoggedException("", line.text), spec, read.served)
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kvdemo.fleet.logtext import Fault, Line, Log, Raised
+from kvdemo.fleet.logtext import Fault, Line, Log, LoggedException
 
 _READY = re.compile(r"Application startup complete\.$")
 _FAILURE = re.compile(
@@ -132,13 +132,13 @@ def _healthy(line: Line) -> bool:
     return bool(access and access["what"].startswith("GET /health") and access["status"] == "200")
 
 
-def points(raised: Raised) -> bool:
+def points(raised: LoggedException) -> bool:
     """Whether this exception only says that there was another one."""
     said = _POINTERS.match(raised.message) or CHILD.match(raised.message)
     return bool(said or _POINTING.fullmatch(raised.short))
 
 
-def follows(raised: Raised) -> bool:
+def follows(raised: LoggedException) -> bool:
     """Whether this exception is what others see of a process that ended."""
     return bool(_SECONDARY.fullmatch(raised.short) or _PEER_LOST.match(raised.message))
 
@@ -161,7 +161,7 @@ def of_the_failure(read: Evidence) -> Iterator[Fault]:
             yield fault
 
 
-def elsewhere(read: Evidence) -> list[Fault]:
+def other_faults(read: Evidence) -> list[Fault]:
     """Faults that nobody called fatal and nobody survived: of the last block (between works), the core's first."""
     rest = [fault for fault in read.faults if tells(fault) and not read.survived(fault)]
     last = rest[-1].first if rest else 0

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
 from kvdemo.fleet import excerpts, keystore, launchers, precheck, signature, stores, teardown, watch
-from kvdemo.fleet.gpulocks import Turns
+from kvdemo.fleet.gpulocks import GpuLocks
 from kvdemo.host import health, locks, survey
 from kvdemo.host.launcher import Event, Launcher, State
 from kvdemo.host.state import Project
@@ -56,7 +56,7 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     previous = survey.saved_plan(project)
     launcher = launchers.of(project, lock_fd, plan)
     launcher.recover()
-    same = _unchanged(wanted, previous, launcher)
+    same = _unchanged_services(wanted, previous, launcher)
     running = launcher.running()
     fresh = [spec for spec in wanted if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
@@ -65,11 +65,11 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
-    project.save({**document, "plan": _merged(plan, wanted, previous, running).to_json()})
+    project.save({**document, "plan": _merge(plan, wanted, previous, running).to_json()})
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
-        launcher.settled()
+        launcher.note_shared_memory()
         if wait:
             _note_contexts(project, wanted, environ)
         if then:
@@ -100,13 +100,13 @@ def _undo(project: Project, launcher: Launcher, started: Collection[str], plan: 
     try:
         yield from teardown.stop(launcher, started, plan)
     except (KeyboardInterrupt, GeneratorExit):
-        with teardown.undisturbed():
+        with teardown.ignore_signals():
             launcher.recover()
             for _ in teardown.stop(launcher, started, plan, timeout=0):
                 pass
             _tidy(project, launcher, plan)
         raise
-    with teardown.undisturbed():
+    with teardown.ignore_signals():
         _tidy(project, launcher, plan)
 
 
@@ -120,7 +120,7 @@ def _tidy(project: Project, launcher: Launcher, plan: Plan) -> None:
         project.clear()
 
 
-def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
+def _merge(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
     """What will run: the plan, except for services that nobody asked to replace and that run from an earlier one."""
     asked = {spec.name for spec in wanted}
     old = {spec.name: spec for spec in previous.services if spec.name in running - asked} if previous else {}
@@ -128,12 +128,12 @@ def _merged(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, ru
 
 
 def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
-    chosen = known(plan, names)
+    chosen = resolve_names(plan, names)
     chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
     return [spec for spec in plan.services if spec.name in chosen]
 
 
-def known(plan: Plan, names: Collection[str]) -> set[str]:
+def resolve_names(plan: Plan, names: Collection[str]) -> set[str]:
     """These services, all if none is named. Raises UsageError for one that is not in the plan."""
     there = {spec.name for spec in plan.services}
     if unknown := [name for name in names if name not in there]:
@@ -141,14 +141,18 @@ def known(plan: Plan, names: Collection[str]) -> set[str]:
     return set(names) or there
 
 
-def _unchanged(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
+def _unchanged_services(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
     """Services that run exactly as planned; the engines of a cache that is replaced must follow it."""
     before = {spec.name: spec.digest for spec in previous.services} if previous else {}
     same: set[str] = set()
     for spec in wanted:  # caches come first
         status = launcher.status(spec.name)
         lives = (
-            status and status.alive and status.guarded and not status.guardian_stopped and not health.doomed(spec.url)
+            status
+            and status.alive
+            and status.guarded
+            and not status.guardian_stopped
+            and not health.core_died(spec.url)
         )
         follows = not spec.cache or spec.cache in same
         if lives and follows and before.get(spec.name) == spec.digest:
@@ -162,12 +166,18 @@ class _Starter:
     def __init__(
         self, plan: Plan, project: Project, environ: Mapping[str, str], launcher: Launcher, started: list[str]
     ) -> None:
-        self.plan, self.project, self.environ, self.launcher, self.started = plan, project, environ, launcher, started
+        self.plan, self.project, self.environ, self.launcher, self.started_services = (
+            plan,
+            project,
+            environ,
+            launcher,
+            started,
+        )
         self.run_id = secrets.token_hex(8)
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.stopping = threading.Event()
         self.watching: set[str] = set()
-        self.turns = Turns(plan.project, self.events.put, self.stopping)
+        self.locks = GpuLocks(plan.project, self.events.put, self.stopping)
 
     def run(
         self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
@@ -183,7 +193,7 @@ class _Starter:
             )
             while pending or (self.watching and wait):
                 for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
-                    if spec.name not in same and not self.turns.may_start(spec, deadline):
+                    if spec.name not in same and not self.locks.may_start(spec, deadline):
                         continue
                     del pending[spec.name]
                     if spec.name not in same:
@@ -194,7 +204,7 @@ class _Starter:
                 if not (pending or wait):
                     break
                 event = self.events.get()
-                self.turns.note(event)
+                self.locks.note(event)
                 if event.state is State.READY:
                     ready.add(event.service)
                     self.watching.discard(event.service)
@@ -210,7 +220,7 @@ class _Starter:
                     raise self._failure(event)
         finally:
             self.stopping.set()
-            self.turns.close()
+            self.locks.close()
 
     def _spawn(self, spec: ServiceSpec) -> None:
         if spec.directory:
@@ -218,7 +228,7 @@ class _Starter:
         elif spec.store:
             keystore.claim(spec, self.environ)
         self.project.note_secrets(spec.secrets, self.plan.profile)
-        self.started.append(spec.name)
+        self.started_services.append(spec.name)
         self.launcher.start(spec, self.run_id, self.environ)
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
@@ -230,7 +240,7 @@ class _Starter:
                 self.launcher,
                 deadline=deadline,
                 stopped=self.stopping.is_set,
-                emit=lambda event: self.events.put(_blanked(event, known)),
+                emit=lambda event: self.events.put(_blank(event, known)),
                 cache=cache,
                 key=key_of(spec, self.environ),
             )
@@ -266,7 +276,7 @@ def restart(
     project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
 ) -> Generator[Event]:
     """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
-    plan = loaded(project)
+    plan = load_plan(project)
     _closure(plan, names)
     chosen = set(names)
     chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
@@ -286,13 +296,13 @@ def wait(
     Raises ServiceError with the root cause as soon as one has ended, StartTimeoutError after ``timeout`` seconds
     (default: the longest ``start_timeout``), NotReadyError for one that nobody has started or is about to start.
     """
-    plan, launcher = loaded(project), launchers.of(project)
+    plan, launcher = load_plan(project), launchers.of(project)
     launcher.recover()
-    chosen = known(plan, names)
+    chosen = resolve_names(plan, names)
     wanted = [spec for spec in plan.services if spec.name in chosen]
     patience = max(spec.start_timeout for spec in wanted) if timeout is None else timeout
     deadline = time.monotonic() + patience
-    while absent := sorted(chosen - set(launcher.started())):
+    while absent := sorted(chosen - set(launcher.started_services())):
         if not locks.keepers(project.dir):
             raise NotReadyError(
                 f"not started: {', '.join(absent)}", f"kvdemo start {' '.join(absent)} -p {project.name}"
@@ -305,7 +315,7 @@ def wait(
         yield replace(event, state=State.READY) if event.state is State.UNCHANGED else event
 
 
-def loaded(project: Project) -> Plan:
+def load_plan(project: Project) -> Plan:
     """The plan of a project that is up. Raises NotReadyError if it is not."""
     document = project.load()
     plan = survey.saved_plan(project)
@@ -326,34 +336,34 @@ def loaded(project: Project) -> Plan:
 
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
     """What every service is doing at this moment, in start order."""
-    plan = loaded(project)
-    wanted = known(plan, names)
+    plan = load_plan(project)
+    wanted = resolve_names(plan, names)
     chosen = [spec for spec in plan.services if spec.name in wanted]
     launcher = launchers.of(project)
-    if {spec.name for spec in chosen} - set(launcher.started()):
+    if {spec.name for spec in chosen} - set(launcher.started_services()):
         launcher.recover()
     with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
-        return list(pool.map(lambda spec: _look(spec, launcher, environ), chosen))
+        return list(pool.map(lambda spec: _observe(spec, launcher, environ), chosen))
 
 
-def _look(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> Event:
+def _observe(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> Event:
     """One service now; of one that has ended, why."""
     event = watch.explain(watch.observe(spec, launcher.status(spec.name), key_of(spec, environ)), spec, launcher)
     known = {name: environ[name] for name in spec.secrets if environ.get(name)}
-    return _blanked(event, known)
+    return _blank(event, known)
 
 
-def _blanked(event: Event, secrets: dict[str, str]) -> Event:
+def _blank(event: Event, secrets: dict[str, str]) -> Event:
     """An event whose words come from a log, without the secrets of its service."""
     detail, line = (excerpts.redact(text, secrets) for text in (event.detail, event.line))
     return replace(event, detail=detail, line=line)
 
 
-def ended(project: Project, environ: Mapping[str, str], names: Collection[str]) -> list[Event]:
+def exits(project: Project, environ: Mapping[str, str], names: Collection[str]) -> list[Event]:
     """Those of these services that have ended, with the cause; none of a project that is not up any more."""
     if survey.saved_plan(project) is None:
         return []
-    known = {spec.name for spec in loaded(project).services}
+    known = {spec.name for spec in load_plan(project).services}
     return [event for event in status(project, environ, [name for name in names if name in known]) if event.cause]
 
 

@@ -30,24 +30,24 @@ def directory() -> Path:
     return Path(f"/tmp/kvdemo-{os.getuid()}-gpus")
 
 
-class Turn:
+class GpuLock:
     """The right of one engine to start on these GPUs; ``alone`` for one that measures. Release it when it is ready."""
 
-    def __init__(self, uuids: Sequence[str], *, alone: bool, who: str) -> None:
-        self.uuids, self.who = sorted(set(uuids)), who  # one order for all, so that no two wait for each other
+    def __init__(self, uuids: Sequence[str], *, alone: bool, owner: str) -> None:
+        self.uuids, self.owner = sorted(set(uuids)), owner  # one order for all, so that no two wait for each other
         self.mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-        self.held: list[int] = []
+        self.descriptors: list[int] = []
         self.guard = threading.Lock()
 
     @property
     def complete(self) -> bool:
         """Whether every GPU is ours."""
-        return len(self.held) == len(self.uuids)
+        return len(self.descriptors) == len(self.uuids)
 
     def take(self) -> str:
         """Try now: empty if it is our turn (or no GPU is used), else whom we wait for."""
         with self.guard:
-            for uuid in self.uuids[len(self.held) :]:
+            for uuid in self.uuids[len(self.descriptors) :]:
                 fd = _open(uuid)
                 try:
                     fcntl.flock(fd, self.mode | fcntl.LOCK_NB)
@@ -56,8 +56,8 @@ class Turn:
                     os.close(fd)
                     return holder or "another kvdemo"
                 os.ftruncate(fd, 0)
-                os.pwrite(fd, self.who.encode(), 0)
-                self.held.append(fd)
+                os.pwrite(fd, self.owner.encode(), 0)
+                self.descriptors.append(fd)
         return ""
 
     def wait(self, stopped: Callable[[], bool], deadline: float) -> str:
@@ -71,16 +71,16 @@ class Turn:
     def release(self) -> None:
         """Let the next one start."""
         with self.guard:
-            while self.held:
-                os.close(self.held.pop())
+            while self.descriptors:
+                os.close(self.descriptors.pop())
 
 
-class Turns:
+class GpuLocks:
     """The turns of one `up`: asked before each start, given back when a service is ready or has failed."""
 
     def __init__(self, project: str, emit: Callable[[Event], None], stopping: threading.Event) -> None:
         self.project, self.emit, self.stopping = project, emit, stopping
-        self.all: dict[str, Turn] = {}
+        self.all: dict[str, GpuLock] = {}
 
     def may_start(self, spec: ServiceSpec, deadline: float) -> bool:
         """Whether this service may start now. If not, an event comes when asking again is worth it."""
@@ -88,7 +88,7 @@ class Turns:
             return True
         if asked := self.all.get(spec.name):
             return not asked.take()
-        turn = Turn(spec.uuids, alone=measures(spec), who=f"engine {spec.name} of project {self.project}")
+        turn = GpuLock(spec.uuids, alone=measures(spec), owner=f"engine {spec.name} of project {self.project}")
         self.all[spec.name] = turn
         if holder := turn.take():
             event = Event(
@@ -98,7 +98,7 @@ class Turns:
             threading.Thread(target=self._wait, args=(turn, event, deadline), daemon=True).start()
         return turn.complete
 
-    def _wait(self, turn: Turn, event: Event, deadline: float) -> None:
+    def _wait(self, turn: GpuLock, event: Event, deadline: float) -> None:
         holder = turn.wait(self.stopping.is_set, deadline)
         if holder and not self.stopping.is_set():
             self.emit(replace(event, state=State.FAILED, phase="timeout", detail=f"waited {event.detail}"))

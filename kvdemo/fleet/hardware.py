@@ -26,7 +26,7 @@ GPU = (
         GPU_MEMORY,
         r"",
         "lower `memory` or kv_cache, or max-num-batched-tokens or max-num-seqs in args, or give the engine another GPU",
-        raised=r"(?:CUDA)?OutOfMemoryError",
+        exception=r"(?:CUDA)?OutOfMemoryError",
         title="out of GPU memory",
         general=True,
     ),
@@ -186,7 +186,7 @@ HOST = (
         r"Available memory on node .* less than|Unable to allocate [\d.]+ [KMGT]iB",
         MEMORY_REMEDY,
     ),
-    Signature("host-memory", r"", MEMORY_REMEDY, raised=r"MemoryError|bad_alloc|_?ArrayMemoryError"),
+    Signature("host-memory", r"", MEMORY_REMEDY, exception=r"MemoryError|bad_alloc|_?ArrayMemoryError"),
     Signature(
         "open-files",
         r"\[Errno 24\]|~Too many open files",

@@ -25,7 +25,7 @@ BATCH = 1000
 
 
 @contextlib.contextmanager
-def _connected(cache: ServiceSpec, environ: Mapping[str, str]) -> Iterator[Redis]:
+def _connect(cache: ServiceSpec, environ: Mapping[str, str]) -> Iterator[Redis]:
     """A connection; name and password as the cache server takes them. Raises PreflightError if the server refuses."""
     store, backend = cache.store, backends.of(cache.backend)
     try:
@@ -53,7 +53,7 @@ def _connected(cache: ServiceSpec, environ: Mapping[str, str]) -> Iterator[Redis
 def claim(cache: ServiceSpec, environ: Mapping[str, str]) -> None:
     """Make its server the L2 of this cache's fingerprints. Raises PreflightError if it is that of others."""
     pattern = backends.of(cache.backend).keys_of_model
-    with _connected(cache, environ) as client:
+    with _connect(cache, environ) as client:
         for model, mine in cache.kin.items():
             key = f"{CLAIM}{model}"
             theirs = client.get(key)
@@ -72,13 +72,13 @@ def claim(cache: ServiceSpec, environ: Mapping[str, str]) -> None:
 
 def keys(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> list[str]:
     """The keys of KV whose salt matches this pattern."""
-    with _connected(cache, environ) as client:
+    with _connect(cache, environ) as client:
         return list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH))
 
 
 def forget(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> None:
     """Delete the KV under these salts."""
-    with _connected(cache, environ) as client:
+    with _connect(cache, environ) as client:
         if found := list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH)):
             client.unlink(*found)
 

@@ -30,11 +30,11 @@ def stop(project: Project, lock_fd: int, names: Sequence[str], timeout: float | 
 
     Raises UsageError for a service that the plan has not, NotReadyError if the project is not up.
     """
-    plan, launcher = fleet.loaded(project), launchers.of(project, lock_fd)
+    plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
     launcher.recover()
     chosen = dependents(plan, names)
-    ending = [name for name in launcher.started() if name in chosen]
-    _note(project, _stopped(project) | set(ending))
+    ending = [name for name in launcher.started_services() if name in chosen]
+    _note(project, _stopped_services(project) | set(ending))
     yield from teardown.stop(launcher, ending, plan, timeout)
     launcher.tidy()
 
@@ -47,11 +47,11 @@ def start(
     If it fails, what it started is stopped again, and the plan stays. Raises as ``fleet.up`` does, and PreflightError
     for what has become impossible since, before anything starts.
     """
-    plan, launcher = fleet.loaded(project), launchers.of(project, lock_fd)
+    plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
     launcher.recover()
-    fleet.known(plan, names)
+    fleet.resolve_names(plan, names)
     has = {spec.name for spec in plan.services}
-    chosen = sorted(names or (_stopped(project) | set(launcher.started())) & has or has)
+    chosen = sorted(names or (_stopped_services(project) | set(launcher.started_services())) & has or has)
     running = launcher.running()
     needed = set(chosen) | {plan.service(name).cache for name in chosen}
     specs = [spec for spec in plan.services if spec.name in needed - running]
@@ -61,10 +61,10 @@ def start(
         yield from fleet.up(plan, project, environ, lock_fd, names=chosen, timeout=timeout)
     except (Exception, KeyboardInterrupt, GeneratorExit):
         if document and project.load(strict=False) is None:  # an `up` that fails forgets what it was to start
-            with teardown.undisturbed():
+            with teardown.ignore_signals():
                 project.save(document)
         raise
-    _note(project, _stopped(project) - needed)
+    _note(project, _stopped_services(project) - needed)
 
 
 def down(project: Project, names: Sequence[str], timeout: float | None = None) -> Generator[Event | Remains]:
@@ -72,16 +72,16 @@ def down(project: Project, names: Sequence[str], timeout: float | None = None) -
 
     Taking down the last ones of a project is the ``down`` of the project. Raises UsageError for an unknown service.
     """
-    plan, launcher = fleet.loaded(project), launchers.of(project)
+    plan, launcher = fleet.load_plan(project), launchers.of(project)
     launcher.recover()
     chosen = dependents(plan, names)
-    if not (set(launcher.started()) | _stopped(project)) - chosen:
+    if not (set(launcher.started_services()) | _stopped_services(project)) - chosen:
         yield from teardown.down(project, timeout=timeout)
         return
-    ending = [name for name in launcher.started() if name in chosen]
+    ending = [name for name in launcher.started_services() if name in chosen]
     yield from teardown.stop(launcher, ending, plan, timeout)
     launcher.tidy()
-    _note(project, _stopped(project) - chosen)
+    _note(project, _stopped_services(project) - chosen)
     yield _remains(plan, launcher, ending, chosen)
 
 
@@ -95,18 +95,18 @@ def _remains(plan: Plan, launcher: Launcher, ended: Collection[str], chosen: Col
 
 def dependents(plan: Plan, names: Collection[str]) -> set[str]:
     """These services (all if none is named) and the engines of a cache among them. Raises UsageError."""
-    chosen = fleet.known(plan, names)
+    chosen = fleet.resolve_names(plan, names)
     return chosen | {spec.name for spec in plan.services if spec.cache in chosen}
 
 
-def _stopped(project: Project) -> set[str]:
+def _stopped_services(project: Project) -> set[str]:
     listed = (project.load(strict=False) or {}).get(STOPPED)
     return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
 
 
 def _note(project: Project, stopped: Collection[str]) -> None:
     document = project.load(strict=False)
-    if document is not None and _stopped(project) != set(stopped):
+    if document is not None and _stopped_services(project) != set(stopped):
         project.save({**document, STOPPED: sorted(stopped)})
 
 
@@ -121,14 +121,14 @@ def changes(project: Project, environ: Mapping[str, str], names: Sequence[str]) 
         yield event
     while True:
         time.sleep(POLL)
-        now = _look(project, environ, names, before)
+        now = _observe(project, environ, names, before)
         for event in now:
             if (was := before.get(event.service)) is None or _sign(was) != _sign(event):
                 yield event
         before |= {event.service: event for event in now}
 
 
-def _look(
+def _observe(
     project: Project, environ: Mapping[str, str], names: Sequence[str], before: Mapping[str, Event]
 ) -> list[Event]:
     plan = saved_plan(project)

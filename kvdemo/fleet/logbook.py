@@ -57,15 +57,15 @@ def lines(
         rows: Iterable[str] = book.read_on() if follow else book.read()
         rows = logtime.since(rows, since, datetime.now()) if since else rows
         for row in rows if tail is None else deque(rows, maxlen=tail):
-            yield service, _shown(row, secrets)
+            yield service, _printable(row, secrets)
     while follow and not previous:
         for service, book in books.items():
             for row in book.read_on():
-                yield service, _shown(row, secrets)
+                yield service, _printable(row, secrets)
         time.sleep(POLL)
 
 
-def _shown(row: str, secrets: dict[str, str]) -> str:
+def _printable(row: str, secrets: dict[str, str]) -> str:
     """A line as a terminal may get it: without secrets, and without what would command the terminal."""
     return logtext.plain(excerpts.redact(row, secrets))
 

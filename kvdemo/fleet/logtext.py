@@ -87,7 +87,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Raised:
+class LoggedException:
     """One exception as it was printed: dotted name, message, the lines below it, and where it was raised.
 
     ``link`` says how it follows the one before it in a chain: "cause", "context", "next", or empty for the first.
@@ -95,7 +95,7 @@ class Raised:
 
     name: str
     message: str
-    more: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
     frame: str = ""
     link: str = ""
     number: int = 0
@@ -114,7 +114,7 @@ class Fault:
     """
 
     kind: str
-    chain: tuple[Raised, ...]
+    chain: tuple[LoggedException, ...]
     process: str
     level: str
     head: str
@@ -208,7 +208,7 @@ class _Stream:
                 self.at = begin + 1
                 continue
             chain = [raised]
-            while len(chain) < CHAIN_LIMIT and (following := self._linked()):
+            while len(chain) < CHAIN_LIMIT and (following := self._next_of_chain()):
                 chain.append(following)
             head, level = self._origin(line, kind)
             last = self.stream[self.at - 1][0].number
@@ -229,7 +229,7 @@ class _Stream:
         mine = not before.own and (kind == "line" or before.level not in ("INFO", "DEBUG"))
         return before.text, before.level if mine and kind in ("line", "traceback") else ""
 
-    def _linked(self) -> Raised | None:
+    def _next_of_chain(self) -> LoggedException | None:
         """The next exception of the same chain, if one follows here."""
         begin, link = self.at, "next"
         if self._text(self.at).strip() in _LINKS:
@@ -242,7 +242,7 @@ class _Stream:
             self.at = begin
         return raised
 
-    def _next(self, link: str) -> tuple[str, Raised | None]:
+    def _next(self, link: str) -> tuple[str, LoggedException | None]:
         """The exception that begins at this line; moves behind it."""
         line, text = self.stream[self.at][0], self._text(self.at)
         if _HEADER.match(text.strip()):
@@ -256,7 +256,7 @@ class _Stream:
             return "usage", self._finish("", match["message"], "", link)
         return "native", None if line.level else self._native(text, link)
 
-    def _native(self, text: str, link: str) -> Raised | None:
+    def _native(self, text: str, link: str) -> LoggedException | None:
         """The last words of what is not Python."""
         if match := _THROWN.match(text):
             what = _WHAT.match(self._text(self.at + 1))
@@ -265,7 +265,7 @@ class _Stream:
         match = _NATIVE.match(text)
         return self._finish("", match["message"], "", link) if match else None
 
-    def _traceback(self, link: str) -> Raised | None:
+    def _traceback(self, link: str) -> LoggedException | None:
         """Frames are indented; the first line that is not names the exception."""
         frame, source, self.at = None, "", self.at + 1
         while self.at < len(self.stream):
@@ -283,7 +283,7 @@ class _Stream:
         where = f"{frame['file'].rpartition('/')[2]}:{frame['line']} {source or frame['where'] or ''}" if frame else ""
         return self._finish(match["name"], match["message"], where.strip(), link)
 
-    def _finish(self, name: str, message: str | None, frame: str, link: str) -> Raised:
+    def _finish(self, name: str, message: str | None, frame: str, link: str) -> LoggedException:
         """Take in the lines below, up to the next exception, record or chain; a message may begin there."""
         number, segment = self.stream[self.at][0].number, self.stream[self.at][1]
         self.at += 1
@@ -296,4 +296,4 @@ class _Stream:
             self.at += 1
         if message == "":
             message = next((line.strip() for line in more if line.strip()), "")
-        return Raised(name, message or "", tuple(more), frame, link, number)
+        return LoggedException(name, message or "", tuple(more), frame, link, number)

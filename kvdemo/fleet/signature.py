@@ -27,7 +27,7 @@ class Signature:
     code: str
     pattern: str
     remedy: str
-    raised: str = ""
+    exception: str = ""
     frame: str = ""
     title: str = ""
     general: bool = False
@@ -37,4 +37,4 @@ class Signature:
         if self.frame and not re.search(self.frame, frame):
             return False
         pattern = self.pattern.replace("~", "[^'\"]*?")
-        return bool((not self.raised or re.fullmatch(self.raised, name)) and re.match(pattern, text))
+        return bool((not self.exception or re.fullmatch(self.exception, name)) and re.match(pattern, text))

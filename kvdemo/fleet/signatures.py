@@ -28,7 +28,7 @@ SIGNATURES: tuple[Signature, ...] = (
 """In this order; a general one gives way to any other."""
 
 
-SHOWN = 1000
+LONGEST_LINE = 1000
 """Characters of a line that are held against the patterns."""
 
 
@@ -36,10 +36,10 @@ _INSIDE = re.compile(r"(?:Value error|Assertion failed), |(?:[A-Za-z_]\w*\.)*[A-
 """What stands before the message of another exception that an exception repeats."""
 
 
-def lookup(name: str, message: str, more: tuple[str, ...] = (), frame: str = "") -> Iterator[tuple[Signature, str]]:
+def find(name: str, message: str, more: tuple[str, ...] = (), frame: str = "") -> Iterator[tuple[Signature, str]]:
     """The signatures of an exception with the line that bears each: its message, or what a tool printed below it."""
     short = name.rpartition(".")[2]
-    texts = [_inside(line.strip()[:SHOWN]) for line in (message, *more)]
+    texts = [_inside(line.strip()[:LONGEST_LINE]) for line in (message, *more)]
     for signature in SIGNATURES:
         for position, text in enumerate(texts):
             if (

@@ -89,7 +89,7 @@ CACHE = (
         "cache-timeout",
         r"",
         "the cache server did not answer in time: kvdemo logs {cache}, then kvdemo restart {cache}",
-        raised=r"LMCacheTimeoutError",
+        exception=r"LMCacheTimeoutError",
     ),
     Signature(
         "cache-restarted",
@@ -192,7 +192,7 @@ MODEL = (
         "gated",
         r"",
         "accept the model's licence on huggingface.co and name HF_TOKEN in secrets",
-        raised="GatedRepoError",
+        exception="GatedRepoError",
     ),
     Signature(
         "hub-token",
@@ -225,14 +225,14 @@ MODEL = (
         "hub-network",
         r"",
         "the model is not complete on this machine and cannot be fetched: check the network or give a local path",
-        raised="LocalEntryNotFoundError",
+        exception="LocalEntryNotFoundError",
         general=True,
     ),
     Signature(
         "hub-network",
         r"\[Errno -[235]\]|~(?:Temporary failure in name resolution|timed out)",
         "Hugging Face cannot be reached: check the network and its proxy, or give `model` as a local path",
-        raised=r"Connect(?:ion)?(?:Error|Timeout)|ReadTimeout|NameResolutionError|gaierror",
+        exception=r"Connect(?:ion)?(?:Error|Timeout)|ReadTimeout|NameResolutionError|gaierror",
         general=True,
     ),
     Signature(
@@ -245,7 +245,7 @@ MODEL = (
         "model-unknown",
         r"",
         "there is no such model: check `model`",
-        raised="RepositoryNotFoundError|RevisionNotFoundError|HFValidationError",
+        exception="RepositoryNotFoundError|RevisionNotFoundError|HFValidationError",
     ),
     Signature(
         "weight-damaged",

@@ -28,7 +28,7 @@ def make(store: Path, about: dict[str, str], memory: Path) -> None:
         if fresh:
             (store.parent / MARK).write_text("made by kvdemo; `kvdemo down -v` deletes it\n")
         (store / MARK).write_text(json.dumps(about, indent=1, sort_keys=True))
-        if str(store) not in remembered(memory):
+        if str(store) not in used_stores(memory):
             with memory.open("a", encoding="utf-8") as stream:
                 stream.write(f"{json.dumps(str(store))}\n")
     except OSError as error:
@@ -37,7 +37,7 @@ def make(store: Path, about: dict[str, str], memory: Path) -> None:
         ) from None
 
 
-def remembered(memory: Path) -> list[str]:
+def used_stores(memory: Path) -> list[str]:
     """The stores that a project used and did not delete."""
     try:
         listed = [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
@@ -49,7 +49,7 @@ def remembered(memory: Path) -> list[str]:
 def delete(memory: Path) -> int:
     """Delete the remembered stores that are marked, and the directory above one if kvdemo made it; bytes freed."""
     freed = 0
-    for store in map(Path, remembered(memory)):
+    for store in map(Path, used_stores(memory)):
         if (store / MARK).is_file():
             freed += sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             shutil.rmtree(store)
@@ -61,7 +61,7 @@ def delete(memory: Path) -> int:
 def prune(memory: Path) -> None:
     """Delete the remembered stores in which nothing was ever kept, as an interrupted start leaves them."""
     kept = []
-    for store in remembered(memory):
+    for store in used_stores(memory):
         if (Path(store) / MARK).is_file() and _only_mark(Path(store)):
             shutil.rmtree(store, ignore_errors=True)
             _delete_root(Path(store).parent)

@@ -27,14 +27,14 @@ def stop(
     """Stop these services, engines first. What has not ended after ``timeout`` (default: the plan's) is killed."""
     if timeout is None:
         timeout = max([spec.stop_timeout for spec in plan.services] if plan else [30.0])
-    chosen = [name for name in launcher.started() if name in names]
+    chosen = [name for name in launcher.started_services() if name in names]
     kinds = {spec.name: spec.kind for spec in plan.services} if plan else {}
     yield from launcher.stop([name for name in chosen if kinds.get(name) != "cache"], timeout)
     yield from launcher.stop([name for name in chosen if kinds.get(name) == "cache"], timeout)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def ignore_signals() -> Iterator[None]:
     """Ignore Ctrl-C, SIGTERM and SIGHUP: what is done inside is short, and must come to its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,11 +52,11 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     """Stop everything of a project; the last thing yielded are its Remains. Safe to repeat, and after any crash."""
     plan, launcher = saved_plan(project), launchers.of(project)
     launcher.recover()
-    names, runs = launcher.started(), launcher.runs()
+    names, runs = launcher.started_services(), launcher.runs()
     yield from stop(launcher, names, plan, timeout)
     freed = delete_stores(project.stores) if remove_store else 0
     remains = launcher.remains(plan.services if plan else (), runs)
-    if not remains.seen:
+    if not remains.has_leftovers:
         launcher.release()
         if not remains.unseen:
             project.clear()

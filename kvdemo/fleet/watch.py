@@ -60,7 +60,7 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
         how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
         return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
     event = replace(event, memory=status.memory, nice=status.nice, pid=status.pid, start_ticks=status.start_ticks)
-    guarded = _unguarded(status)
+    guarded = _guardian_problem(status)
     if not health.healthy(spec):
         return replace(
             event, state=State.UNHEALTHY, detail=guarded or "does not answer its health check (still starting?)"
@@ -79,7 +79,7 @@ def _useless(spec: ServiceSpec, key: str) -> tuple[str, str]:
     return ("" if spec.model in models else f"does not offer model {spec.model}"), ""
 
 
-def _unguarded(status: Status) -> str:
+def _guardian_problem(status: Status) -> str:
     """Why nobody would tidy up behind this service; empty while its guardian does."""
     if status.guardian_stopped:
         return f"its guardian was stopped (SIGSTOP): kill -CONT {status.guardian_stopped}, or restart the service"
@@ -121,11 +121,11 @@ def until_ready(
     began = time.monotonic()
     while not stopped():
         # Ask at once, then ever more seldom: what runs already is found so without a wait.
-        ended = launcher.ended(spec.name, min(TICK, (time.monotonic() - began) / 2))
+        ended = launcher.wait_for_end(spec.name, min(TICK, (time.monotonic() - began) / 2))
         status = launcher.status(spec.name)
         if ended or status is None or (status.guardian_stopped and not status.alive):
             cause = _cause(spec, launcher, status)
-            emit(replace(_caused(event, cause, cause.words), state=State.FAILED, phase=""))
+            emit(replace(_with_cause(event, cause, cause.words), state=State.FAILED, phase=""))
             return
         launcher.note(spec.name)
         elapsed = time.time() - status.started_at
@@ -137,7 +137,7 @@ def until_ready(
                 return
             if not doubt:
                 emit(replace(event, state=State.READY, phase="", elapsed=time.time() - status.started_at))
-                _until_stopped(spec, launcher, stopped, emit)
+                _watch_until_stopped(spec, launcher, stopped, emit)
                 return
         if time.monotonic() > deadline:
             late = f"not ready in time: {doubt}; last phase: {event.phase}"
@@ -150,7 +150,7 @@ def until_ready(
 
 def explain(event: Event, spec: ServiceSpec, launcher: Launcher) -> Event:
     """An event of ``observe`` with the cause, if the service has ended or the core of an engine has died."""
-    dying = event.state is State.UNHEALTHY and spec.kind == "engine" and health.doomed(spec.url)
+    dying = event.state is State.UNHEALTHY and spec.kind == "engine" and health.core_died(spec.url)
     if event.state is not State.EXITED and not dying:
         return event
     status = launcher.status(spec.name)
@@ -160,22 +160,22 @@ def explain(event: Event, spec: ServiceSpec, launcher: Launcher) -> Event:
     how = "its core has died" if dying else event.detail
     if not cause.logged:
         recorded = cause.code == diagnose.STATUS and status is not None and status.exit is not None
-        return _caused(event, cause, cause.words if recorded else how)
-    return _caused(event, cause, f"{how}: {cause.words}")
+        return _with_cause(event, cause, cause.words if recorded else how)
+    return _with_cause(event, cause, f"{how}: {cause.words}")
 
 
-def _caused(event: Event, cause: diagnose.Cause, detail: str) -> Event:
+def _with_cause(event: Event, cause: diagnose.Cause, detail: str) -> Event:
     return replace(event, detail=detail, fix=cause.fix, cause=cause.code, line=cause.line if cause.logged else "")
 
 
-def _until_stopped(
+def _watch_until_stopped(
     spec: ServiceSpec, launcher: Launcher, stopped: Callable[[], bool], emit: Callable[[Event], None]
 ) -> None:
     while not stopped():
-        if launcher.ended(spec.name, TICK):
+        if launcher.wait_for_end(spec.name, TICK):
             cause = _cause(spec, launcher, launcher.status(spec.name))
             event = Event(spec.name, State.FAILED, spec.kind, at=place(spec))
-            emit(_caused(event, cause, f"ended after it was ready: {cause.words}"))
+            emit(_with_cause(event, cause, f"ended after it was ready: {cause.words}"))
             return
 
 
@@ -201,7 +201,7 @@ def _inability(spec: ServiceSpec, models: list[str], cache: ServiceSpec | None, 
         return f"it offers {models or 'no models'} instead of {spec.model}"
     if failed := health.generates(spec.url, spec.model, max(1.0, deadline - time.monotonic()), key):
         return f"it cannot generate: {failed}"
-    if cache and not _registered(cache):
+    if cache and not _has_engines(cache):
         return "it has not registered with its cache server"
     return ""
 
@@ -222,7 +222,7 @@ def _refusal(code: int, key: str) -> tuple[str, str]:
     )
 
 
-def _registered(cache: ServiceSpec) -> bool:
+def _has_engines(cache: ServiceSpec) -> bool:
     """Whether a cache server knows engines, if it must."""
     backend = backends.of(cache.backend)
     return not backend.registers or bool(backend.registered(health.report(cache)))

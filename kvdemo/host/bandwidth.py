@@ -56,7 +56,7 @@ class Answer:
     stderr: str = ""
 
 
-def ask(python: str, environ: Mapping[str, str], what: str, **given: Any) -> Answer:
+def run_probe(python: str, environ: Mapping[str, str], what: str, **given: Any) -> Answer:
     """Run the probe in this interpreter."""
     words = [python, "-c", Path(probe.__file__).read_text(encoding="utf-8"), what, json.dumps(given)]
     try:
@@ -79,7 +79,7 @@ def _documents(text: str) -> Iterator[dict[str, Any]]:
 def rates(python: str, environ: Mapping[str, str], **given: Any) -> dict[str, float]:
     """``probe.rates`` of this interpreter as one mapping; what could not be measured is not in it."""
     found: dict[str, float] = {}
-    for finding in ask(python, environ, "rates", **given).findings:
+    for finding in run_probe(python, environ, "rates", **given).findings:
         found |= finding
     return found
 

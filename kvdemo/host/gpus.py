@@ -43,9 +43,9 @@ def driver() -> Driver:
     with _nvml() as (nvml, problem):
         if not nvml:
             return Driver(problem=problem)
-        cuda = _ask(nvml, "SystemGetCudaDriverVersion", default=0)
-        version = _text(_ask(nvml, "SystemGetDriverVersion", default=""))
-        lost = [f"GPU {index}: {error}" for index, error in _lost(nvml)]
+        cuda = _query(nvml, "SystemGetCudaDriverVersion", default=0)
+        version = _text(_query(nvml, "SystemGetDriverVersion", default=""))
+        lost = [f"GPU {index}: {error}" for index, error in _unreadable(nvml)]
         return Driver(version, f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "", "; ".join(lost))
 
 
@@ -60,7 +60,7 @@ def detect(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     return tuple(replace(gpu, index=index) for index, gpu in enumerate(chosen))
 
 
-def used(devices: frozenset[str] | None = None) -> dict[str, int]:
+def memory_in_use(devices: frozenset[str] | None = None) -> dict[str, int]:
     """Bytes in use on each GPU (all, or those UUIDs): to see that memory came back."""
     with _nvml() as (nvml, _):
         found = list(_leaves(nvml)) if nvml else []
@@ -84,7 +84,7 @@ def _visible(found: list[Gpu], names: str) -> list[Gpu]:
     return chosen
 
 
-def _lost(nvml: Any) -> Iterator[tuple[int, str]]:
+def _unreadable(nvml: Any) -> Iterator[tuple[int, str]]:
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             nvml.nvmlDeviceGetHandleByIndex(index)
@@ -98,12 +98,12 @@ def _leaves(nvml: Any) -> Iterator[Gpu]:
         with contextlib.suppress(nvml.NVMLError):  # a GPU that fell off the bus must not hide the others
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             whole = _gpu(nvml, handle, index)
-            divided = _ask(nvml, "DeviceGetMigMode", handle, default=(0, 0))[0]
+            divided = _query(nvml, "DeviceGetMigMode", handle, default=(0, 0))[0]
             yield from _instances(nvml, handle, whole) if divided else [whole]
 
 
 def _instances(nvml: Any, handle: Any, whole: Gpu) -> Iterator[Gpu]:
-    for number in range(_ask(nvml, "DeviceGetMaxMigDeviceCount", handle, default=0)):
+    for number in range(_query(nvml, "DeviceGetMaxMigDeviceCount", handle, default=0)):
         with contextlib.suppress(nvml.NVMLError):  # not every place holds one
             part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
             gpu = _gpu(nvml, part, whole.index)
@@ -111,7 +111,7 @@ def _instances(nvml: Any, handle: Any, whole: Gpu) -> Iterator[Gpu]:
 
 
 def _gpu(nvml: Any, handle: Any, index: int) -> Gpu:
-    memory = _ask(nvml, "DeviceGetMemoryInfo", handle, default=None)
+    memory = _query(nvml, "DeviceGetMemoryInfo", handle, default=None)
     return Gpu(
         index=index,
         device=str(index),
@@ -127,7 +127,7 @@ def _gpu(nvml: Any, handle: Any, index: int) -> Gpu:
 
 def _holders(nvml: Any, handle: Any) -> Iterator[Holder]:
     """Processes on the GPU. In containers the pids may be the host's: good to name, never to kill."""
-    for process in _ask(nvml, "DeviceGetComputeRunningProcesses", handle, default=[]):
+    for process in _query(nvml, "DeviceGetComputeRunningProcesses", handle, default=[]):
         yield Holder(int(process.pid), process.usedGpuMemory or None, _command(int(process.pid)))
 
 
@@ -144,7 +144,7 @@ def _command(pid: int) -> str:
 
 
 def _numa(nvml: Any, handle: Any) -> int | None:
-    pci = _ask(nvml, "DeviceGetPciInfo", handle, default=None)
+    pci = _query(nvml, "DeviceGetPciInfo", handle, default=None)
     if match := re.fullmatch(r"0*([0-9A-Fa-f]{4}):(.*)", _text(pci.busId) if pci else ""):
         with contextlib.suppress(OSError, ValueError):
             node = int(Path(f"/sys/bus/pci/devices/{match[1]}:{match[2]}".lower(), "numa_node").read_text())
@@ -154,11 +154,11 @@ def _numa(nvml: Any, handle: Any) -> int | None:
 
 def _link(nvml: Any, handle: Any) -> Link | None:
     names = ("CurrPcieLinkGeneration", "CurrPcieLinkWidth", "MaxPcieLinkGeneration", "MaxPcieLinkWidth")
-    values = [int(_ask(nvml, f"DeviceGet{name}", handle, default=0)) for name in names]
+    values = [int(_query(nvml, f"DeviceGet{name}", handle, default=0)) for name in names]
     return Link(*values) if all(values) else None
 
 
-def _ask(nvml: Any, question: str, *about: Any, default: Any) -> Any:
+def _query(nvml: Any, question: str, *about: Any, default: Any) -> Any:
     """The answer, or the default where this GPU or driver does not know."""
     try:
         return getattr(nvml, f"nvml{question}")(*about)

@@ -66,7 +66,7 @@ def healthy(spec: ServiceSpec, timeout: float = 3) -> bool:
     return request(spec.url, spec.health_path, timeout=timeout)[0] == 200
 
 
-def doomed(url: str) -> bool:
+def core_died(url: str) -> bool:
     """Whether the core of this engine has died: its API server answers 503 then, and takes seconds to end itself."""
     return request(url, "/health")[0] == 503
 

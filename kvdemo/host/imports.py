@@ -24,7 +24,7 @@ from kvdemo.planning.services import ServiceSpec
 FOLDER = ".loaded"
 """Where answers are kept, beside the projects; no project can have this name."""
 
-SEARCHED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "VLLM_TARGET_DEVICE")
+SEARCH_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "VLLM_TARGET_DEVICE")
 """Variables that decide which packages and libraries an interpreter loads."""
 
 
@@ -48,7 +48,7 @@ class Question:
         what = "torch, vLLM and LMCache" if self.cached else "torch and vLLM"
         return f"Checking that {what} load together in {self.python} (once; again when they change) ..."
 
-    def known(self) -> bool:
+    def remembered(self) -> bool:
         """Whether this was asked before, of the same files, and the answer was good."""
         try:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ class Question:
 
     def ask(self) -> tuple[list[Outcome], bool]:
         """How each step ended, and whether the interpreter answered in time; a good answer is kept."""
-        answer = bandwidth.ask(self.python, self.environ, "imports", gpu=self.gpu, cached=self.cached)
+        answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, cached=self.cached)
         found = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
         if found and not any(one.failed for one in found):
             self._keep()
@@ -89,7 +89,7 @@ class Question:
     @property
     def _key(self) -> str:
         driver = gpus.driver().version if self.gpu else ""
-        searched = {name: self.environ.get(name, "") for name in SEARCHED}
+        searched = {name: self.environ.get(name, "") for name in SEARCH_VARIABLES}
         text = json.dumps([self.stamp, driver, searched], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -112,5 +112,5 @@ def questions(
             cached=any(spec.cache or spec.kind == "cache" for spec in users),
             folder=root(environ) / FOLDER,
         )
-        if not question.known():
+        if not question.remembered():
             yield question

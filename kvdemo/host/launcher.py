@@ -116,12 +116,12 @@ class Remains:
             self.checked[kind] = self.checked.get(kind, 0) + count
 
     @property
-    def seen(self) -> bool:
+    def has_leftovers(self) -> bool:
         """Whether anything is known to be left."""
         return bool(self.processes or self.ports or self.segments or self.gpus)
 
     def __bool__(self) -> bool:
-        return self.seen or bool(self.unseen)
+        return self.has_leftovers or bool(self.unseen)
 
     def __str__(self) -> str:
         parts = [f"process {name}" for name in self.processes]
@@ -137,7 +137,7 @@ class Launcher(Protocol):
     def recover(self) -> list[str]:
         """Look for services that run without a record, and treat them as started from now on; their names."""
 
-    def started(self) -> list[str]:
+    def started_services(self) -> list[str]:
         """The services that were started and not forgotten, running or not."""
 
     def running(self) -> set[str]:
@@ -152,13 +152,13 @@ class Launcher(Protocol):
     def note(self, service: str) -> None:
         """Note what a service that starts holds by now: once it is killed, nobody can see that any more."""
 
-    def settled(self) -> None:
+    def note_shared_memory(self) -> None:
         """Everything is up: note what it holds, to know it again even after a SIGKILL."""
 
     def status(self, service: str) -> Status | None:
         """What is known of a service; None if it was not started."""
 
-    def ended(self, service: str, timeout: float) -> bool:
+    def wait_for_end(self, service: str, timeout: float) -> bool:
         """Wait for the end of a service, at most ``timeout`` seconds."""
 
     def stranger(self, spec: ServiceSpec) -> int:

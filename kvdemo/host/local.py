@@ -62,7 +62,7 @@ class Local:
         if not self.strays.pop(name, None):
             self.project.forget(name)
 
-    def started(self) -> list[str]:
+    def started_services(self) -> list[str]:
         """Those with a record."""
         return list(self.records())
 
@@ -78,7 +78,7 @@ class Local:
     def prepare(self, *, fresh: bool) -> dict[str, Any]:
         """The GPU memory in use before the first start, and the shared memory to look for."""
         known = {} if fresh else self.project.load(strict=False) or {}
-        used = amounts(known) if "gpu_used" in known else gpus.used()
+        used = amounts(known) if "gpu_used" in known else gpus.memory_in_use()
         return {"gpu_used": used, "segments": sorted(self.segments), "sockets": str(self.project.sockets)}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
@@ -105,7 +105,7 @@ class Local:
         record = self.record(service)
         self.segments |= process.segments({member.pid for member in process.members(record)} if record else set())
 
-    def settled(self) -> None:
+    def note_shared_memory(self) -> None:
         """Note the shared memory in use, so that ``remains`` can tell ours from others'."""
         records = self.records().values()
         self.segments |= process.segments({member.pid for record in records for member in process.members(record)})
@@ -133,7 +133,7 @@ class Local:
             guardian_stopped=record.guardian.pid if halted else 0,
         )
 
-    def ended(self, service: str, timeout: float) -> bool:
+    def wait_for_end(self, service: str, timeout: float) -> bool:
         """By the pidfds of its processes: no polling."""
         record = self.record(service)
         return record is None or bool(process.wait_exit([record], timeout))
@@ -178,7 +178,7 @@ class Local:
             pids = {member.pid for member in process.members(record)}
             self.segments |= process.segments(pids | ({record.leader.pid} if record.leader else set()))
             if pids or alive(record.guardian):
-                yield Event(name, State.STOPPING, detail=_halted(record))
+                yield Event(name, State.STOPPING, detail=_stopped_process(record))
                 if not process.terminate(record):
                     ended.add(name)
                     yield self._kill(name, record, began, "its guardian and its leader were gone")
@@ -187,7 +187,7 @@ class Local:
             waiting = {name: record for name, record in records.items() if name not in ended}
             for name in sorted(process.wait_exit(waiting.values(), max(0.0, left), first=True)):
                 ended.add(name)
-                yield self._ended(name, began)
+                yield self._end_event(name, began)
             if left <= 0:
                 break
         for name, record in records.items():
@@ -203,7 +203,7 @@ class Local:
         detail = f"killed: {why} ({killed} processes)"
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
-    def _ended(self, name: str, began: float) -> Event:
+    def _end_event(self, name: str, began: float) -> Event:
         record = self.record(name)
         ended = record.exit if record else None
         detail = ""
@@ -253,7 +253,7 @@ def _names(document: dict[str, Any] | None, key: str) -> set[str]:
     return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
 
 
-def _halted(record: Record) -> str:
+def _stopped_process(record: Record) -> str:
     """What a service cannot hear that it shall end, because somebody stopped it."""
     halted = {"guardian": record.guardian, "process": record.leader}
     pids = [f"its {what} (pid {one.pid})" for what, one in halted.items() if one and procfs.stopped(one)]
@@ -291,7 +291,7 @@ def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:
     """Wait for the GPUs' memory to be as before; the driver gives no event for it, so it is asked for."""
     deadline = time.monotonic() + GPU_PATIENCE
     while before:
-        now = gpus.used(frozenset(before))
+        now = gpus.memory_in_use(frozenset(before))
         late = [uuid for uuid in before if now.get(uuid, 0) > before[uuid] + GPU_SLACK]
         if not late:
             break

@@ -28,7 +28,7 @@ def holder(project: str, run_dir: Path, stamped: str) -> tuple[str, str]:
     pid = int(words[0]) if words and words[0].isdigit() else 0
     entry = shim.stat(pid) if pid else None
     if len(words) < 2 or entry is None or entry.dead or (len(words) > 3 and str(entry.starttime) != words[3]):
-        by = ", ".join(_named(pid) for pid in keepers(run_dir)) or "a process that cannot be seen from here"
+        by = ", ".join(_process_name(pid) for pid in keepers(run_dir)) or "a process that cannot be seen from here"
         return f"project {project} is in use by {by}", "wait a moment, then try again"
     verb = words[1] if words[1].isalpha() else "?"
     what = f"project {project} is in use by `kvdemo {verb}` (pid {pid}{_since(words)})"
@@ -78,7 +78,7 @@ def keepers(run_dir: Path) -> list[int]:
     return sorted(pid for pid in shim.table() if pid != os.getpid() and _keeps(pid, run_dir))
 
 
-def _named(pid: int) -> str:
+def _process_name(pid: int) -> str:
     words = procfs.command_line(pid)
     if mark := marks.guardian_of(words):
         return f"the guardian that starts service {mark.service} (pid {pid})"

@@ -12,10 +12,10 @@ from pathlib import Path
 BLOCK = 1024**2
 """Bytes read at a time."""
 
-SCANNED = 512 * 1024**2
+LONGEST_SCAN = 512 * 1024**2
 """Bytes read at most."""
 
-KEPT = 4 * 1024**2
+LONGEST_TAIL = 4 * 1024**2
 """Bytes kept at most."""
 
 LINES = 20_000
@@ -25,7 +25,7 @@ WIDTH = 4096
 """Bytes kept of the beginning of a line."""
 
 
-def read(path: Path, scanned: int = SCANNED) -> bytes:
+def read(path: Path, scanned: int = LONGEST_SCAN) -> bytes:
     """The last lines of a file, each cut to WIDTH bytes; empty if it cannot be read."""
     try:
         with path.open("rb") as stream:
@@ -40,7 +40,7 @@ def _read(fd: int, scanned: int) -> bytes:
     lowest = max(0, position - scanned)
     rows: list[bytes] = []
     kept, begun = 0, b""
-    while position > lowest and kept < KEPT and len(rows) < LINES:
+    while position > lowest and kept < LONGEST_TAIL and len(rows) < LINES:
         start = max(lowest, position - BLOCK)
         first, *others = os.pread(fd, position - start, start).split(b"\n")
         position = start

@@ -21,7 +21,7 @@ def memory(cgroup: Path = CGROUP) -> int:
         cgroup = v1
     if limit is None or current is None:
         return available
-    return max(0, min(available, limit - current + _cached(cgroup / "memory.stat")))
+    return max(0, min(available, limit - current + _page_cache(cgroup / "memory.stat")))
 
 
 def _number(file: Path) -> int | None:
@@ -31,7 +31,7 @@ def _number(file: Path) -> int | None:
         return None
 
 
-def _cached(file: Path) -> int:
+def _page_cache(file: Path) -> int:
     """Pages of files that the kernel gives back when memory is short."""
     try:
         rows = dict(line.split() for line in file.read_text().splitlines())
@@ -54,7 +54,7 @@ def shared_memory() -> tuple[int, int]:
     return usage.total, usage.free
 
 
-def wide(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_avx512(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor has AVX-512, without which products of bfloat16 numbers are computed one by one."""
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "avx512f")
     return "avx512f" in flags.split()

@@ -44,7 +44,7 @@ def variables(run_dir: Path, run_id: str, service: str) -> dict[str, str]:
 def services() -> dict[Path, list[Record]]:
     """All marked services of this user that have a live process, by run directory, as records made anew."""
     processes = shim.table()
-    others = _above(processes)
+    others = _ancestors(processes)
     marked: dict[tuple[str, str, str], list[tuple[Mark, shim.Stat]]] = {}
     for pid, entry in processes.items():
         if pid in others or entry.dead or procfs.uid_of(pid) != os.getuid():
@@ -87,7 +87,7 @@ def guardian_of(words: list[bytes]) -> Mark | None:
     return Mark(run_dir, run_id, service, guardian=True) if procfs.is_label(service) else None
 
 
-def _above(processes: dict[int, shim.Stat]) -> set[int]:
+def _ancestors(processes: dict[int, shim.Stat]) -> set[int]:
     """This process and all above it: whoever runs `kvdemo down` inside a service must not end itself."""
     pids: set[int] = set()
     pid = os.getpid()
@@ -115,4 +115,4 @@ def _record(run_id: str, service: str, members: list[tuple[Mark, shim.Stat]]) ->
 
 def _identity(pid: int, starttime: int) -> Identity:
     """``pid`` 0 stands for a process that is gone."""
-    return Identity(pid, starttime, *procfs.here(), os.getuid())
+    return Identity(pid, starttime, *procfs.boot_and_namespace(), os.getuid())

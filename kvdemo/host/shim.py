@@ -70,7 +70,7 @@ def table() -> dict[int, Stat]:
     return {entry.pid: entry for entry in found if entry}
 
 
-def below(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
+def descendants(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
     """The pids of all descendants of these roots, without the roots."""
     children: dict[int, list[int]] = {}
     for entry in processes.values():
@@ -300,7 +300,7 @@ class Guardian:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGIO})
         if self.lease >= 0:
-            shed()
+            reset_priorities()
             # The end of the lease arrives as a signal among those that are waited for anyway.
             fcntl.fcntl(self.lease, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(self.lease, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
@@ -372,7 +372,7 @@ class Guardian:
         if self.deadline:
             if time.monotonic() >= self.deadline:
                 os.kill(self.leader, signal.SIGKILL)
-        elif self.lease >= 0 and ended(self.lease):
+        elif self.lease >= 0 and is_closed(self.lease):
             os.write(2, b"\nkvdemo: the owner of this service has ended: stopping it\n")
             self.deadline = time.monotonic() + self.grace
             self.tell()
@@ -382,14 +382,14 @@ class Guardian:
         unlink_kv([pid])
         os.waitpid(pid, 0)
 
-    def rest(self) -> list[Stat]:
+    def survivors(self) -> list[Stat]:
         """What still lives of the service; buries what does not. The leader's zombie holds its pid and session."""
         processes = table()
         me = os.getpid()
         for entry in processes.values():
             if entry.dead and entry.ppid == me and entry.pid != self.leader:
                 self.bury(entry.pid)
-        ours = below(processes, [me])
+        ours = descendants(processes, [me])
         return [
             e for e in processes.values() if not e.dead and (e.pid in ours or (self.leader and e.sid == self.leader))
         ]
@@ -400,18 +400,18 @@ class Guardian:
         A look at /proc misses what is forked during the look, and whose parent ends in it. The kernel misses nothing:
         as the subreaper we have a child for as long as a descendant lives, so we look until it says that there is none.
         """
-        killed = sweep(self.rest)
+        killed = sweep(self.survivors)
         if self.leader:
             self.bury(self.leader)
             self.leader = 0
-        while children() and not self.rest_after(killed):
+        while children() and not self.survivors_after(killed):
             pass
         return killed
 
-    def rest_after(self, killed: set[int]) -> bool:
+    def survivors_after(self, killed: set[int]) -> bool:
         """Sweep once more, noting what was ``killed``; whether something is left that does not even die of SIGKILL."""
-        killed |= sweep(self.rest)
-        return bool(self.rest())
+        killed |= sweep(self.survivors)
+        return bool(self.survivors())
 
     def finish(self, ended: os.waitid_result, error: str) -> None:
         """Sweep what the leader left, record how it ended, and stay until nothing is below us any more."""
@@ -467,7 +467,7 @@ def children() -> bool:
     return True
 
 
-def ended(lease: int) -> bool:
+def is_closed(lease: int) -> bool:
     """Whether nobody holds the other end of this pipe any more."""
     try:
         return os.read(lease, 1) == b""
@@ -475,7 +475,7 @@ def ended(lease: int) -> bool:
         return False
 
 
-def shed() -> None:
+def reset_priorities() -> None:
     """Take back a lowered priority and a raised readiness to be killed for memory, where that is permitted."""
     try:  # noqa: SIM105 (contextlib is not worth its memory here)
         os.setpriority(os.PRIO_PROCESS, 0, 0)

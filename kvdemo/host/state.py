@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 RELEASE_PATIENCE = 5.0
 """Seconds for a lock to become free after its last holder was killed."""
 
-LOOK = 1.0
+LOCK_POLL = 1.0
 """Seconds between two looks for a stopped process that keeps the lock."""
 
 _LOCK_INTERVAL = 0.1  # seconds; flock cannot wait with a deadline without a signal
@@ -60,10 +60,10 @@ def projects(root: Path, *, stores: bool = False) -> list[Project]:
 
     One that cannot be looked at is left out; see ``damaged``.
     """
-    return [p for p in _directories(root) if _there(p.document) or _records(p.dir) or (stores and _there(p.stores))]
+    return [p for p in _directories(root) if _exists(p.document) or _records(p.dir) or (stores and _exists(p.stores))]
 
 
-def damaged(root: Path) -> list[tuple[str, str]]:
+def damaged_paths(root: Path) -> list[tuple[str, str]]:
     """What stands where projects do and cannot be used: its path, and why."""
     found = []
     for name in _names(root):
@@ -103,7 +103,7 @@ def _mode(path: Path, test: Callable[[int], bool]) -> bool:
         return False
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
@@ -167,7 +167,7 @@ class Project:
             now = time.monotonic()
             if not looked:
                 waiting(what, how)
-            if now > looked + LOOK:
+            if now > looked + LOCK_POLL:
                 looked = now
                 if ended := locks.end_stopped(self.dir):
                     waiting(ended, "")

@@ -46,18 +46,18 @@ def survey(
         gpus=_gpus(environ, project, bool(running)),
         interpreters={python: runtime.interpreter(python) for python in pythons},
         models=_models(profile, environ),
-        others=_others(profile, environ),
+        others=_local_repositories(profile, environ),
         absent=frozenset(path for path in _paths(profile) if not Path(path).exists()),
         ports=ports,
         busy=busy,
         secrets=frozenset(name for name in profile.secrets if environ.get(name)),
         memory=machine.memory() + own,
         shm=machine.free("/dev/shm") + own,
-        any_length=window.allowed(environ),
+        any_length=window.allows_longer_context(environ),
         open_files=machine.open_files(),
-        wide=machine.wide(),
+        wide=machine.has_avx512(),
         disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},
-        kept=_kept(project, running),
+        kept=_previous_gpus(project, running),
         node=node,
         sockets=str(project.sockets),
     )
@@ -81,22 +81,22 @@ def _paths(profile: Profile) -> set[str]:
     return {path for engine in profile.engines.values() for _, path in repositories.files(engine)}
 
 
-def _others(profile: Profile, environ: Mapping[str, str]) -> frozenset[str]:
+def _local_repositories(profile: Profile, environ: Mapping[str, str]) -> frozenset[str]:
     """What engines read besides their models, and is here."""
-    wanted = [one for engine in profile.engines.values() for one in repositories.others(engine)]
+    wanted = [one for engine in profile.engines.values() for one in repositories.auxiliary(engine)]
     return frozenset(
-        one.key for one in wanted if runtime.here(one.name, {**environ, **one.engine.env}, one.revision, one.kind)
+        one.key for one in wanted if runtime.is_local(one.name, {**environ, **one.engine.env}, one.revision, one.kind)
     )
 
 
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
     """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
     before = amounts(project.load(strict=False)) if running else {}
-    found = owned(gpus.detect(environ), project.dir.parent)
+    found = name_holders(gpus.detect(environ), project.dir.parent)
     return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
 
 
-def owned(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
+def name_holders(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
     """The same GPUs, those holders named that are services of this user's projects."""
     if not any(gpu.holders for gpu in found):
         return found
@@ -112,7 +112,7 @@ def owned(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
     )
 
 
-def _kept(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _previous_gpus(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     plan = saved_plan(project) if running else None
     return {spec.name: spec.gpus for spec in plan.engines if spec.name in running} if plan else {}
 

@@ -64,7 +64,7 @@ def equals(control: Sample, reused: Sequence[Sample]) -> bool:
     return local and all(control.cached_tokens == sample.cached_tokens for sample in reused)
 
 
-def unequalled(conditions: Conditions, reused: Sequence[Sample], controls: Sequence[Sample]) -> str:
+def why_incomparable(conditions: Conditions, reused: Sequence[Sample], controls: Sequence[Sample]) -> str:
     """Why there is nothing to compare the reuse with; empty if there is."""
     if not reused:
         return "there was no reuse that is proved"
@@ -75,10 +75,10 @@ def unequalled(conditions: Conditions, reused: Sequence[Sample], controls: Seque
     if not controls:
         end = "the run ended before a" if conditions.interrupted else "the run holds no"
         return f"{end} local hit of the same length, which it would have to equal"
-    return _control_missed(controls[0], reused[0], conditions.chunk_size or 0)
+    return _why_control_fails(controls[0], reused[0], conditions.chunk_size or 0)
 
 
-def _control_missed(control: Sample, reuse: Sample, chunk: int) -> str:
+def _why_control_fails(control: Sample, reuse: Sample, chunk: int) -> str:
     """Why a control is no local hit of the reused tokens."""
     if chunk and (reuse.prompt_tokens or 0) % chunk == 0:
         return (

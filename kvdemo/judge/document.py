@@ -71,7 +71,7 @@ def from_json_text(text: str) -> Result:
         if not (isinstance(held, dict) and isinstance(held.get("rows"), list)):
             raise ValueError("it has no rows")
         run = conditions(text)
-        rows = [_unflattened(row) for row in held["rows"]]
+        rows = [_unflatten(row) for row in held["rows"]]
         shaped = {"trials_run": 0, **held, "rows": rows, "conditions": run.everything}
         return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=run)
     except ValidationError as error:
@@ -101,7 +101,7 @@ def _flat(name: str, times: Times | None) -> dict[str, Any]:
     return {f"n_{name}": values.pop("n")} | {f"{key}_{name}_ms": value for key, value in values.items()}
 
 
-def _unflattened(row: Any) -> Any:
+def _unflatten(row: Any) -> Any:
     """A row whose times are mappings again."""
     if not isinstance(row, dict):
         return row

@@ -11,7 +11,7 @@ from enum import StrEnum
 from kvdemo.judge import stats
 from kvdemo.judge.result import Ratio
 
-PRINTED = 0.005
+PRINTED_STEP = 0.005
 """A ratio closer to 1 than this is printed as 1.00x."""
 
 
@@ -26,7 +26,7 @@ class Effect(StrEnum):
 def of(ratio: Ratio, noise: Ratio | None) -> Effect:
     """The effect that ``ratio`` shows beside the ``noise``, where that is known."""
     low, high = bounds(ratio)
-    if abs(ratio.median - 1) < PRINTED or (ratio.n > 1 and low <= 1 <= high):
+    if abs(ratio.median - 1) < PRINTED_STEP or (ratio.n > 1 and low <= 1 <= high):
         return Effect.NONE
     if noise and 1 / spread(noise) <= ratio.median <= spread(noise):
         return Effect.NONE
@@ -35,7 +35,7 @@ def of(ratio: Ratio, noise: Ratio | None) -> Effect:
 
 def bounds(ratio: Ratio) -> tuple[float, float]:
     """Its interval, or its range where n carries none."""
-    if ratio.low is None or ratio.high is None or ratio.n < stats.ENOUGH:
+    if ratio.low is None or ratio.high is None or ratio.n < stats.FEWEST_FOR_INTERVAL:
         return ratio.min, ratio.max
     return ratio.low, ratio.high
 

@@ -105,7 +105,7 @@ class Waterfall:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class Exclusion:
     """A sample that takes no part in any ratio."""
 
     trial: Count
@@ -126,7 +126,7 @@ class Row:
     verdict: Verdict
     verdicts: Mapping[Verdict, Count]
     why: str
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[Exclusion, ...]
     prompt_tokens: Count | None
     expected_cached_tokens: Count
     cached_tokens: Count | None

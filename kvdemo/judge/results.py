@@ -9,11 +9,11 @@ from itertools import pairwise
 from statistics import median
 
 from kvdemo.judge import answers, sections, stats
-from kvdemo.judge.result import Answer, Conditions, Dropped, Ratio, Result, Row, Times
+from kvdemo.judge.result import Answer, Conditions, Exclusion, Ratio, Result, Row, Times
 from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
 
-Judged = Sequence[tuple[Sample, Judgement]]
+Judgements = Sequence[tuple[Sample, Judgement]]
 
 
 def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
@@ -23,7 +23,7 @@ def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     of_arms = [s for s in of_length if s.arm in SUPPORTS_SPEEDUP and not s.writer]
     judged = [(sample, _of_tier(sample, conditions.tier)) for sample in of_arms]
     answer = _answer_of_all(conditions, samples, longest)
-    mixed = conditions.history or _mixed(of_arms)
+    mixed = conditions.history or _has_mixed_lengths(of_arms)
     # A wrong answer, however early it comes, is no speed-up; prompts that differ are no trials of one thing.
     paired = [] if mixed or answer.same is False else judged
     keys = dict.fromkeys((sample.engine, sample.arm) for sample in of_arms)
@@ -55,7 +55,7 @@ def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     )
 
 
-def _mixed(samples: Sequence[Sample]) -> bool:
+def _has_mixed_lengths(samples: Sequence[Sample]) -> bool:
     """Whether one arm of one engine was given prompts of different lengths."""
     sizes: dict[tuple[str, str], set[int]] = {}
     for sample in samples:
@@ -82,7 +82,7 @@ def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float
     return sure is not None and sure.width <= share
 
 
-def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Conditions) -> Row:
+def _row(engine: str, arm: Arm, judged: Judgements, paired: Judgements, conditions: Conditions) -> Row:
     """One row of ``judged`` samples; ``paired`` are those of which ratios may be made."""
     own = [(sample, judgement) for sample, judgement in judged if (sample.engine, sample.arm) == (engine, arm)]
     verdicts = Counter(judgement.verdict for _, judgement in own)
@@ -90,7 +90,7 @@ def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Cond
     supported = worst in SUPPORTS_SPEEDUP[arm]
     supporting = [sample for sample, judgement in own if judgement.verdict in SUPPORTS_SPEEDUP[arm]]
     counting = supporting or [sample for sample, _ in own]
-    first, dropped = counting[0], _dropped(arm, own)
+    first, dropped = counting[0], _exclusions(arm, own)
     why = next((judgement.why for _, judgement in own if judgement.verdict is worst), "")
     return Row(
         engine=engine,
@@ -105,7 +105,7 @@ def _row(engine: str, arm: Arm, judged: Judged, paired: Judged, conditions: Cond
         local_cached_tokens=first.sources.local if first.sources else None,
         external_cached_tokens=first.sources.shared if first.sources else None,
         tiers=first.tiers,
-        **_measured(counting),
+        **_row_times(counting),
         waterfall=sections.waterfall(counting),
         speedup=_ratio(paired, conditions.baseline, arm, engine, invert=True) if supported else None,
     )
@@ -120,7 +120,7 @@ def _of_tier(sample: Sample, tier: str) -> Judgement:
     return judgement
 
 
-def _dropped(arm: Arm, own: Judged) -> tuple[Dropped, ...]:
+def _exclusions(arm: Arm, own: Judgements) -> tuple[Exclusion, ...]:
     """The samples that take no part in any ratio, with the reason."""
     dropped = []
     for sample, judgement in own:
@@ -129,11 +129,11 @@ def _dropped(arm: Arm, own: Judged) -> tuple[Dropped, ...]:
             why = (
                 judgement.why or f"{sources.local:,} tokens came from its own cache, {sources.shared:,} from the shared"
             )
-            dropped.append(Dropped(sample.trial, judgement.verdict, why))
+            dropped.append(Exclusion(sample.trial, judgement.verdict, why))
     return tuple(dropped)
 
 
-def _measured(samples: Sequence[Sample]) -> dict[str, Times | None]:
+def _row_times(samples: Sequence[Sample]) -> dict[str, Times | None]:
     """The times of a row, each as its field says."""
     metrics = {field.name: field.metadata["seconds"] for field in fields(Row) if "seconds" in field.metadata}
     return {
@@ -159,12 +159,12 @@ def _times(seconds: Sequence[float]) -> Times | None:
     )
 
 
-def _ratio(judged: Judged, baseline: str, arm: Arm, engine: str, *, invert: bool = False) -> Ratio | None:
+def _ratio(judged: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool = False) -> Ratio | None:
     """``_ratios`` summed up. None where there is no pair."""
     return stats.ratio(_ratios(judged, baseline, arm, engine, invert=invert))
 
 
-def _ratios(judged: Judged, baseline: str, arm: Arm, engine: str, *, invert: bool) -> list[float]:
+def _ratios(judged: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool) -> list[float]:
     """TTFT of this arm over the baseline's cold TTFT, trial by trial (``invert``: how many times faster it is).
 
     Only samples whose verdicts support the comparison take part; of several at once the median.
@@ -183,18 +183,20 @@ def _ratios(judged: Judged, baseline: str, arm: Arm, engine: str, *, invert: boo
         if (sample.engine, sample.arm) == (engine, arm):
             other.setdefault(sample.trial, []).append(sample)
     trials = [
-        trial for trial in sorted(cold.keys() & other.keys()) if arm != "store" or _alike(cold[trial], other[trial])
+        trial
+        for trial in sorted(cold.keys() & other.keys())
+        if arm != "store" or _same_concurrency(cold[trial], other[trial])
     ]
     pairs = [[median(s.ttft or 0.0 for s in side[trial]) for side in (cold, other)] for trial in trials]
     return [base / own if invert else own / base for base, own in pairs]
 
 
-def _alike(some: Sequence[Sample], others: Sequence[Sample]) -> bool:
+def _same_concurrency(some: Sequence[Sample], others: Sequence[Sample]) -> bool:
     """Whether both groups were asked in the same way: one after another, or several at the same time."""
-    return _together(some) == _together(others)
+    return _overlap(some) == _overlap(others)
 
 
-def _together(samples: Sequence[Sample]) -> bool:
+def _overlap(samples: Sequence[Sample]) -> bool:
     """Whether any two of these requests overlap in time."""
     spans = sorted((s.started, s.started + (s.e2el or s.ttft or 0.0)) for s in samples)
     return any(later[0] < earlier[1] for earlier, later in pairwise(spans))
@@ -222,14 +224,14 @@ def _answer_of_all(conditions: Conditions, samples: Sequence[Sample], longest: i
     return Answer(True, f"{own.text}; equal at {equal} of {len(by_length)} lengths")
 
 
-def _answer(conditions: Conditions, samples: Sequence[Sample], judged: Judged) -> Answer:
+def _answer(conditions: Conditions, samples: Sequence[Sample], judged: Judgements) -> Answer:
     controls = [s for s in samples if s.arm == "control"]
     proved = [(s, judgement.verdict) for s, judgement in judged]
     reused = [s for s, verdict in proved if s.arm == "reuse" and verdict is Verdict.SHARED]
     cold = [s for s, verdict in proved if s.arm in ("cold", "store") and verdict is Verdict.COLD]
-    if conditions.history or _mixed([sample for sample, _ in judged]):
+    if conditions.history or _has_mixed_lengths([sample for sample, _ in judged]):
         return Answer(None, "not checked: the prompts differ")
-    if why := answers.unequalled(conditions, reused, controls):
+    if why := answers.why_incomparable(conditions, reused, controls):
         return Answer(None, f"not checked: {why}")
     comparable = [s for s in controls if answers.equals(s, reused)]
     alike = [s for s in comparable if _rounds_alike(s.engine, cold)]

@@ -16,7 +16,7 @@ Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
 """The part of a request in its trial: see ``kvdemo.bench.workload``."""
 
 
-def _resolved(value: float) -> float:
+def _check_resolution(value: float) -> float:
     """Refuse what is too small to have been measured: no clock here tells less than a nanosecond."""
     if 0 < value < 1e-9:
         raise ValueError("too small to have been measured")
@@ -26,9 +26,9 @@ def _resolved(value: float) -> float:
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
-Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30), AfterValidator(_resolved)]
+Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30), AfterValidator(_check_resolution)]
 Positive = Annotated[float, Field(allow_inf_nan=False, ge=1e-12, le=1e30)]
-Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), AfterValidator(_resolved)]
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), AfterValidator(_check_resolution)]
 """What a field may hold when it is read from a file; code that makes samples is not checked again."""
 
 

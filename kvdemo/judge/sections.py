@@ -94,9 +94,9 @@ def limit(conditions: Conditions, rows: Sequence[Row], noise: Ratio | None) -> L
     by_arm = {row.arm: row for row in rows}
     cold = next((row for row in rows if row.engine == conditions.baseline), None)
     proved = [
-        _proved(by_arm.get("again"), Verdict.LOCAL),
-        _proved(by_arm.get("reuse"), Verdict.SHARED),
-        _proved(cold, Verdict.COLD),
+        _proved_times(by_arm.get("again"), Verdict.LOCAL),
+        _proved_times(by_arm.get("reuse"), Verdict.SHARED),
+        _proved_times(cold, Verdict.COLD),
     ]
     medians = [times.median / 1000 for times in proved if times and times.median]
     reuse = by_arm.get("reuse")
@@ -131,7 +131,7 @@ def limit(conditions: Conditions, rows: Sequence[Row], noise: Ratio | None) -> L
     return Limit(tier, " ".join(sentences), round(own.efficiency, 4), lines)
 
 
-def _proved(row: Row | None, verdict: Verdict) -> Times | None:
+def _proved_times(row: Row | None, verdict: Verdict) -> Times | None:
     """The TTFTs of a row if that is its verdict."""
     return row.ttft if row and row.verdict is verdict else None
 

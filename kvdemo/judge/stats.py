@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kvdemo.judge.result import Ratio
 
-ENOUGH = 6
+FEWEST_FOR_INTERVAL = 6
 """Values without which a median has no 95 % interval: of five the whole range encloses it in 93.75 % of cases."""
 
 
@@ -66,7 +66,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
     Statistics, section 7.1). A percentile bootstrap of so few values encloses it less often than it says.
     """
     n = len(values)
-    if n < ENOUGH:
+    if n < FEWEST_FOR_INTERVAL:
         return None
     ordered, rank = sorted(values), 0
     while 1 - 2 * sum(math.comb(n, below) for below in range(rank + 1)) / 2**n >= confidence:

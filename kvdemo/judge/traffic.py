@@ -99,12 +99,12 @@ class Limit:
         """Whether the phase kept it."""
         return bool(phase.requests) and self.hits(phase) >= self.share * len(phase.requests)
 
-    def spoilt(self, phase: Phase) -> bool:
+    def measures_failures(self, phase: Phase) -> bool:
         """Whether failed requests alone keep it from having kept the limit: then it measures no capacity."""
         failed = sum(bool(request.error) for request in phase.requests)
         return not self.kept(phase) and bool(failed) and self.hits(phase) + failed >= self.share * len(phase.requests)
 
-    def lost(self, sent: int, misses: int) -> bool:
+    def out_of_reach(self, sent: int, misses: int) -> bool:
         """Whether so many misses of ``sent`` requests can no longer be made good."""
         return misses > (1 - self.share) * sent
 
@@ -226,7 +226,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
 
 
-def carried(values: Sequence[float], share: float) -> float | None:
+def supported_percentile(values: Sequence[float], share: float) -> float | None:
     """A percentile, where there are values beyond it: at least 10 for p90, 100 for p99."""
     return percentile(values, share) if len(values) * (1 - share) >= 1 - 1e-9 else None
 
@@ -252,11 +252,11 @@ def point(limit: Limit, phases: Sequence[Phase]) -> Point:
         kept=sum(map(limit.kept, phases)),
         goodput=hits / sum(phase.duration for phase in phases),
         p50_ttft_ms=percentile(ttfts, 0.5),
-        p90_ttft_ms=carried(ttfts, 0.9),
-        p99_ttft_ms=carried(ttfts, 0.99),
+        p90_ttft_ms=supported_percentile(ttfts, 0.9),
+        p99_ttft_ms=supported_percentile(ttfts, 0.99),
         median_itl_ms=median(gaps) if gaps else None,
         sources=sources,
-        accounted=_accounted(requests, sources),
+        accounted=_sources_complete(requests, sources),
         mean_waiting=sum(looks) / len(looks) if looks else None,
         max_waiting=max(looks, default=None),
         p99_late_ms=None if late is None else 1000 * late,
@@ -264,7 +264,7 @@ def point(limit: Limit, phases: Sequence[Phase]) -> Point:
     )
 
 
-def _accounted(requests: Sequence[Request], sources: Sources | None) -> bool | None:
+def _sources_complete(requests: Sequence[Request], sources: Sources | None) -> bool | None:
     if sources is None or not all(request.completed for request in requests):
         return None
     return sources.total == sum(request.prompt_tokens or 0 for request in requests)
@@ -279,7 +279,7 @@ def _sum(parts: Sequence[Sources | None]) -> Sources | None:
     )
 
 
-def _best(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> tuple[float | None, bool] | None:
+def _best_rate(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> tuple[float | None, bool] | None:
     """The highest rate kept below the first one missed, and whether none was missed; None if nothing was measured.
 
     Failures count as misses, but those of the plain side, with which the others are compared, must not make them look
@@ -292,13 +292,13 @@ def _best(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]) -> 
     usable = [
         phase
         for phase in tried
-        if limit.client_kept_up(phase) and _accounted(phase.requests, phase.sources) is not False
+        if limit.client_kept_up(phase) and _sources_complete(phase.requests, phase.sources) is not False
     ]
     if not usable:
         return None
     best: float | None = None
     for phase in usable:
-        if side == PLAIN and limit.spoilt(phase):
+        if side == PLAIN and limit.measures_failures(phase):
             return None
         if not limit.kept(phase):
             return best, False
@@ -311,7 +311,7 @@ def _repetitions(phases: Sequence[Phase]) -> list[int]:
 
 
 def _capacity(limit: Limit, side: str, engines: tuple[str, ...], phases: Sequence[Phase]) -> Capacity:
-    outcomes = [one for n in _repetitions(phases) if (one := _best(limit, side, n, phases))]
+    outcomes = [one for n in _repetitions(phases) if (one := _best_rate(limit, side, n, phases))]
     rates = [rate for rate, _ in outcomes if rate is not None]
     lowest = min((phase.rate for phase in phases if phase.side == side), default=0.0)
     died = next((phase.died for phase in phases if phase.side == side and phase.died), "")
@@ -326,7 +326,7 @@ def _gain(limit: Limit, side: str, phases: Sequence[Phase]) -> Gain | None:
         return None
     ratios, bound = [], False
     for number in _repetitions(phases):
-        mine, plain = _best(limit, side, number, phases), _best(limit, PLAIN, number, phases)
+        mine, plain = _best_rate(limit, side, number, phases), _best_rate(limit, PLAIN, number, phases)
         if not (mine and plain and mine[0]) or (plain[1] and plain[0] is not None):
             continue
         lowest = min(phase.rate for phase in phases if (phase.side, phase.repetition) == (PLAIN, number))

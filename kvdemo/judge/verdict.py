@@ -135,14 +135,14 @@ class CacheFacts:
     answers: bool
     expected: int
     engines: int = 0
-    registered: int | None = None
+    registered_engines: int | None = None
     strange: bool = False
     failed: str = ""
     chunks: int = 0
     stored: int | None = None
-    filed: int | None = None
-    evicted: int = 0
-    refused: int = 0
+    files_in_l2: int | None = None
+    evictions: int = 0
+    refusals: int = 0
     unreadable: int = 0
     matched_tokens: int | None = None
     kv_bytes: int | None = None
@@ -151,9 +151,9 @@ class CacheFacts:
 
 def why_missing(facts: CacheFacts) -> str:
     """Why tokens did not come from the cache; empty if the facts do not tell."""
-    server, stored, filed, matched = facts.server, facts.stored, facts.filed, facts.matched_tokens
+    server, stored, filed, matched = facts.server, facts.stored, facts.files_in_l2, facts.matched_tokens
     kv, l1 = (facts.kv_bytes or 0) / 1e6, (facts.l1_bytes or 0) / 1e6
-    registered = facts.engines if facts.registered is None else facts.registered
+    registered = facts.engines if facts.registered_engines is None else facts.registered_engines
     incomplete = stored is not None and stored < facts.chunks
     reasons = [
         (not facts.answers, f"the cache server {server} does not answer any more"),
@@ -168,7 +168,7 @@ def why_missing(facts: CacheFacts) -> str:
             facts.l1_bytes is not None and kv > l1,
             f"the prompt's KV ({kv:,.0f} MB) does not fit into L1 ({l1:,.0f} MB): raise `l1` of {server}",
         ),
-        (incomplete and facts.refused > 0, f"L1 of {server} was full: {facts.refused:,} chunks found no room"),
+        (incomplete and facts.refusals > 0, f"L1 of {server} was full: {facts.refusals:,} chunks found no room"),
         (incomplete, f"only {stored} of the writer's {facts.chunks} chunks had been stored when the reader asked"),
         (
             filed is not None and filed < facts.chunks,
@@ -180,8 +180,8 @@ def why_missing(facts: CacheFacts) -> str:
         ),
         # Clearing L1, as a run about L2 does, counts as eviction too.
         (
-            facts.evicted > 0 and filed is None,
-            f"{facts.evicted:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
+            facts.evictions > 0 and filed is None,
+            f"{facts.evictions:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
         ),
         (
             matched is not None and matched >= facts.expected,

@@ -56,7 +56,7 @@ class Options:
 
 
 @dataclass
-class Prepared:
+class WarmUp:
     """What warming up has found: the limit (s), prompt tokens of a document, and unloaded TTFTs of each side (s).
 
     ``own`` is the size of one engine's own KV cache in tokens, by side; None where the engine does not tell.
@@ -103,7 +103,7 @@ class Traffic:
         self.dead: set[str] = set()
         self.late: set[str] = set()
 
-    def prepare(self) -> Generator[Doing, None, Prepared]:
+    def prepare(self) -> Generator[Doing, None, WarmUp]:
         """Cut the document to its length, let each side read every document once, and time single requests.
 
         Raises UsageError if it does not fit the model's window, ServiceError for an engine that does not answer.
@@ -123,7 +123,7 @@ class Traffic:
             singles[side] = Service(median(cold), median(local), median(shared))
         ttft = self.options.slo_ttft or float(f"{2 * singles[PLAIN].cold:.2g}")
         own = {side: runner.own_tokens(engines[0], self.options.key) for side, engines in self.sides.items()}
-        return Prepared(Limit(ttft, self.options.slo_share), tokens, own, singles)
+        return WarmUp(Limit(ttft, self.options.slo_share), tokens, own, singles)
 
     def _settle(self, side: str) -> None:
         """Wait until what the side's engines have stored can be loaded."""
@@ -193,7 +193,7 @@ class Traffic:
             raise ServiceError(f"{engine.name}: {reply.error or 'no token came'}", "kvdemo logs shows what it says")
         return reply.ttft
 
-    def run(self, prepared: Prepared) -> Generator[Doing | Phase]:
+    def run(self, prepared: WarmUp) -> Generator[Doing | Phase]:
         """Every repetition: one side after the other, in an order that alternates, each at its rates."""
         for repetition in range(1, self.options.repetitions + 1):
             order = list(self.sides)[:: 1 if repetition % 2 else -1]
@@ -206,7 +206,7 @@ class Traffic:
                 for side in order:
                     yield from self._search(prepared, side, repetition)
 
-    def _search(self, prepared: Prepared, side: str, repetition: int) -> Generator[Doing | Phase]:
+    def _search(self, prepared: WarmUp, side: str, repetition: int) -> Generator[Doing | Phase]:
         start = float(f"{len(self.sides[side]) / prepared.service[PLAIN].cold / 2:.2g}")
         finder = search.rates(start)
         rate = next(finder)
@@ -223,7 +223,7 @@ class Traffic:
                     return  # a higher rate would only show this client's limits
                 rate = finder.send(kept)
 
-    def _phase(self, prepared: Prepared, side: str, rate: float, repetition: int) -> Generator[Doing | Phase]:
+    def _phase(self, prepared: WarmUp, side: str, rate: float, repetition: int) -> Generator[Doing | Phase]:
         if side in self.dead:
             return
         options, engines = self.options, self.sides[side]
@@ -243,7 +243,7 @@ class Traffic:
             self.dead.add(side)
         yield phase
 
-    def conditions(self, prepared: Prepared) -> Mapping[str, Any]:
+    def conditions(self, prepared: WarmUp) -> Mapping[str, Any]:
         """What the result needs beside the phases."""
         options = self.options
         caches = {

@@ -16,7 +16,7 @@ from typing import Any
 from kvdemo.judge.traffic import PLAIN, Limit, percentile
 from kvdemo.load import schedule, search
 
-SIMULATED = 2000
+REQUESTS = 2000
 """Requests of one simulated rate."""
 
 
@@ -88,7 +88,12 @@ def ttfts(
 
 
 def share_within(
-    limit: Limit, traffic: schedule.Traffic, service: Service, caches: Caches, rate: float, requests: int = SIMULATED
+    limit: Limit,
+    traffic: schedule.Traffic,
+    service: Service,
+    caches: Caches,
+    rate: float,
+    requests: int = REQUESTS,
 ) -> float:
     """The share of some ``requests`` requests at this rate that would keep the limit."""
     arrivals = schedule.arrivals(traffic, rate, requests / rate)
@@ -97,7 +102,7 @@ def share_within(
 
 
 def capacity(
-    limit: Limit, traffic: schedule.Traffic, service: Service, caches: Caches, requests: int = SIMULATED
+    limit: Limit, traffic: schedule.Traffic, service: Service, caches: Caches, requests: int = REQUESTS
 ) -> float | None:
     """The highest rate within the limit, as ``search`` finds it; None if even a single request misses it."""
     finder = search.rates(traffic.engines / service.cold, finest=1.03, most=24)
@@ -134,7 +139,7 @@ def curve(about: Mapping[str, Any], limit: Limit, side: str, rates: Sequence[flo
     traffic, service, caches = of_run(about, side)
     points = []
     for rate in rates:
-        arrivals = schedule.arrivals(traffic, rate, SIMULATED / rate)
+        arrivals = schedule.arrivals(traffic, rate, REQUESTS / rate)
         value = percentile(ttfts(arrivals, traffic, service, caches), limit.share)
         if value is not None:
             points.append((rate, value))

@@ -20,7 +20,7 @@ from typing import Any
 
 from kvdemo.backends import series
 from kvdemo.bench.client import Client, Reply
-from kvdemo.bench.wire import uncollected
+from kvdemo.bench.wire import without_gc
 from kvdemo.host import health
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.traffic import Limit, Phase, Request
@@ -31,7 +31,7 @@ PATH = "/v1/chat/completions"
 TICK = 0.02
 """Seconds between two looks at whether the limit can still be kept."""
 
-LOOK = 1.0
+WAITING_POLL = 1.0
 """Seconds between two looks at the engines' queues: each costs an engine some milliseconds."""
 
 IDLE_PATIENCE = 120.0
@@ -55,14 +55,14 @@ class Flight:
 
     def fly(self) -> None:
         """Send it and follow the stream to its end."""
-        self.reply = Reply(on_token=self._heard)
+        self.reply = Reply(on_token=self._note_first_chunk)
         try:
             self.client.send(PATH, self.content, self.reply)
         finally:
             self.over = True
             self.client.line.close()
 
-    def _heard(self, _: Reply) -> None:
+    def _note_first_chunk(self, _: Reply) -> None:
         if self.sent is None:
             self.sent = time.perf_counter()
 
@@ -111,7 +111,7 @@ class Watch:
         self.engines, self.key = engines, key
         self.waiting: list[int] = []
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._look, name="queues", daemon=True)
+        self.thread = threading.Thread(target=self._sample_waiting, name="queues", daemon=True)
 
     def __enter__(self) -> Watch:
         self.thread.start()
@@ -121,8 +121,8 @@ class Watch:
         self.ended.set()
         self.thread.join()
 
-    def _look(self) -> None:
-        while not self.ended.wait(LOOK):
+    def _sample_waiting(self) -> None:
+        while not self.ended.wait(WAITING_POLL):
             depths = [health.counters(one.url, self.key).get(series.WAITING.key) for one in self.engines]
             if all(depth is not None for depth in depths):
                 self.waiting.append(int(sum(depth or 0 for depth in depths)))
@@ -157,7 +157,7 @@ def run(
     gone: list[Flight] = []
     pool = ThreadPoolExecutor(max_workers=max(1, len(ready)), thread_name_prefix="load")
     try:
-        with Watch(engines, key) as watch, uncollected():
+        with Watch(engines, key) as watch, without_gc():
             began = time.perf_counter()
             for flight in ready:
                 flight.due = began + flight.arrival.at
@@ -165,7 +165,7 @@ def run(
                     break
                 gone.append(flight)
                 pool.submit(flight.fly)
-            while not all(flight.over for flight in gone) and not _lost(gone, limit, len(ready)):
+            while not all(flight.over for flight in gone) and not _limit_out_of_reach(gone, limit, len(ready)):
                 time.sleep(TICK)
     finally:
         for flight in gone:
@@ -180,15 +180,15 @@ def run(
 def _wait(due: float, gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
     """Until the time has come; ends early, with True, once the limit is lost."""
     while (left := due - time.perf_counter()) > 0:
-        if left > 2 * TICK and _lost(gone, limit, sent):
+        if left > 2 * TICK and _limit_out_of_reach(gone, limit, sent):
             return True
         time.sleep(min(left, TICK))
     return False
 
 
-def _lost(gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
+def _limit_out_of_reach(gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
     now = time.perf_counter()
-    return limit.lost(sent, sum(flight.missed(limit, now) for flight in gone))
+    return limit.out_of_reach(sent, sum(flight.missed(limit, now) for flight in gone))
 
 
 def own_tokens(engine: ServiceSpec, key: str) -> int | None:

@@ -23,7 +23,7 @@ BLOCK = 32
 """Values in a block of Q8_0 and Q4_1."""
 
 
-class Malformed(ValueError):
+class GgufError(ValueError):
     """The file is no GGUF file, ends too early, or holds what this module does not read."""
 
 
@@ -52,13 +52,13 @@ class File:
         """
         tensor = self.tensors.get(name)
         if tensor is None:
-            raise Malformed(f"there is no tensor {name}")
+            raise GgufError(f"there is no tensor {name}")
         if tensor.kind not in KINDS:
-            raise Malformed(f"tensor {name} has the type {tensor.kind}; read are {sorted(KINDS)}")
+            raise GgufError(f"tensor {name} has the type {tensor.kind}; read are {sorted(KINDS)}")
         record, values, decode = KINDS[tensor.kind]
         count, rest = divmod(math.prod(tensor.shape), values)
         if rest or tensor.start + count * record.itemsize > len(self.data):
-            raise Malformed(f"tensor {name} does not end within the file")
+            raise GgufError(f"tensor {name} does not end within the file")
         blocks = np.frombuffer(self.data, record, count, tensor.start)
         return np.ascontiguousarray(decode(blocks).reshape(tensor.shape))
 
@@ -90,7 +90,7 @@ class _Reader:
     def take(self, size: int) -> bytes:
         part = self.data[self.position : self.position + size]
         if len(part) != size:
-            raise Malformed("the file ends within its header")
+            raise GgufError("the file ends within its header")
         self.position += size
         return part
 
@@ -107,7 +107,7 @@ class _Reader:
             element, count = self.scalar("I"), self.scalar("Q")
             return [self.value(element) for _ in range(count)]
         if kind not in SCALARS:
-            raise Malformed(f"the metadata has a value of the unknown type {kind}")
+            raise GgufError(f"the metadata has a value of the unknown type {kind}")
         return self.scalar(SCALARS[kind])
 
 
@@ -119,9 +119,9 @@ def parse(data: bytes) -> File:
     """
     reader = _Reader(data)
     if reader.take(4) != MAGIC:
-        raise Malformed("it does not begin as a GGUF file does")
+        raise GgufError("it does not begin as a GGUF file does")
     if (version := reader.scalar("I")) != VERSION:
-        raise Malformed(f"it is GGUF version {version}; this reads version {VERSION}")
+        raise GgufError(f"it is GGUF version {version}; this reads version {VERSION}")
     tensor_count, metadata_count = reader.scalar("Q"), reader.scalar("Q")
     metadata = {}
     for _ in range(metadata_count):

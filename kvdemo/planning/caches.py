@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kvdemo import backends
 from kvdemo.backends.backend import Server
 from kvdemo.config import flags
-from kvdemo.planning.engines import QUIET, normalized, visible
+from kvdemo.planning.engines import QUIET, normalize, visible
 
 if TYPE_CHECKING:
     from kvdemo.config.profile import Cache
@@ -57,7 +57,7 @@ def options(
             node=node,
         )
     )
-    return arguments | normalized(cache.args)
+    return arguments | normalize(cache.args)
 
 
 def env(cache: Cache, *, devices: Sequence[str]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def dtype_of(engine: Engine, facts: Facts) -> str:
     float32 on a processor without AVX-512: vLLM would take bfloat16, and need up to three times as long. Quantized
     weights go with a half-precision dtype only.
     """
-    arguments = engines.normalized(engine.args)
+    arguments = engines.normalize(engine.args)
     if given := str(arguments.get("dtype", "")):
         return {"auto": "", "half": "float16", "float": "float32"}.get(given, given)
     model = facts.models.get(model_key(engine))
@@ -77,7 +77,7 @@ def absent(profile: Profile, facts: Facts) -> list[Repository]:
         if not (known.path or known.problem):
             wanted.setdefault(model_key(engine), repositories.model(engine))
     for engine in profile.engines.values():
-        for other in repositories.others(engine):
+        for other in repositories.auxiliary(engine):
             if other.key not in facts.others:
                 wanted.setdefault(other.key, other)
     return list(wanted.values())
@@ -85,19 +85,21 @@ def absent(profile: Profile, facts: Facts) -> list[Repository]:
 
 def complete(engine: Engine, facts: Facts) -> bool:
     """Whether everything that an engine reads from Hugging Face is here, so that it can do without."""
-    return bool(model_of(engine, facts).path) and all(one.key in facts.others for one in repositories.others(engine))
+    return bool(model_of(engine, facts).path) and all(one.key in facts.others for one in repositories.auxiliary(engine))
 
 
 def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
     """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
-    given = engines.normalized(engine.args)
+    given = engines.normalize(engine.args)
     facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
     facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
     return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
 
 
-def kin_of(profile: Profile, cache: str, facts: Facts, elsewhere: Mapping[str, Facts] | None = None) -> dict[str, str]:
-    """The fingerprint of each model whose engines share this cache; ``elsewhere`` are the facts of engines' own nodes.
+def fingerprints_of(
+    profile: Profile, cache: str, facts: Facts, of_nodes: Mapping[str, Facts] | None = None
+) -> dict[str, str]:
+    """The fingerprint of each model whose engines share this cache; ``of_nodes`` are the facts of engines' own nodes.
 
     Raises ProfileError for engines of one model that must not share.
     """
@@ -105,7 +107,7 @@ def kin_of(profile: Profile, cache: str, facts: Facts, elsewhere: Mapping[str, F
     for name, engine in profile.engines.items():
         if engine.cache != cache:
             continue
-        here = (elsewhere or {}).get(name, facts)
+        here = (of_nodes or {}).get(name, facts)
         mine = fingerprint(engine, model_of(engine, here), here.interpreters[python_of(profile, name, here)])
         other, theirs = prints.setdefault(engine.model, (name, mine))
         if mine != theirs:

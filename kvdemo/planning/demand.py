@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvdemo.config import parallel
 from kvdemo.config.parallel import Parallel
 from kvdemo.planning import peak, window
-from kvdemo.planning.engines import normalized
+from kvdemo.planning.engines import normalize
 from kvdemo.planning.facts import Gpu, Model
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Demand:
 
 def of(engine: Engine, model: Model, gpus: int, gpu: Gpu | None = None) -> Demand:
     """What this engine needs on each of its ``gpus`` GPUs, which are like ``gpu``."""
-    arguments = normalized(engine.args)
+    arguments = normalize(engine.args)
     spread = parallel.of(arguments, gpus)
     shape, longest = model.shape, window.of_engine(engine, model)
     kv = _Kv.of(model, kv_width(engine, model), spread)
@@ -110,7 +110,7 @@ def kv_width(engine: Engine, model: Model) -> int | None:
 
     What the profile says wins over what the checkpoint asks for, and that over the engine's dtype.
     """
-    asked = str(normalized(engine.args).get("kv-cache-dtype") or "auto")
+    asked = str(normalize(engine.args).get("kv-cache-dtype") or "auto")
     if asked == "auto":
         asked = model.kv_dtype
     return KV_WIDTHS.get(asked) if asked else model.width

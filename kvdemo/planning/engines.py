@@ -36,7 +36,7 @@ UNWIRED = Wiring()
 """A plain engine has no cache."""
 
 
-def normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def normalize(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments with every name in the form ``max-model-len``."""
     return {flags.canonical(name): value for name, value in arguments.items()}
 
@@ -73,14 +73,14 @@ def options(
         "shutdown-timeout": max(1, int(stop_timeout / 2)),
     }
     if devices:
-        tensor = parallel.of(normalized(engine.args), devices).tensor
+        tensor = parallel.of(normalize(engine.args), devices).tensor
         arguments |= {"tensor-parallel-size": tensor if tensor > 1 else None}
         arguments |= {"gpu-memory-utilization": memory, "kv-cache-memory-bytes": engine.kv_cache}
     else:
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
     arguments |= dict(wiring.arguments)
     # A null leaves a default out; but GPUs that the engine was given must not stay empty.
-    wanted = normalized(engine.args).items()
+    wanted = normalize(engine.args).items()
     return arguments | {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
 
 

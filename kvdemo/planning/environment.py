@@ -46,7 +46,7 @@ PREFIXES = (
 SENSITIVE = ("KEY", "PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL")
 
 
-def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+def inherit(environ: Mapping[str, str]) -> dict[str, str]:
     """The harmless part of ``environ`` that engines and caches need to work at all."""
     return {
         name: value
@@ -58,4 +58,4 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 def of_service(environ: Mapping[str, str], env: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
     """The whole environment of a service: inherited, then its own, then the values of its secrets."""
-    return inherited(environ) | dict(env) | {name: environ[name] for name in secrets if environ.get(name)}
+    return inherit(environ) | dict(env) | {name: environ[name] for name in secrets if environ.get(name)}

@@ -150,7 +150,7 @@ def _kinds(config: Config, count: int) -> list[str]:
             return kinds
     if any(DIFFERING.search(key) and value and key not in OF_EXPERTS for key, value in config.items()):
         raise UnknownFormError
-    return _windowed(config, count)
+    return _window_kinds(config, count)
 
 
 def _by_name(config: Config, _count: int) -> list[str] | None:
@@ -217,7 +217,7 @@ def _window(config: Config) -> int | None:
     return int(size) if size else None
 
 
-def _windowed(config: Config, count: int) -> list[str]:
+def _window_kinds(config: Config, count: int) -> list[str]:
     """Which layers have a window, where nothing but the window's keys says that layers differ."""
     if _window(config) is None:
         return ["full"] * count

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvdemo.planning.engines import GIB, normalized
+from kvdemo.planning.engines import GIB, normalize
 from kvdemo.planning.shape import Shape
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def sequences(engine: Engine, gpu: Gpu | None) -> int:
     The default is that of ``EngineArgs.get_batch_defaults`` for a server: 1,024 from 70 GiB on but for an A100, else
     256 (vLLM 0.32).
     """
-    given = number(normalized(engine.args).get("max-num-seqs"))
+    given = number(normalize(engine.args).get("max-num-seqs"))
     return given or (1024 if _large(gpu) else 256)
 
 
@@ -75,7 +75,7 @@ def batched_tokens(engine: Engine, gpu: Gpu | None, context: int | None) -> int:
     but for an A100, else 2,048 (vLLM 0.32); doubled by ``performance-mode: throughput``, at least one whole context
     without chunked prefill, and never more than all sequences hold.
     """
-    arguments = normalized(engine.args)
+    arguments = normalize(engine.args)
     if given := number(arguments.get("max-num-batched-tokens")):
         return given
     tokens = 16384 if gpu and gpu.total >= 160 * GIB else 8192 if _large(gpu) else SMALL_BATCH
@@ -100,7 +100,7 @@ def activation_bytes(shape: Shape, tensor: int, width: int = 2) -> int:
 
 def process_bytes(engine: Engine, gpu: Gpu | None) -> int:
     """Bytes of the process itself and its CUDA graphs."""
-    eager = normalized(engine.args).get("enforce-eager") is True
+    eager = normalize(engine.args).get("enforce-eager") is True
     return PROCESS + (0 if eager or sequences(engine, gpu) <= FEW else GRAPHS)
 
 

@@ -111,7 +111,7 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
     """
     assigned = budget.assign(profile, facts)
-    kin = kin or {name: compatibility.kin_of(profile, name, facts) for name in profile.caches}
+    kin = kin or {name: compatibility.fingerprints_of(profile, name, facts) for name in profile.caches}
     specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
     specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
     interpreters = {compatibility.python_of(profile, spec.name, facts) for spec in specs}
@@ -166,7 +166,7 @@ def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) 
         text = f"{name}: max_model_len {longest} is more than the {most} of {engine.model}"
         fix = "lower it or, if the model can, give `hf-overrides` with its rope scaling in args"
         yield Problem("context", text, fix, name)
-    tensor = parallel.of(engines.normalized(engine.args), gpus).tensor
+    tensor = parallel.of(engines.normalize(engine.args), gpus).tensor
     if model.shape and model.shape.heads % tensor:
         counts = " or ".join(str(count) for count in range(1, gpus + 1) if model.shape.heads % count == 0)
         text = (
@@ -262,7 +262,7 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
 def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
     engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
     if dtype := compatibility.dtype_of(engine, facts):
-        engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalized(engine.args)})
+        engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache, wiring = profile.caches.get(engine.cache or ""), _wiring(profile, engine, facts)
     python = compatibility.python_of(profile, name, facts)
@@ -303,8 +303,8 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         budget=_memory(engine, assignment),
         python=python,
         source=engine.model,
-        tokenizer=str(engines.normalized(engine.args).get("tokenizer") or ""),
+        tokenizer=str(engines.normalize(engine.args).get("tokenizer") or ""),
         measures=bool(assignment.gpus) and not engine.kv_cache,
         paths=repositories.paths(engine),
-        repositories=tuple(one.name for one in repositories.others(engine)),
+        repositories=tuple(one.name for one in repositories.auxiliary(engine)),
     )

@@ -59,7 +59,7 @@ def model(engine: Engine) -> Repository:
     return Repository(engine, engine.model, "model", _text(arguments, "revision") or "main", _format(arguments))
 
 
-def others(engine: Engine) -> tuple[Repository, ...]:
+def auxiliary(engine: Engine) -> tuple[Repository, ...]:
     """Draft models, adapters, tokenizers and configs of other repositories than the model's, each once."""
     arguments = _arguments(engine)
     named = [*_drafts(engine, arguments), *_adapters(engine, arguments), *_tokenizers(engine, arguments)]
@@ -69,7 +69,7 @@ def others(engine: Engine) -> tuple[Repository, ...]:
 def files(engine: Engine) -> tuple[tuple[str, str], ...]:
     """Flag and path of whatever an engine reads from this machine because its args say so."""
     arguments = _arguments(engine)
-    named = [(flag, _text(arguments, flag)) for flag in _READ]
+    named = [(flag, _text(arguments, flag)) for flag in _FILE_FLAGS]
     parts = (("speculative-config", _drafts), ("lora-modules", _adapters), ("tokenizer", _tokenizers))
     named += [(flag, one.name) for flag, of in parts for one in of(engine, arguments) if flag in arguments]
     return tuple(dict.fromkeys((flag, path) for flag, path in named if path.startswith("/")))
@@ -81,11 +81,11 @@ def paths(engine: Engine) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *(path for _, path in files(engine))]))
 
 
-_READ = ("chat-template", "tool-parser-plugin", "reasoning-parser-plugin", "log-config-file", "hf-config-path")
+_FILE_FLAGS = ("chat-template", "tool-parser-plugin", "reasoning-parser-plugin", "log-config-file", "hf-config-path")
 
 
 def _drafts(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[Repository]:
-    speculative = _parsed(arguments.get("speculative-config"))
+    speculative = _parse_json(arguments.get("speculative-config"))
     fields = speculative if isinstance(speculative, Mapping) else {}
     fields = {**fields, **{name.partition(".")[2]: v for name, v in arguments.items() if name.startswith(_DRAFT)}}
     revision = _text(fields, "revision") or "main"
@@ -99,11 +99,11 @@ _DRAFT = "speculative-config."
 
 
 def _adapters(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[Repository]:
-    modules = _parsed(arguments.get("lora-modules"))
-    for item in map(_parsed, modules if isinstance(modules, list) else [modules]):
+    modules = _parse_json(arguments.get("lora-modules"))
+    for item in map(_parse_json, modules if isinstance(modules, list) else [modules]):
         path = item.get("path") if isinstance(item, Mapping) else str(item).partition("=")[2]
         yield Repository(engine, str(path), "other")
-    by_modality = _parsed(arguments.get("default-mm-loras"))
+    by_modality = _parse_json(arguments.get("default-mm-loras"))
     for path in by_modality.values() if isinstance(by_modality, Mapping) else ():
         yield Repository(engine, str(path), "other")
 
@@ -129,7 +129,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _parsed(value: Any) -> Any:
+def _parse_json(value: Any) -> Any:
     """JSON in a text as its value; everything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") else value

@@ -190,10 +190,10 @@ class Mlp:
 
 
 NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk")
 UNDERSTOOD = frozenset(
     [
-        *(*NUMBERS_OF_EXPERTS, *CHOSEN),
+        *(*NUMBERS_OF_EXPERTS, *EXPERTS_PER_TOKEN),
         *("moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
         *("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "moe_layer_freq", "moe_layers"),
         *("interleave_moe_layer_step", "expert_layer_period", "expert_layer_offset", "moe_layer_interval"),
@@ -224,7 +224,7 @@ def _mlps(config: Config, count: int, hidden: int) -> list[Mlp]:
 
 def _sparse(config: Config, hidden: int, experts: int) -> Mlp:
     """The MLP of a layer with experts: gate, experts, and those that every token passes (shared)."""
-    chosen = int(next((config[key] for key in CHOSEN if config.get(key)), 0))
+    chosen = int(next((config[key] for key in EXPERTS_PER_TOKEN if config.get(key)), 0))
     if not chosen:
         raise layers.UnknownFormError
     inner = int(config.get("moe_intermediate_size") or config["intermediate_size"])

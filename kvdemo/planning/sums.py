@@ -176,7 +176,7 @@ def _that_fits(needs: Collection[demand.Demand], room: int, total: int = 0) -> s
     """
     smaller = [need.smaller_batch() for need in needs]
     fewer = f"`max-num-batched-tokens: {max(need.batch for need in smaller)}` and " if smaller != [*needs] else ""
-    choices = [(each, words, *_left(each, room, total)) for each, words in ((needs, ""), (smaller, fewer))]
+    choices = [(each, words, *_fitting_kv_cache(each, room, total)) for each, words in ((needs, ""), (smaller, fewer))]
     for each, words, kv, value in choices:
         if kv > 0 and all(kv >= (need.kv or 0) for need in each):
             return f"{words}{value} for each engine here would fit"
@@ -187,7 +187,7 @@ def _that_fits(needs: Collection[demand.Demand], room: int, total: int = 0) -> s
     return "run fewer engines here, or a smaller model"
 
 
-def _left(needs: Collection[demand.Demand], room: int, total: int) -> tuple[int, str]:
+def _fitting_kv_cache(needs: Collection[demand.Demand], room: int, total: int) -> tuple[int, str]:
     """KV cache of each engine if all are to fit, and the key that says so."""
     if total:
         fraction = int(100 * room / total / len(needs)) / 100

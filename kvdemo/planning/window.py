@@ -34,7 +34,7 @@ _SCALED_ALREADY = frozenset(
 
 def of_config(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that vLLM takes by default from this config's text part, in tokens; None if unknown."""
-    longest = _written(config)
+    longest = _context_in_config(config)
     if longest is None:
         return None
     for rope in _ropes(config):
@@ -49,7 +49,7 @@ def of_config(config: Mapping[str, Any]) -> int | None:
 
 def limit(config: Mapping[str, Any]) -> int | None:
     """More than this no vLLM takes without an override; None if unknown."""
-    longest, written = of_config(config), _written(config)
+    longest, written = of_config(config), _context_in_config(config)
     if longest is None or written is None:
         return None
     stretched = [
@@ -67,17 +67,19 @@ def of_engine(engine: Engine, model: Model) -> int | None:
     changed = overrides(engine)
     if any(name.startswith("rope") for name in changed):
         return None
-    return _written(changed) or model.context
+    return _context_in_config(changed) or model.context
 
 
-def allowed(environ: Mapping[str, str]) -> bool:
+def allows_longer_context(environ: Mapping[str, str]) -> bool:
     """Whether this environment lets vLLM go beyond what the model's files say."""
     return environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
 
 
 def overridden(engine: Engine) -> bool:
     """Whether the profile says that this engine may go beyond what the model's files say."""
-    return allowed(engine.env) or any(name in _LENGTHS or name.startswith("rope") for name in overrides(engine))
+    return allows_longer_context(engine.env) or any(
+        name in _LENGTHS or name.startswith("rope") for name in overrides(engine)
+    )
 
 
 def overrides(engine: Engine) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _written(config: Mapping[str, Any]) -> int | None:
+def _context_in_config(config: Mapping[str, Any]) -> int | None:
     lengths = [config[name] for name in _LENGTHS if isinstance(config.get(name), int) and config[name] is not True]
     return min((length for length in lengths if length > 0), default=None)
 

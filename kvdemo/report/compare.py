@@ -115,7 +115,7 @@ def _line(name: str, old: Arm | None, new: Arm | None) -> Line:
 def _speedup(old: SavedRun, new: SavedRun) -> Line:
     """The speed-up of reuse, from the paired ratios of each run's trials."""
     before, after = (run.result.speedup.median if run.result.speedup else None for run in (old, new))
-    pairs = [sides.paired(run) for run in (old, new)]
+    pairs = [sides.paired_ratios(run) for run in (old, new)]
     ratio, difference = sides.change(*pairs)
     lost = "the new run proves no reuse" if before is not None and after is None else ""
     sizes = (len(pairs[0]), len(pairs[1]))
@@ -143,7 +143,7 @@ def gate(comparison: Comparison, limit: float) -> str:
     worse_lines = [line.lost for line in comparison.lines if line.lost]
     judged = [line for line in comparison.lines if line.ratio]
     if not worse_lines and not judged:
-        raise UsageError(f"--max-regress needs {sides.ENOUGH} samples on each side: nothing could be judged")
+        raise UsageError(f"--max-regress needs {sides.FEWEST_SAMPLES} samples on each side: nothing could be judged")
     for line in judged:
         change, ratio = line.change, line.ratio
         if change is None or ratio is None:

@@ -15,7 +15,7 @@ from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, judge
 from kvdemo.report.savedrun import ForeignRun, SavedRun, number
 
-ENOUGH = 3
+FEWEST_SAMPLES = 3
 """Samples on each side without which nothing is said about their difference."""
 
 RESAMPLES = 2000
@@ -81,7 +81,7 @@ def supporting(run: SavedRun, row: Row) -> list[Sample]:
     return [s for s in own if s.length == longest and judge(s).verdict in SUPPORTS_SPEEDUP.get(s.arm, ())]
 
 
-def paired(run: SavedRun) -> tuple[float, ...]:
+def paired_ratios(run: SavedRun) -> tuple[float, ...]:
     """Baseline's cold over reuse, trial by trial, as the result has its median."""
     sides: list[dict[int, list[float]]] = [{}, {}]
     for row in run.result.rows:
@@ -110,10 +110,10 @@ def change(old: Sequence[float], new: Sequence[float]) -> tuple[Change | None, C
     that with the range between the most different values. (None, None) where a side has fewer than three: of two and
     two, one side is above the other by chance once in three times.
     """
-    if min(len(old), len(new)) < ENOUGH or not min(*old, *new) > 0:
+    if min(len(old), len(new)) < FEWEST_SAMPLES or not min(*old, *new) > 0:
         return None, None
     one, other = statistics.median(old), statistics.median(new)
-    if min(len(old), len(new)) < stats.ENOUGH:
+    if min(len(old), len(new)) < stats.FEWEST_FOR_INTERVAL:
         lowest, highest = min(new) - max(old), max(new) - min(old)
         ratio = Change(other / one, min(new) / max(old), max(new) / min(old), RANGE)
         return ratio, Change(other - one, lowest, highest, RANGE)

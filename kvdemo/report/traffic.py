@@ -108,7 +108,7 @@ def _plot(result: TrafficResult, sides: Sequence[str]) -> Markup:
             continue
         lines.append(svg.Curve(points, colour))
         legend.append((colour, side))
-        model = [(rate, 1000 * value) for rate, value in words.simulated(result, side, [x for x, _ in points])]
+        model = [(rate, 1000 * value) for rate, value in words.queueing_estimate(result, side, [x for x, _ in points])]
         if model:
             lines.append(svg.Curve([point for point in model if point[1] <= 2 * max(y for _, y in points)], "floor"))
     if not lines:

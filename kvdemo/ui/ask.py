@@ -13,23 +13,23 @@ from kvdemo.errors import UsageError
 from kvdemo.fleet.watch import State
 from kvdemo.ui import demonstration, race
 from kvdemo.ui.conversation import Conversation
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import Choice, box, button, change, text
 
 LENGTHS = (16, 64, 256)
 REMEDY = "`kvdemo ps -p {0}` says why, `kvdemo logs -p {0}` shows its log; `kvdemo up` starts what is missing."
 ORDERS = [("together", "at the same time"), ("turns", "one after another")]
-DRAWN = """
+AFTER_PAINT = """
 await new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300));
 return true;
 """
 """What is sent within a look (``conversation.GAP``) is drawn then."""
 
 
-class Ask:
+class QuestionPanel:
     """The panel above the answers."""
 
-    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
         self.stage, self.conversation = stage, conversation
         self.chips: dict[str, ui.label] = {}
         engines = stage.plan.engines
@@ -115,12 +115,14 @@ class Ask:
         except UsageError as error:
             ui.notify(f"{error}: {error.hint}", type="warning")
             return
-        task = asyncio.create_task(race.ask(self.stage, self.conversation, turn, partial(_drawn, ui.context.client)))
+        task = asyncio.create_task(
+            race.ask(self.stage, self.conversation, turn, partial(_browser_drew, ui.context.client))
+        )
         self.stage.tasks.add(task)
         task.add_done_callback(self.stage.tasks.discard)
 
 
-async def _drawn(client: Client) -> None:
+async def _browser_drew(client: Client) -> None:
     """Until this browser has drawn what it was sent; one that is hidden or gone does not, and nobody waits for it."""
     with suppress(Exception):
-        await client.run_javascript(DRAWN, timeout=1.0)
+        await client.run_javascript(AFTER_PAINT, timeout=1.0)

@@ -19,7 +19,7 @@ from kvdemo.load import experiment
 from kvdemo.report import tables
 from kvdemo.report.markup import join, tag
 from kvdemo.ui.conversation import Conversation
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, button, change, text
 from kvdemo.ui.run import Run
 from kvdemo.words import traffic
@@ -35,7 +35,7 @@ class Panel:
     title = ""
     means = ""
 
-    def __init__(self, stage: Stage, conversation: Conversation, result_dir: Path) -> None:
+    def __init__(self, stage: EnginePool, conversation: Conversation, result_dir: Path) -> None:
         self.stage, self.conversation, self.result_dir = stage, conversation, result_dir
         self.current = ""
         with box("section", "card stack", aria_label=self.verb.capitalize()):
@@ -140,7 +140,7 @@ class Bench(Panel):
 
     def fields(self) -> None:
         """The number of trials."""
-        trials = benchmark.saved(self.stage.plan.bench).trials
+        trials = benchmark.of_saved_plan(self.stage.plan.bench).trials
         self.trials = ui.number("Trials", value=trials, min=1, max=99, precision=0)
         self.trials.props("outlined dense").style("width: 7rem")
 

@@ -128,7 +128,7 @@ class Turn:
         return min(done, key=lambda lane: lane.ttft or 0).text if done else ""
 
     @property
-    def same(self) -> bool | None:
+    def same_tokens(self) -> bool | None:
         """Whether all engines gave the same tokens; None before there are two answers."""
         answers = [lane.sample.token_ids for lane in self.lanes if lane.sample and lane.phase is Phase.DONE]
         return all(one == other for one, other in pairwise(answers)) if len(answers) > 1 else None

@@ -9,7 +9,7 @@ from typing import Literal
 from kvdemo.bench import workload
 from kvdemo.errors import UsageError
 from kvdemo.ui.conversation import Document
-from kvdemo.ui.engines import NOTHING, Stage
+from kvdemo.ui.engines import NOTHING, EnginePool
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Step:
     seconds: float | None = None
 
 
-def steps(stage: Stage, document: Document) -> list[Step]:
+def steps(stage: EnginePool, document: Document) -> list[Step]:
     """The steps in order; none for a fleet in which no engine can read what another one stored."""
     with suppress(UsageError):
         cast = workload.roles(stage.plan)
@@ -42,7 +42,7 @@ def steps(stage: Stage, document: Document) -> list[Step]:
     return []
 
 
-def groups(stage: Stage) -> list[list[str]]:
+def groups(stage: EnginePool) -> list[list[str]]:
     """The engines to ask, group after group.
 
     The plain engine and the reader race each other only where they do not share hardware: two engines on the same

@@ -8,7 +8,7 @@ from nicegui import events, ui
 
 from kvdemo.errors import KvdemoError
 from kvdemo.ui.conversation import Conversation, Document
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, button, style, text
 
 WRAPPED = 60
@@ -22,10 +22,10 @@ getElement({id}).$refs.qRef.addFiles([new File([text], "{name}", {{type: "text/p
 """What is pasted travels as a file does: a message of the page's socket holds no more than a megabyte."""
 
 
-class Paper:
+class DocumentPanel:
     """The document's card."""
 
-    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
         self.stage, self.conversation = stage, conversation
         self.shown: Document | None = None
         self.readers: list[str] | None = None
@@ -59,7 +59,7 @@ class Paper:
         if self.shown is None or document.text is not self.shown.text:
             self.name.text = document.name or "No document yet"
             self.words.text, self.tokens.text = f"{document.words:,}", f"{document.tokens:,}"
-            self.text.text = reflowed(document.text)
+            self.text.text = reflow(document.text)
         self.shown = document
         readers = self.stage.readers(document)
         if self.readers != readers:
@@ -78,7 +78,7 @@ class Paper:
         self.conversation.system = event.value or ""
 
 
-def reflowed(document: str) -> str:
+def reflow(document: str) -> str:
     """The text as it is shown: lines that were wrapped at some width are one paragraph again; tables stay."""
     lines: list[str] = []
     for line in document.splitlines():
@@ -93,7 +93,7 @@ def reflowed(document: str) -> str:
 class Picker:
     """The dialog for another document: dropped, chosen or pasted."""
 
-    def __init__(self, stage: Stage, conversation: Conversation) -> None:
+    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
         self.stage, self.conversation = stage, conversation
         with ui.dialog() as self.dialog, box("div", "card", role="dialog", aria_label="Another document"):
             text("Another document", "question", "h2")
@@ -102,8 +102,8 @@ class Picker:
                     label="Drop a text file here, or press + to choose one",
                     auto_upload=True,
                     max_file_size=LARGEST,
-                    on_upload=self._uploaded,
-                    on_rejected=self._rejected,
+                    on_upload=self._on_upload,
+                    on_rejected=self._on_reject,
                 )
                 .classes("drop")
                 .props("flat")
@@ -112,7 +112,7 @@ class Picker:
             self.message = text("", "message bad")
             self.message.props["role"] = "alert"
             with box("div", "bits"):
-                button("Use the pasted text", self._pasted, "plain", id="use")
+                button("Use the pasted text", self._on_paste, "plain", id="use")
                 box("span", "grow")
                 button("Close", self.dialog.close, "plain")
 
@@ -121,14 +121,14 @@ class Picker:
         self.message.text = ""
         self.dialog.open()
 
-    async def _uploaded(self, event: events.UploadEventArguments) -> None:
+    async def _on_upload(self, event: events.UploadEventArguments) -> None:
         await self._take(event.file.name, await event.file.read())
         self.upload.reset()
 
-    def _rejected(self) -> None:
+    def _on_reject(self) -> None:
         self.message.text = f"That file is too long: more than {LARGEST // 1024**2} MiB."
 
-    def _pasted(self) -> None:
+    def _on_paste(self) -> None:
         self.upload.reset()
         ui.run_javascript(UPLOAD.format(id=self.upload.id, name=PASTED))
 

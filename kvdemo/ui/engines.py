@@ -37,9 +37,9 @@ from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.ui import download
 from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Phase, Turn
-from kvdemo.ui.prompts import Recall
+from kvdemo.ui.prompts import PromptHistory
 
-LOOK = 2.0
+STATUS_POLL = 2.0
 """Seconds between two looks at the services."""
 
 LONG_TOKEN = 40
@@ -51,13 +51,13 @@ ROOM = 64
 NOTHING = Document("", "", 0, "")
 
 
-class Stage:
+class EnginePool:
     """Everything that all browsers share. Raises NotReadyError if the project is not up."""
 
     def __init__(self, project: Project, environ: Mapping[str, str]) -> None:
         self.project, self.environ = project, environ
         self.run_id = secrets.token_hex(6)
-        self.recall, self.history = Recall(), list[Sample]()
+        self.prompts, self.history = PromptHistory(), list[Sample]()
         self.events: list[Event] = []
         self.gone = ""
         self.first: Document | None = None
@@ -71,7 +71,7 @@ class Stage:
         self.numbers, self.salts = itertools.count(1), itertools.count(1)
         self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="ask")
         self.bell: Bell
-        self.adopt(fleet.loaded(project))
+        self.adopt(fleet.load_plan(project))
 
     def adopt(self, plan: Plan) -> None:
         """Use this plan from now on; requests under way end with the connections they have."""
@@ -101,20 +101,20 @@ class Stage:
     async def _watch(self) -> None:
         while True:
             if self.bell.listeners and not self.timed:
-                await self.do(self.look)
-            await asyncio.sleep(LOOK)
+                await self.do(self.observe)
+            await asyncio.sleep(STATUS_POLL)
 
     async def do(self, work: Any, *arguments: Any) -> Any:
         """Something that blocks, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """What every service is doing at this moment; a plan that has changed is taken over."""
         events: list[Event] = []
         gone = ""
         try:
             with self.looking:
-                plan = fleet.loaded(self.project)
+                plan = fleet.load_plan(self.project)
                 if plan != self.plan:
                     self.adopt(plan)
                 events = fleet.status(self.project, self.environ)
@@ -265,7 +265,7 @@ class Stage:
 
     def readers(self, document: Document) -> list[str]:
         """The engines and caches that should have this document's KV now."""
-        seen, salt = self.recall.seen, document.salt
+        seen, salt = self.prompts.by_holder, document.salt
         return [spec.name for spec in self.plan.services if seen.get((self.holder(spec.name), salt))]
 
     def jsonl(self) -> str:

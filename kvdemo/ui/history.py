@@ -10,12 +10,12 @@ from nicegui import ui
 from kvdemo import units
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import judge
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, style, text
 from kvdemo.words.tones import SOURCES, VERDICTS
 
 COLOURS = {"computed": "#8f9aa6", "local": "#4d8be8", "shared": "#1fa67a", "not proved": "#d98c1f"}
-SHOWN = 200
+NEWEST = 200
 """Rows of the table; the file holds all."""
 
 
@@ -27,7 +27,7 @@ def source(sample: Sample) -> str:
 class History:
     """The panel."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: EnginePool) -> None:
         self.stage, self.count = stage, -1
         with box("section", "stack", aria_label="History"):
             with box("div", "card stack"):
@@ -52,13 +52,13 @@ class History:
         self.count = len(samples)
         self.chart.options.clear()
         self.chart.options.update(self._options())
-        for sample in new[-SHOWN:]:
+        for sample in new[-NEWEST:]:
             with self.body:
                 row = box("tr")
                 with row:
                     self._cells(sample)
             row.move(target_index=0)
-        for old in list(self.body.default_slot.children)[SHOWN:]:
+        for old in list(self.body.default_slot.children)[NEWEST:]:
             self.body.remove(old)
 
     def _cells(self, sample: Sample) -> None:

@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-KEPT = 32
+PROMPTS_PER_KEY = 32
 """Prompts remembered per cache and salt: a conversation's prompts are each other's prefixes, the latest say all."""
 
 
-class Recall:
+class PromptHistory:
     """Prompts by who has seen them (any name that changes when it starts anew) and under which salt."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
+        self.by_holder: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
 
     def note(self, holder: str, salt: str, tokens: Sequence[int]) -> None:
         """This holder has the KV of all of these tokens."""
-        prompts = self.seen[holder, salt]
+        prompts = self.by_holder[holder, salt]
         prompts.append(tuple(tokens))
-        del prompts[:-KEPT]
+        del prompts[:-PROMPTS_PER_KEY]
 
     def expected(self, holder: str, salt: str, tokens: Sequence[int], chunk: int) -> int:
         """How many of these tokens the holder should provide, in whole chunks; the last one is always computed."""
-        longest = max((common(prompt, tokens[:-1]) for prompt in self.seen.get((holder, salt), ())), default=0)
+        longest = max((common(prompt, tokens[:-1]) for prompt in self.by_holder.get((holder, salt), ())), default=0)
         return longest // chunk * chunk
 
 

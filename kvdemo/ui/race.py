@@ -17,7 +17,7 @@ from kvdemo.judge.sample import Arm, Sample
 from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning.plan import ServiceSpec
 from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 
 CALM = 0.4
 """Seconds after sending in which nothing is drawn: a browser on the same machine takes an engine's processor time."""
@@ -31,7 +31,7 @@ Messages = list[dict[str, str]]
 
 
 async def ask(
-    stage: Stage, conversation: Conversation, turn: Turn, drawn: Callable[[], Awaitable[object]] | None = None
+    stage: EnginePool, conversation: Conversation, turn: Turn, drawn: Callable[[], Awaitable[object]] | None = None
 ) -> None:
     """Ask the engines of a turn, group after group.
 
@@ -45,7 +45,7 @@ async def ask(
         await asyncio.gather(*lanes)
 
 
-def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) -> None:
+def _lane(stage: EnginePool, turn: Turn, lane: Lane, messages: Messages, bell: Bell) -> None:
     """One engine, in a thread of its own."""
     try:
         spec = stage.plan.service(lane.engine)
@@ -54,7 +54,7 @@ def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) 
         with stage.locks[lane.engine]:
             if stage.closed:
                 return
-            sample = _measured(stage, turn, lane, spec, messages, ids, bell)
+            sample = _measure(stage, turn, lane, spec, messages, ids, bell)
     except Exception as error:
         said = str(error) or type(error).__name__
         sample = Sample(turn.number, "store" if lane.cache else "cold", lane.engine, time.time(), error=said)
@@ -69,17 +69,17 @@ def _lane(stage: Stage, turn: Turn, lane: Lane, messages: Messages, bell: Bell) 
     stage.bell.ring()
     if sample.error:
         with suppress(KvdemoError):
-            stage.look()
+            stage.observe()
 
 
-def _measured(
-    stage: Stage, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
+def _measure(
+    stage: EnginePool, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
 ) -> Sample:
     """Ask, with what is known of who has read it; and remember that this engine has now."""
     salt, chunk = turn.document.salt, stage.chunk
     own, shared = stage.holder(spec.name), stage.holder(spec.cache)
-    local = stage.recall.expected(own, salt, ids, chunk)
-    expected = max(local, stage.recall.expected(shared, salt, ids, chunk) if spec.cache else 0)
+    local = stage.prompts.expected(own, salt, ids, chunk)
+    expected = max(local, stage.prompts.expected(shared, salt, ids, chunk) if spec.cache else 0)
     step = Step(turn.number, _arm(spec, local, expected), spec, salt, expected)
     body = workload.body(spec.model, {"messages": messages}, max_tokens=turn.max_tokens, salt=salt)
     body |= {"ignore_eos": False}  # a chat ends where the model does
@@ -100,9 +100,9 @@ def _measured(
 
     sample = stage.meter.ask(step, PATH, body, chunks, Reply(on_token=hear))
     if not sample.error:
-        stage.recall.note(own, salt, [*ids, *sample.token_ids[:-1]])
+        stage.prompts.note(own, salt, [*ids, *sample.token_ids[:-1]])
         if spec.cache:
-            stage.recall.note(shared, salt, ids)
+            stage.prompts.note(shared, salt, ids)
     if not expected and (sample.cached_tokens or 0) > 0:
         return replace(sample, expected=backends.of(spec.backend).reusable(len(ids), chunk), note=PARTLY)
     return sample

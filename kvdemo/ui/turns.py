@@ -10,15 +10,15 @@ from kvdemo import units
 from kvdemo.judge.verdict import Verdict
 from kvdemo.ui import demonstration
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
-from kvdemo.ui.engines import Stage
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, change, style, text
 from kvdemo.words.tones import DEEDS, VERDICTS
 from kvdemo.words.tones import SOURCES as PROVED
 
 SOURCES = ("computed", "local", "shared")
-SAID = {"computed": "computed", "local": "own cache", "shared": "shared"}
+SOURCE_NAMES = {"computed": "computed", "local": "own cache", "shared": "shared"}
 NO_STORY = "Ask any engine. Sharing cannot be demonstrated: no engine here can read what another one stored."
-DISTURBED = (
+DISTURBANCE = (
     "No measurement: {} ran at the same time on the same hardware, which makes times longer. “Demonstrate” asks such "
     "engines one after another; Bench measures."
 )
@@ -34,7 +34,7 @@ PHASES = {
 class TurnCard:
     """The card of one turn; ``show`` brings it up to date."""
 
-    def __init__(self, stage: Stage, turn: Turn) -> None:
+    def __init__(self, stage: EnginePool, turn: Turn) -> None:
         self.turn = turn
         with box("article", "card turn", data_turn=turn.number):
             text(turn.question, "question", "h2")
@@ -67,7 +67,7 @@ class TurnCard:
                 style(answer.answer, "answer whole")
 
     def _conclude(self) -> None:
-        finding, same = self.turn.finding, self.turn.same
+        finding, same = self.turn.finding, self.turn.same_tokens
         words = ""
         if finding:
             fast, slow, ratio = finding
@@ -79,7 +79,7 @@ class TurnCard:
             style(self.factor, "" if beside else "shared" if shared else "local")
             words = f"faster (TTFT): {fast.engine} had {tokens:,} tokens from {'the shared' if shared else 'its own'} "
             words += f"cache, {slow.engine} computed them."
-            self.disturbance.text = DISTURBED.format(", ".join(beside)) if beside else ""
+            self.disturbance.text = DISTURBANCE.format(", ".join(beside)) if beside else ""
             self.disturbance.set_visibility(bool(beside))
         elif failed := [lane.engine for lane in self.turn.lanes if lane.phase is Phase.FAILED]:
             words = f"{', '.join(failed)} failed; see below."
@@ -113,13 +113,13 @@ class Track:
             change(self.fill, data_phase=lane.phase.value, data_elapsed=elapsed)
         change(self.fill, data_ttft=None if lane.ttft is None else f"{lane.ttft:.4f}")
         style(self.fill, f"fill {colour(lane)}".strip())
-        self.state.text = PHASES.get(lane.phase, "") or did(lane)
+        self.state.text = PHASES.get(lane.phase, "") or deed(lane)
 
 
 class Answer:
     """What an engine said, and where the tokens of its prompt came from."""
 
-    def __init__(self, stage: Stage, lane: Lane) -> None:
+    def __init__(self, stage: EnginePool, lane: Lane) -> None:
         self.stage, self.lane = stage, lane
         with box("section", "lane", data_lane=lane.engine):
             with box("div", "head"):
@@ -149,9 +149,9 @@ class Answer:
             counts = {source: getattr(sample.sources, source) for source in SOURCES}
             for source, tokens in counts.items():
                 self.parts[source].style(f"width: {100 * tokens / sample.sources.total:.2f}%")
-                self.keys[source].text = f"{tokens:,} {SAID[source]}" if tokens else ""
+                self.keys[source].text = f"{tokens:,} {SOURCE_NAMES[source]}" if tokens else ""
                 style(self.keys[source], f"k-{source}" if tokens else "hidden")
-            label = ", ".join(f"{tokens:,} {SAID[source]}" for source, tokens in counts.items() if tokens)
+            label = ", ".join(f"{tokens:,} {SOURCE_NAMES[source]}" for source, tokens in counts.items() if tokens)
             change(self.bar, aria_label=f"Prompt tokens: {label}")
 
 
@@ -163,7 +163,7 @@ def order(turn: Turn) -> str:
     return f"first {groups[0]}, then {', then '.join(groups[1:])}"
 
 
-def did(lane: Lane) -> str:
+def deed(lane: Lane) -> str:
     """What an engine did with the document, in words."""
     if lane.verdict is None:
         return ""
@@ -194,10 +194,10 @@ class StepOfStory:
         self.seconds.text = f"about {step.seconds:.0f} s here" if step.seconds else ""
 
 
-class Turns:
+class TurnList:
     """All turns of a conversation, the newest on top."""
 
-    def __init__(self, stage: Stage, turns: list[Turn], document: Document) -> None:
+    def __init__(self, stage: EnginePool, turns: list[Turn], document: Document) -> None:
         self.stage, self.turns = stage, turns
         self.cards: list[TurnCard] = []
         with box("section", "stack", aria_label="Answers") as self.place, box("div", "card empty") as self.empty:

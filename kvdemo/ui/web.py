@@ -18,16 +18,16 @@ from kvdemo.errors import KvdemoError
 from kvdemo.fleet.watch import State
 from kvdemo.host.state import Project
 from kvdemo.report import terminal
-from kvdemo.ui.ask import Ask
+from kvdemo.ui.ask import QuestionPanel
 from kvdemo.ui.bench import RUNS, Bench, Load
 from kvdemo.ui.conversation import Bell, Conversation
-from kvdemo.ui.document import Paper
-from kvdemo.ui.engines import NOTHING, Stage
+from kvdemo.ui.document import DocumentPanel
+from kvdemo.ui.engines import NOTHING, EnginePool
 from kvdemo.ui.history import History
 from kvdemo.ui.hosts import guard
 from kvdemo.ui.look import SCRIPT, STYLE
 from kvdemo.ui.parts import box, button, change, style, text
-from kvdemo.ui.turns import Turns
+from kvdemo.ui.turns import TurnList
 
 HEALTH = {
     State.READY: "ready",
@@ -43,7 +43,7 @@ TABS = {"ask": "Ask", "history": "History", "bench": "Bench"}
 class Fleet:
     """The services and their health."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: EnginePool) -> None:
         self.stage = stage
         self.place = box("div", "fleet", role="status", aria_label="Health of the fleet")
         self.pills: dict[str, ui.label] = {}
@@ -68,7 +68,7 @@ class Fleet:
 class Page:
     """One browser tab."""
 
-    def __init__(self, stage: Stage, conversation: Conversation, result_dir: Path) -> None:
+    def __init__(self, stage: EnginePool, conversation: Conversation, result_dir: Path) -> None:
         self.stage, self.conversation = stage, conversation
         self.panels: dict[str, ui.element] = {}
         with box("div", "page"):
@@ -85,9 +85,9 @@ class Page:
             self.banner.props["role"] = "alert"
             with box("main", "columns") as self.panels["ask"]:
                 with box("div", "stack"):
-                    self.ask = Ask(stage, conversation)
-                    self.turns = Turns(stage, conversation.turns, conversation.document)
-                self.paper = Paper(stage, conversation)
+                    self.ask = QuestionPanel(stage, conversation)
+                    self.turns = TurnList(stage, conversation.turns, conversation.document)
+                self.paper = DocumentPanel(stage, conversation)
             with box("main") as self.panels["history"]:
                 self.history = History(stage)
             with box("main", "stack") as self.panels["bench"]:
@@ -95,7 +95,7 @@ class Page:
         self._open("ask")
         self.everybody()
 
-    def mine(self) -> None:
+    def refresh(self) -> None:
         """Show what has changed in this conversation."""
         self.turns.show(self.conversation.document)
         self.paper.show()
@@ -136,7 +136,7 @@ class Page:
 class Site:
     """What is behind every tab: the stage, and the conversations by the number that a tab remembers."""
 
-    def __init__(self, stage: Stage, result_dir: Path) -> None:
+    def __init__(self, stage: EnginePool, result_dir: Path) -> None:
         self.stage, self.result_dir = stage, result_dir
         self.conversations: dict[int, Conversation] = {}
         self.announcing: asyncio.Task[None] | None = None
@@ -151,9 +151,9 @@ class Site:
             return  # nobody looked
         mine = await self._conversation()
         shown = Page(self.stage, mine, self.result_dir)
-        for bell, show in ((mine.bell, shown.mine), (self.stage.bell, shown.everybody)):
+        for bell, show in ((mine.bell, shown.refresh), (self.stage.bell, shown.everybody)):
             _listen(client, bell, show)
-        await self.stage.do(self.stage.look)
+        await self.stage.do(self.stage.observe)
 
     async def _conversation(self) -> Conversation:
         """This tab's; the one from before if it was loaded again."""
@@ -206,7 +206,7 @@ async def _announce(at: tuple[str, int], url: str) -> None:
 
 def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], result_dir: Path) -> None:
     """Show the page of a project until Ctrl-C. Raises NotReadyError if it is not up."""
-    stage = Stage(project, environ)
+    stage = EnginePool(project, environ)
     site = Site(stage, result_dir)
     url = f"http://{f'[{at[0]}]' if ':' in at[0] else at[0]}:{at[1]}"
 

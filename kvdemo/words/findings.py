@@ -42,7 +42,7 @@ def headline(result: Result) -> Headline:
     match effect.of(ratio, result.noise_floor):
         case Effect.NONE:
             sentence = f"{run.reader} answers no faster {than} {about}: {units.ratio(ratio.median)} ({certainty})"
-            return Headline("No difference within noise", f"{sentence}{_beside(result)}.", Tone.PLAIN)
+            return Headline("No difference within noise", f"{sentence}{_noise_note(result)}.", Tone.PLAIN)
         case Effect.SLOWER:
             words, tone = f"{units.ratio(1 / ratio.median)} slower (TTFT)", Tone.BAD
             certainty = spread(ratio, "x") + ", as cold over reuse" if ratio.n > 1 else certainty
@@ -56,13 +56,13 @@ def spread(ratio: Ratio | Cost, unit: str) -> str:
     n = units.count(ratio.n, "trial" if unit == "x" else "request")
     if ratio.n == 1:
         return n
-    if ratio.low is not None and ratio.high is not None and ratio.n >= stats.ENOUGH:
+    if ratio.low is not None and ratio.high is not None and ratio.n >= stats.FEWEST_FOR_INTERVAL:
         return f"95 % interval {extent(ratio.low, ratio.high, unit)}, {n}"
     low, high = (ratio.low, ratio.high) if ratio.min is None or ratio.max is None else (ratio.min, ratio.max)
     return n if low is None or high is None else f"range of {n} {extent(low, high, unit)}"
 
 
-def _beside(result: Result) -> str:
+def _noise_note(result: Result) -> str:
     """The noise that an effect is smaller than."""
     if result.noise_floor is None or result.speedup is None:
         return ""

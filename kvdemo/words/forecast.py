@@ -8,8 +8,10 @@ from kvdemo.bench.events import Estimate
 
 def sentence(estimate: Estimate) -> str:
     """How long it will take here, and why."""
-    words = f"This takes about {units.about(estimate.seconds)}: {units.count(estimate.requests, 'request')}"
+    words = (
+        f"This takes about {units.approximate_duration(estimate.seconds)}: {units.count(estimate.requests, 'request')}"
+    )
     if not estimate.computed:
         return f"{words}."
     what = "computing" if estimate.computed == estimate.requests else f"{estimate.computed:,} of them computing"
-    return f"{words}, {what} a whole prompt (about {units.about(estimate.seconds_each)} each here)."
+    return f"{words}, {what} a whole prompt (about {units.approximate_duration(estimate.seconds_each)} each here)."

@@ -28,7 +28,7 @@ def is_baseline(result: Result, row: Row) -> bool:
     return row.engine == result.conditions.baseline and row.arm in ("cold", "store")
 
 
-def cached(row: Row) -> str:
+def token_sources(row: Row) -> str:
     """How many prompt tokens came from where."""
     parts = [(row.local_cached_tokens, "local"), (row.external_cached_tokens, "shared")]
     if any(tokens is None for tokens, _ in parts):
@@ -74,7 +74,7 @@ def _verdict(row: Row) -> tuple[Piece, ...]:
 COLUMNS = (
     Column("Engine", lambda _, row: (Piece(row.engine),)),
     Column("Phase", lambda _, row: (Piece(PHASES.get(row.arm, row.arm)),)),
-    Column("Cached tokens", lambda _, row: (Piece(cached(row)),), numeric=True),
+    Column("Cached tokens", lambda _, row: (Piece(token_sources(row)),), numeric=True),
     Column("TTFT", lambda _, row: (Piece(units.duration(row.ttft.median if row.ttft else None)),), numeric=True),
     Column("Range", lambda _, row: (Piece(_range(row), Tone.DIM),), numeric=True),
     Column("Faster", lambda result, row: (_faster(result, row),), numeric=True),

@@ -82,7 +82,7 @@ def _spread(spread: Spread, unit: str = "") -> str:
     low, middle, high = (units.quantity(value, unit) for value in (spread.low, spread.median, spread.high))
     if spread.n < 2:
         return f"{middle} (one repetition)"
-    kind = f"95 % interval of {spread.n}" if spread.n >= stats.ENOUGH else f"range of {spread.n}"
+    kind = f"95 % interval of {spread.n}" if spread.n >= stats.FEWEST_FOR_INTERVAL else f"range of {spread.n}"
     return f"{middle} ({kind} repetitions {low} to {high})"
 
 
@@ -120,7 +120,7 @@ def sentences(result: TrafficResult) -> list[str]:
     return lines
 
 
-def simulated(result: TrafficResult, side: str, rates: Sequence[float]) -> list[tuple[float, float]]:
+def queueing_estimate(result: TrafficResult, side: str, rates: Sequence[float]) -> list[tuple[float, float]]:
     """The queueing estimate at these rates (requests/s, seconds); nothing where the run lacks what it needs."""
     with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
         return queueing.curve(result.conditions, result.limit, side, rates)

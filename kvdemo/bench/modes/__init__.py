@@ -18,13 +18,13 @@ from kvdemo.errors import UsageError
 MODES: tuple[Mode, ...] = (Matrix(), Lengths(), Decode(), Latency())
 
 
-def chosen(options: Bench) -> Sequence[Mode]:
+def select(options: Bench) -> Sequence[Mode]:
     """The modes of a run, in the order in which they run.
 
     Raises UsageError for options that contradict each other.
     """
     options.check_combination()
-    picked = [mode for mode in MODES if mode.chosen(options)]
+    picked = [mode for mode in MODES if mode.applies_to(options)]
     for mode in picked:
         mode.refuse(options)
     alone = [mode for mode in picked if not mode.beside] or [MODES[-1]]

@@ -44,13 +44,13 @@ class Mode(ABC):
     beside: ClassVar[bool] = False
     """Whether it runs after another mode instead of in its place."""
 
-    def chosen(self, options: Bench) -> bool:
+    def applies_to(self, options: Bench) -> bool:
         """Whether these options ask for it."""
-        return bool(self.option and options.changed(self.option))
+        return bool(self.option and options.non_default_flags(self.option))
 
     def refuse(self, options: Bench) -> None:
         """Raises UsageError for an option that would be left out silently."""
-        if options.changed(*self.contradictory):
+        if options.non_default_flags(*self.contradictory):
             *names, last = map(flag, self.contradictory)
             others = f"{', '.join(names)} or {last}" if names else last
             raise UsageError(f"{flag(self.option)} cannot be combined with {others}")
