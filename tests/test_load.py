@@ -380,6 +380,15 @@ def test_what_does_not_fit_the_fleet_is_refused(load: Load) -> None:
         assert said in " ".join(done.stderr.split())
 
 
+def test_engines_with_a_cache_are_not_hung_up(lab: Lab, load: Load) -> None:
+    """Under a rate that nobody can keep, what they have begun comes to its end, and every token is accounted for."""
+    assert load("--rate", "4", "--slo-ttft", "1ms", "--documents", "1").returncode == 0
+    (saved,) = (lab.path / "results").glob("*.jsonl")
+    (shared,) = (one for one in trafficfile.read(saved).points if one.side == "shared")
+    assert (shared.kept, shared.cut, shared.accounted) == (0, 0, True)
+    assert shared.completed == shared.sent > 1
+
+
 def test_an_engine_that_dies_is_told(lab: Lab, load: Load) -> None:
     """Exit 1 and its name; what was measured until then is saved."""
     planned = survey.saved_plan(lab.project())

@@ -100,6 +100,21 @@ REPORTS = {
         "RuntimeError: CUDA error: invalid argument",
         "lower l1",
     ),
+    "vllm-project/vllm#43226: a client hung up while its KV was on its way": Report(
+        READY
+        + f"{CORE}EngineCore encountered a fatal error.\n"
+        + traceback(
+            "AssertionError",
+            "core.py:681 engine_core_outputs = self.scheduler.update_from_output(",
+            "scheduler.py:3234 assert req_id in self.requests",
+            prefix=CORE,
+        )
+        + ENGINE_DEAD,
+        "transfer-aborted",
+        "AssertionError (scheduler.py:3234 assert req_id in self.requests)",
+        "clients wait",
+        status=0,
+    ),
     "LMCache/LMCache-Ascend#242: another driver's words for the same": Report(
         f"{CORE}EngineCore failed to start.\n"
         + traceback(

@@ -161,7 +161,10 @@ def measure(project: Project, asked: Options, options: Load, follow: progress.Fo
     saved = PartialRun(
         options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
     )
-    interrupted = False
+    about.finishing = lambda number: follow(
+        Notice(f"interrupted: {number} requests at engines with a cache are finished first (Ctrl-C again hangs up)")
+    )
+    interrupted, died = False, []
     try:
         _drive(about, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
     except KeyboardInterrupt:
@@ -169,13 +172,14 @@ def measure(project: Project, asked: Options, options: Load, follow: progress.Fo
             raise
         interrupted = True
     finally:
-        for engines in about.sides.values():
-            runner.settle(engines, key)
+        died = [ended for engines in about.sides.values() if (ended := runner.settle(engines, key))]
         experiment.forget(plan, run_id, about.sides)
     result = _finish(saved, follow, as_json=options.json)
     if interrupted:
         follow(Notice(f"interrupted: what was measured is in {saved.name}.jsonl"))
         raise KeyboardInterrupt
+    if died:
+        raise ServiceError("; ".join(died), "kvdemo ps and kvdemo logs say why")
     _gate(result, options.expected_capacity_gain)
 
 

@@ -18,7 +18,7 @@ SHM = "shm-too-small"
 class Signature:
     """One cause: its code, the pattern of its message, the remedy.
 
-    ``raised`` limits it to exceptions of these names, ``frame`` to those raised by source code with these words.
+    ``exception`` limits it to exceptions of these names, ``frame`` to those raised by source code with these words.
     ``title`` says it in plain words where the line itself does not. ``general`` gives way to any other signature of the
     same chain of exceptions. ``~`` in a pattern stands for anything before a quotation mark: what a message quotes (a
     prompt, a request) is not the message. In a remedy ``{cache}`` stands for the service's cache server.

@@ -86,6 +86,15 @@ CACHE = (
         "the cache server is not answering: kvdemo logs {cache}",
     ),
     Signature(
+        "transfer-aborted",
+        r"",
+        "this vLLM ends when a request is aborted whose KV is on its way to or from a cache (vllm-project/vllm#43226): "
+        "restart it, and let clients wait for their answers",
+        exception=r"AssertionError",
+        frame=r"assert req_id in self\.requests",
+        title="a request was aborted during its KV transfer",
+    ),
+    Signature(
         "cache-timeout",
         r"",
         "the cache server did not answer in time: kvdemo logs {cache}, then kvdemo restart {cache}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,7 +93,10 @@ def sides(plan: Plan, engines: int = 0) -> dict[str, list[ServiceSpec]]:
 
 
 class Traffic:
-    """A fleet that is up and what it is asked. ``prepare`` first; then ``run``."""
+    """A fleet that is up and what it is asked. ``prepare`` first; then ``run``.
+
+    ``finishing`` is told how many requests are waited for after Ctrl-C.
+    """
 
     def __init__(self, plan: Plan, options: Options) -> None:
         self.plan, self.options = plan, options
@@ -102,6 +105,7 @@ class Traffic:
         self.questions = options.questions
         self.dead: set[str] = set()
         self.late: set[str] = set()
+        self.finishing: Callable[[int], None] = lambda _: None
 
     def prepare(self) -> Generator[Doing, None, WarmUp]:
         """Cut the document to its length, let each side read every document once, and time single requests.
@@ -237,7 +241,7 @@ class Traffic:
         # Under salts of its own: what an earlier phase left in any cache is of no use to this one.
         self._read(side, name)
         ready = runner.flights(arrivals, engines, options.key, options.documents, partial(self.body, phase=name))
-        phase = runner.run(side, rate, repetition, duration, ready, prepared.limit, options.key)
+        phase = runner.run(side, rate, repetition, duration, ready, prepared.limit, options.key, self.finishing)
         cacheserver.forget(self.plan, f"kvdemo-{options.run_id}-{name}-*")
         if phase.died:
             self.dead.add(side)

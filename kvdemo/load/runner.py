@@ -1,7 +1,9 @@
 """One phase: requests leave at their times whatever the answers do (open loop), each in a thread of its own.
 
 Bodies are serialised and engines are idle before the clock starts; nothing is retried. A phase that can no longer keep
-its limit is cut: what is still under way is hung up, so that a hopeless rate costs no more time than it needs.
+its limit is cut: no more is sent, and what is under way at plain engines is hung up: a hopeless rate costs no more
+time than it needs. Engines with a cache finish what they have begun: vLLM ends when a request is aborted whose KV is on
+its way to or from a cache (vllm-project/vllm#43226; seen with 0.32.0).
 """
 
 from __future__ import annotations
@@ -149,9 +151,19 @@ def flights(
 
 
 def run(
-    side: str, rate: float, repetition: int, duration: float, ready: Sequence[Flight], limit: Limit, key: str
+    side: str,
+    rate: float,
+    repetition: int,
+    duration: float,
+    ready: Sequence[Flight],
+    limit: Limit,
+    key: str,
+    finishing: Callable[[int], None] = lambda _: None,
 ) -> Phase:
-    """Let all of them leave at their times; the phase as it went. Engines must be idle (``settle``)."""
+    """Let all of them leave at their times; the phase as it went. Engines must be idle (``settle``).
+
+    After Ctrl-C ``finishing`` is told how many requests are waited for before KeyboardInterrupt is raised.
+    """
     engines = list({flight.engine.name: flight.engine for flight in ready}.values())
     before = [health.counters(engine.url, key) for engine in engines]
     gone: list[Flight] = []
@@ -167,14 +179,29 @@ def run(
                 pool.submit(flight.fly)
             while not all(flight.over for flight in gone) and not _limit_out_of_reach(gone, limit, len(ready)):
                 time.sleep(TICK)
+    except KeyboardInterrupt:
+        finishing(sum(not flight.over and bool(flight.engine.cache) for flight in gone))
+        raise
     finally:
-        for flight in gone:
-            flight.hang_up()
-        pool.shutdown(wait=True, cancel_futures=True)
+        _land(gone, pool)
     died = settle(engines, key)
     after = [health.counters(engine.url, key) for engine in engines]
     requests = tuple(flight.request() for flight in gone)
     return Phase(side, rate, repetition, duration, requests, _sources(before, after), tuple(watch.waiting), died)
+
+
+def _land(gone: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
+    """End what is under way, and wait until it has ended; another Ctrl-C hangs up everything."""
+    for flight in gone:
+        if not flight.engine.cache:
+            flight.hang_up()
+    try:
+        pool.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
+        for flight in gone:
+            flight.hang_up()
+        pool.shutdown(wait=True)
+        raise
 
 
 def _wait(due: float, gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
