@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo.commands import completion, invocation, lifecycle, load, measuring, options
+from kvdemo.commands import completion, invocation, lifecycle, load, measuring, options, top
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -183,6 +183,7 @@ app.command("status", hidden=True, help="The same as ps.")(ps)
 
 
 app.command()(lifecycle.ls)
+app.command("top")(top.top)
 
 
 @app.command()

@@ -43,16 +43,18 @@ def relay(*ports: int, tls: Path | None = None, hold: Callable[[int], bool] = la
         await asyncio.gather(copy(reader, far), copy(near, writer, answers=True))
 
     async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool = False) -> None:
-        with suppress(OSError):
-            while data := await source.read(65536):
-                if answers and b"text/event-stream" in data and hold(next(streams)):
-                    while not data.endswith(b"0\r\n\r\n"):
-                        data += await source.read(65536)
-                sink.write(data)
-                await sink.drain()
-        with suppress(OSError, RuntimeError):
-            sink.close()
-            await sink.wait_closed()
+        try:
+            with suppress(OSError):
+                while data := await source.read(65536):
+                    if answers and b"text/event-stream" in data and hold(next(streams)):
+                        while not data.endswith(b"0\r\n\r\n"):
+                            data += await source.read(65536)
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            with suppress(OSError, RuntimeError):
+                sink.close()
+                await sink.wait_closed()
 
     server = loop.run_until_complete(asyncio.start_server(join, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever)
@@ -63,7 +65,9 @@ def relay(*ports: int, tls: Path | None = None, hold: Callable[[int], bool] = la
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         server.close()
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0))  # closed sockets are let go in the next round
         loop.close()

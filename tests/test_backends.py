@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvdemo import backends
 from kvdemo.backends import series
-from kvdemo.backends.backend import Address, Backend, Losses, Refusal, Server
+from kvdemo.backends.backend import Address, Backend, Lookups, Losses, Refusal, Server, Usage
 from kvdemo.backends.lmcache import LMCache
 from kvdemo.config import decisions, flags
 from kvdemo.config.profile import Cache
@@ -115,6 +115,7 @@ def test_a_backend_that_does_not_answer_is_unknown(backend: Backend) -> None:
     assert (backend.objects({}), backend.written({}, {}), backend.pending({})) == (0, 0, 0)
     assert backend.tiers({}, {}) is None
     assert backend.losses({}, {}, {}) == Losses()
+    assert (backend.lookups({}), backend.asked({}, {}), backend.usage({}, {})) == (None, None, Usage())
 
 
 @EVERY
@@ -212,4 +213,9 @@ def test_what_lmcache_tells() -> None:
     assert backend.tiers(before, after) == {"l1": 20, "l2": 5}
     assert backend.losses({}, before, after) == Losses(strange=True, evictions=4, unreadable=2, matched=25)
     assert backend.tiers({}, {"lookup_hit_tokens": 35.0}) is None
+    assert backend.lookups({**after, "lookup_requested_tokens": 70.0}) == Lookups(70, 35)
+    assert backend.asked({"lookups_requests": 2.0}, {"lookups_requests": 5.0}) == 3
+    full = {"num_l2_adapters": 1, "l1_manager": {"memory_used_bytes": 6, "memory_total_bytes": 8}}
+    told = backend.usage({"l2_usage_bytes": 9.0}, {**report, "storage_manager": full})
+    assert told == Usage(l1=6, l1_size=8, has_l2=True, l2=9, engines=2)
     assert backend.pending({"num_submitted_stores": 3.0, "num_finished_stores": 1.0}) == 2

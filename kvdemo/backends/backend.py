@@ -72,6 +72,28 @@ class Losses:
     matched: int | None = None
 
 
+@dataclass(frozen=True)
+class Lookups:
+    """Tokens that a cache server was asked for since its start, and those of them that it had."""
+
+    requested: float
+    hit: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How full a cache server is, in bytes, and how many engines have registered; None where it does not tell.
+
+    ``l2`` is what the server knows of, which may be less than what lies there; ``has_l2`` whether it has an L2 at all.
+    """
+
+    l1: int | None = None
+    l1_size: int | None = None
+    has_l2: bool | None = None
+    l2: int | None = None
+    engines: int | None = None
+
+
 READ = "kvdemo reads from it where the tokens of an answer came from; leave this flag out"
 
 
@@ -224,3 +246,18 @@ class Backend(ABC):
         """What was counted ``since`` the writer was asked, and from ``before`` to ``after`` the reader was."""
         del since, before, after
         return Losses()
+
+    def lookups(self, counters: Mapping[str, float]) -> Lookups | None:
+        """What it was asked for and had since its start."""
+        del counters
+        return None
+
+    def asked(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+        """How many requests of engines it looked up between two readings."""
+        del before, after
+        return None
+
+    def usage(self, counters: Mapping[str, float], report: Mapping[str, Any]) -> Usage:
+        """How full it is."""
+        del counters
+        return Usage(engines=self.registered(report))

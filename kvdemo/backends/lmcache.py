@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvdemo.backends import store
-from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Wiring
+from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Lookups, Losses, Refusal, Server, Usage, Wiring
 from kvdemo.backends.series import Chart, Line, Series
 
 GIB = 1024**3
@@ -75,6 +75,7 @@ def _gauge(key: str) -> Series:
     return Series("lmcache_mp_", key, "gauge")
 
 
+LOOKUPS, ASKED = map(_counter, ("lookups_requests", "lookup_requested_tokens"))
 HIT, HIT_L1, HIT_L2 = map(_counter, ("lookup_hit_tokens", "lookup_hit_l1_tokens", "lookup_hit_l2_tokens"))
 EARLY_EXIT = _counter("lookup_early_exit_requests", "reason")
 UNREGISTERED = "no_gpu_context"
@@ -265,6 +266,28 @@ class LMCache(Backend):
             refusals=_since(REFUSED.key, since, after),
             unreadable=_since(UNREADABLE.key, since, after),
             matched=_since(HIT.key, before, after) if HIT.key in after else None,
+        )
+
+    def lookups(self, counters: Mapping[str, float]) -> Lookups | None:
+        """Also of tokens that the engine turned out to have itself."""
+        known = ASKED.key in counters and HIT.key in counters
+        return Lookups(counters[ASKED.key], counters[HIT.key]) if known else None
+
+    def asked(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+        """0.5.6 tells."""
+        return _since(LOOKUPS.key, before, after) if LOOKUPS.key in after else None
+
+    def usage(self, counters: Mapping[str, float], report: Mapping[str, Any]) -> Usage:
+        """0.5.6 counts the bytes of L2; a directory that several servers share may hold more."""
+        storage = report.get("storage_manager", {})
+        l1, adapters = storage.get("l1_manager", {}), storage.get("num_l2_adapters")
+        l2 = counters.get(L2_BYTES.key)
+        return Usage(
+            l1=l1.get("memory_used_bytes"),
+            l1_size=l1.get("memory_total_bytes"),
+            has_l2=None if adapters is None else adapters > 0,
+            l2=None if l2 is None else int(l2),
+            engines=self.registered(report),
         )
 
 

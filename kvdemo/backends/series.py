@@ -71,6 +71,11 @@ SOURCES = (COMPUTED, LOCAL, SHARED)
 
 PROMPT_TOKENS = Series("vllm:", "prompt_tokens", "counter")
 BY_SOURCE = Series("vllm:", "prompt_tokens_by_source", "counter", "source")
+OWN_QUERIES = Series("vllm:", "prefix_cache_queries", "counter")
+OWN_HITS = Series("vllm:", "prefix_cache_hits", "counter")
+OTHERS_HITS = Series("vllm:", "external_prefix_cache_hits", "counter")
+"""What the engine's own cache was asked for and had, and what its connector had of the rest: in tokens."""
+
 RUNNING = Series("vllm:", "num_requests_running", "gauge")
 WAITING = Series("vllm:", "num_requests_waiting", "gauge")
 KV_USE = Series("vllm:", "kv_cache_usage_perc", "gauge")

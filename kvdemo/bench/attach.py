@@ -52,6 +52,11 @@ def plan(targets: Targets, key: str) -> Plan:
     Raises UsageError for targets that make no sense, NotReadyError for one that does not answer.
     """
     urls = dict(_named_targets(targets.urls))
+    if len(urls) < 2:
+        raise UsageError(
+            "--target: one is not enough: one engine writes, another reads",
+            "name every engine by its own address; behind a router nobody can tell which one answered",
+        )
     writer, reader = _pair(list(urls), targets.writer, targets.reader)
     offered = {name: _models(name, url, key) for name, url in urls.items()}
     model = _common(offered, targets.model)
@@ -78,6 +83,18 @@ def plan(targets: Targets, key: str) -> Plan:
     )
 
 
+def services(urls: Sequence[str], cache_url: str = "") -> list[ServiceSpec]:
+    """The targets, and the cache server if it has an address, as services; nobody is asked anything.
+
+    Raises UsageError for an address that is none.
+    """
+    engines = [ServiceSpec(**_unknown(name, "engine", url)) for name, url in _named_targets(urls)]
+    if not cache_url:
+        return engines
+    address = _base(cache_url, "--cache-url")
+    return [*engines, ServiceSpec(**_unknown(CACHE, "cache", address), backend=CACHE)]
+
+
 def _unknown(name: str, kind: str, address: str) -> dict[str, Any]:
     """What a service has that kvdemo did not start."""
     nothing = {"argv": (), "env": {}, "host": "", "port": 0, "ports": (), "start_timeout": 0.0, "stop_timeout": 0.0}
@@ -94,11 +111,6 @@ def _named_targets(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise UsageError(f"--target: two are called {name}", "give each its own name")
         names.add(name)
         yield name, _base(url, f"--target {name}")
-    if len(names) < 2:
-        raise UsageError(
-            "--target: one is not enough: one engine writes, another reads",
-            "name every engine by its own address; behind a router nobody can tell which one answered",
-        )
 
 
 def _base(url: str, what: str) -> str:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from kvdemo import backends
-from kvdemo.backends import series
 from kvdemo.backends.series import BY_SOURCE, SOURCES
 from kvdemo.bench import cacheserver
 from kvdemo.bench.cacheserver import StoreOutcome
@@ -23,6 +22,7 @@ from kvdemo.bench.workload import Step
 from kvdemo.errors import ServiceError
 from kvdemo.host import health
 from kvdemo.judge.sample import Sample, Sources
+from kvdemo.judge.scrape import BIRTH
 from kvdemo.judge.verdict import FEW, held_back
 from kvdemo.planning.plan import Plan, ServiceSpec
 
@@ -33,8 +33,6 @@ UNSEEN_STORE = 2.0
 """Seconds that a writer's chunks get to arrive in a cache server that nobody can ask."""
 
 POLL = 0.005
-BIRTH = (series.START.key, series.COUNTING_SINCE.key)
-"""Of two processes one of these differs: engines that start together may have the same start, in its coarse unit."""
 
 
 class ReplacedError(ServiceError):

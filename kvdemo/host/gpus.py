@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvdemo.planning.facts import Driver, Gpu, Holder, Link
+from kvdemo.planning.facts import Driver, Gpu, GpuLoad, Holder, Link
 
 ABSENT = ("LIBRARY_NOT_FOUND", "DRIVER_NOT_LOADED")
 """NVML's errors that mean: this machine has no NVIDIA driver, or none that runs."""
@@ -65,6 +65,19 @@ def memory_in_use(devices: frozenset[str] | None = None) -> dict[str, int]:
     with _nvml() as (nvml, _):
         found = list(_leaves(nvml)) if nvml else []
     return {gpu.uuid: gpu.total - gpu.free for gpu in found if devices is None or gpu.uuid in devices}
+
+
+def loads(environ: Mapping[str, str]) -> dict[int, GpuLoad]:
+    """What every GPU is doing, by its index as ``detect`` counts them."""
+    seen = detect(environ)
+    with _nvml() as (nvml, _):
+        return {gpu.index: _load(nvml, gpu) for gpu in seen} if nvml else {}
+
+
+def _load(nvml: Any, gpu: Gpu) -> GpuLoad:
+    handle = _ask(nvml, "DeviceGetHandleByUUID", gpu.uuid, default=None)
+    rates = _ask(nvml, "DeviceGetUtilizationRates", handle, default=None) if handle is not None else None
+    return GpuLoad(gpu.index, gpu.total - gpu.free, gpu.total, rates.gpu / 100 if rates else None)
 
 
 def _visible(found: list[Gpu], names: str) -> list[Gpu]:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import ssl
+import time
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from kvdemo import backends
-from kvdemo.backends.series import LABELS
+from kvdemo.judge.scrape import Scrape, parse
 from kvdemo.planning.services import ServiceSpec
 
-COUNTER = re.compile(
-    rf"^({'|'.join(('vllm', *backends.prefixes(), 'process'))})[:_](\w+?)(?:_total)?(?:\{{(.*)\}})? ([-+.\deE]+)$",
-    re.MULTILINE,
-)
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+PREFIXES = ("vllm", *backends.prefixes(), "process")
+"""How the names of the series begin that are read."""
 
 
 def unusable(key: str) -> str:
@@ -118,16 +115,19 @@ def counters(url: str, key: str = "") -> dict[str, float]:
 
     Keys are names without prefix and ``_total``: ``prompt_tokens_by_source{local_compute}``, ``num_requests_running``.
     """
-    code, body = request(url, "/metrics", timeout=10, key=key)
-    return parsed(body.decode(errors="replace")) if code == 200 else {}
+    answer, _ = metrics(url, key)
+    return dict(answer.values) if answer else {}
 
 
 def parsed(exposed: str) -> dict[str, float]:
     """The same of a text that ``/metrics`` answered."""
-    found: dict[str, float] = {}
-    for match in COUNTER.finditer(exposed):
-        labels = dict(LABEL.findall(match[3] or ""))
-        keys = [match[2], *(f"{match[2]}{{{labels[name]}}}" for name in LABELS if name in labels)]
-        for name in keys:
-            found[name] = found.get(name, 0.0) + float(match[4])
-    return found
+    return dict(parse(exposed, PREFIXES).values)
+
+
+def metrics(url: str, key: str = "", timeout: float = 10) -> tuple[Scrape | None, str]:
+    """``/metrics`` as it is now, or None and why it cannot be read."""
+    code, body = request(url, "/metrics", timeout=timeout, key=key)
+    if code != 200:
+        reason = f"HTTP {code} at /metrics" if code else body.decode(errors="replace")
+        return None, f"does not answer ({reason})"
+    return parse(body.decode(errors="replace"), PREFIXES, time.monotonic()), ""

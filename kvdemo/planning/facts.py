@@ -40,6 +40,19 @@ class Link:
 
 
 @dataclass(frozen=True)
+class GpuLoad:
+    """What a GPU is doing, with all of its processes: bytes in use, and the share of time in which it computed.
+
+    ``utilization`` is None where the GPU does not tell, as an instance of one in MIG mode.
+    """
+
+    index: int
+    used: int
+    total: int
+    utilization: float | None = None
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One GPU, or one MIG instance of a GPU, that this process may use.
 

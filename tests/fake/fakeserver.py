@@ -25,6 +25,7 @@ Of every request, engine:
     FAKE_WRONG_REUSE=1     another answer whenever tokens came from the shared cache
     FAKE_NO_STORE=1        never store anything in the cache
     FAKE_NO_METRICS=1      no /metrics
+    FAKE_KV_USAGE=X        the share of its KV blocks that is said to be in use (0)
 Of *streamed* requests only, so that ``up`` still finds the engine ready:
     FAKE_STATUS=N          answer with this status instead of a stream (503)
     FAKE_DELAY_S=X         wait X seconds before answering

@@ -1,7 +1,8 @@
 """A stand-in for nvidia-ml-py on a machine without GPUs: answers from the JSON file that FAKE_NVML names.
 
 ``init`` is the code of the error that nvmlInit ends with. A GPU has uuid, name, total, free, bus, link (generation,
-width, both at most), processes (pid, memory), ``lost``, and in MIG mode its instances. What it lacks is not supported.
+width, both at most), processes (pid, memory), utilization (percent), ``lost``, and in MIG mode its instances. What it
+lacks is not supported.
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Any:
     if gpu.get("lost"):
         raise NVMLError(NVML_ERROR_GPU_IS_LOST)
     return gpu
+
+
+def nvmlDeviceGetHandleByUUID(uuid: str) -> Any:
+    found = [gpu for gpu in _machine()["gpus"] if gpu["uuid"] == uuid]
+    if not found:
+        raise NVMLError(NVML_ERROR_NOT_FOUND)
+    return found[0]
+
+
+def nvmlDeviceGetUtilizationRates(handle: Any) -> Any:
+    return SimpleNamespace(gpu=_known(handle, "utilization"))
 
 
 def nvmlDeviceGetUUID(handle: Any) -> str:

@@ -22,6 +22,7 @@ COUNTERS = (
     "lookup_hit_tokens",
     "lookup_hit_l1_tokens",
     "lookup_hit_l2_tokens",
+    "lookups_requests",
     "num_submitted_stores",
     "num_finished_stores",
     "num_finished_retrieves",
@@ -31,8 +32,9 @@ COUNTERS = (
 class Cache:
     """What is stored, by hash."""
 
-    def __init__(self, chunk_size: int, disk: Path | None) -> None:
+    def __init__(self, chunk_size: int, l1_size: int, disk: Path | None) -> None:
         self.chunk_size, self.disk = chunk_size, disk
+        self.l1_size = l1_size
         self.l1: set[str] = set()
         self.engines: dict[int, str] = {}
         self.counters = dict.fromkeys(COUNTERS, 0)
@@ -60,6 +62,7 @@ class Cache:
                     break
                 found[tier] += 1
                 self.l1.add(chunk)
+            self.counters["lookups_requests"] += 1
             self.counters["lookup_requested_tokens"] += len(body["chunks"]) * self.chunk_size
             for tier, count in found.items():
                 self.counters[f"lookup_hit_{tier}_tokens"] += count * self.chunk_size
@@ -106,13 +109,25 @@ class Cache:
                 "chunk_size": self.chunk_size,
                 "registered_gpu_ids": list(self.engines),
                 "cache_context_meta": meta,
-                "storage_manager": {"l1_manager": {"memory_used_bytes": size, "total_object_count": len(self.l1)}},
+                "storage_manager": {
+                    "num_l2_adapters": 1 if self.disk else 0,
+                    "l1_manager": {
+                        "memory_used_bytes": size,
+                        "memory_total_bytes": self.l1_size,
+                        "total_object_count": len(self.l1),
+                    },
+                },
             }
         )
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""
-        handler.reply("".join(f"lmcache_mp_{name}_total {value}.0\n" for name, value in self.counters.items()))
+        lines = [f"lmcache_mp_{name}_total {value}.0\n" for name, value in self.counters.items()]
+        if self.disk:
+            files = len(list(self.disk.glob("fake@*.data")))
+            size = float(files * self.chunk_size * BYTES_PER_TOKEN)
+            lines.append(f'lmcache_mp_l2_usage_bytes{{l2_name="fs_native"}} {size}\n')
+        handler.reply("".join(lines))
 
 
 def _health(handler: Handler, _: Any) -> None:
@@ -127,7 +142,8 @@ def main() -> None:
     given = fake.flags(sys.argv[1:])
     fake.begin()
     disk = json.loads(given.get("l2-adapter", "{}")).get("base_path")
-    cache = Cache(int(given.get("chunk-size", "256")), Path(disk) if disk else None)
+    l1_size = int(float(given.get("l1-size-gb", "1")) * 1024**3)
+    cache = Cache(int(given.get("chunk-size", "256")), l1_size, Path(disk) if disk else None)
     host = given.get("host", "127.0.0.1")
     engines = {
         "POST /fake/register": cache.register,

@@ -26,6 +26,8 @@ from fakeserver import Handler
 BLOCK = 16
 VOCABULARY = 50000
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+BUCKETS = ("0.001", "0.01", "0.1", "0.25", "0.5", "1.0", "2.5", "+Inf")
+"""Upper bounds of the histogram of times to first token, in seconds: some of vLLM's."""
 
 
 def tokenize(body: dict[str, Any]) -> list[int]:
@@ -126,10 +128,6 @@ class Engine:
         given = self.given.get("max-model-len", "auto")
         return 40960 if given == "auto" else int(given)
 
-    def count(self, name: str, value: float) -> None:
-        """Add to a counter."""
-        self.counters[name] = self.counters.get(name, 0) + value
-
     def prefill(self, tokens: list[int], salt: str) -> Prefill:
         """Compute what is in no cache, and fill the caches. The last token is always computed."""
         arrived = time.perf_counter()
@@ -144,7 +142,7 @@ class Engine:
             computed = len(tokens) - local - external
             time.sleep((computed + external / 50) * fake.number("TOKEN_US", 20) / 1e6)
             self.blocks.update(mine)
-            self.book(len(tokens), computed, local, external)
+            self.book(len(tokens), computed, local, external, time.perf_counter() - arrived)
         return Prefill(tokens, local, external, (began - arrived) * 1e3, time.perf_counter() - began)
 
     def look_up(self, tokens: list[int], salt: str, local: int) -> int:
@@ -158,17 +156,22 @@ class Engine:
             self.shared.ask("store", chunks=chunks[found:], salt=salt)
         return max(0, min(found * size, len(tokens) - 1) - local)
 
-    def book(self, total: int, computed: int, local: int, external: int) -> None:
-        """Count a prompt as vLLM does."""
+    def book(self, total: int, computed: int, local: int, external: int, ttft: float) -> None:
+        """Count a prompt as vLLM does: at once, so that no reading sees half of it."""
         wrong = total // 3 if fake.fault("WRONG_SOURCES") else 0
-        for source, value in zip(SOURCES, (computed - min(wrong, computed), local, external), strict=True):
-            self.count(f'prompt_tokens_by_source_total{{engine="0",source="{source}"}}', value)
-        self.count("prompt_tokens_total", total)
-        self.count("prefix_cache_queries_total", total)
-        self.count("prefix_cache_hits_total", local)
+        counted: dict[str, float] = {
+            f'prompt_tokens_by_source_total{{engine="0",source="{source}"}}': value
+            for source, value in zip(SOURCES, (computed - min(wrong, computed), local, external), strict=True)
+        }
+        counted |= {"prompt_tokens_total": total, "prefix_cache_queries_total": total, "prefix_cache_hits_total": local}
         if self.shared:
-            self.count("external_prefix_cache_queries_total", total - local)
-            self.count("external_prefix_cache_hits_total", external)
+            counted["external_prefix_cache_queries_total"] = total - local
+            counted["external_prefix_cache_hits_total"] = external
+        histogram = "time_to_first_token_seconds"
+        counted |= {f'{histogram}_bucket{{engine="0",le="{bound}"}}': ttft <= float(bound) for bound in BUCKETS}
+        counted |= {f"{histogram}_count": 1, f"{histogram}_sum": ttft}
+        before = self.counters
+        self.counters = before | {name: before.get(name, 0) + value for name, value in counted.items()}
 
     def answer(self, prefill: Prefill, length: int) -> list[tuple[int, str, float]]:
         """(token id, text, log-probability) of each generated token: the same for the same prompt."""
@@ -185,7 +188,12 @@ class Engine:
         if fake.fault("NO_METRICS"):
             handler.fail(404, "Not Found")
             return
-        rows = {'num_requests_running{engine="0"}': float(self.running), **self.counters}
+        rows = {
+            'num_requests_running{engine="0"}': float(self.running),
+            'num_requests_waiting{engine="0"}': 0.0,
+            'kv_cache_usage_perc{engine="0"}': fake.number("KV_USAGE", 0),
+            **self.counters,
+        }
         lines = [f"vllm:{name} {float(value)}\n" for name, value in rows.items()]
         lines += [f"vllm:generation_tokens_created {fake.STARTED}\n", "process_start_time_seconds 1.0\n"]
         handler.reply("".join(lines))
