@@ -56,6 +56,13 @@ def relay(*ports: int, tls: Path | None = None, hold: Callable[[int], bool] = la
                 sink.close()
                 await sink.wait_closed()
 
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # closed sockets are let go in the next round
+
     server = loop.run_until_complete(asyncio.start_server(join, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -65,9 +72,5 @@ def relay(*ports: int, tls: Path | None = None, hold: Callable[[int], bool] = la
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         server.close()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(asyncio.sleep(0))  # closed sockets are let go in the next round
+        loop.run_until_complete(end())
         loop.close()
