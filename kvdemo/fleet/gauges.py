@@ -231,10 +231,10 @@ def of_project(
 
     Raises NotReadyError if it is not up, UsageError for a service that it has not.
     """
-    fleet.known(fleet.loaded(project), names)
+    fleet.resolve_names(fleet.load_plan(project), names)
 
     def services() -> list[ServiceSpec]:
-        plan = fleet.loaded(project)
+        plan = fleet.load_plan(project)
         return [spec for spec in plan.services if spec.name in names or not names]
 
     def memory(name: str) -> int | None:

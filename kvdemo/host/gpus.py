@@ -75,8 +75,8 @@ def loads(environ: Mapping[str, str]) -> dict[int, GpuLoad]:
 
 
 def _load(nvml: Any, gpu: Gpu) -> GpuLoad:
-    handle = _ask(nvml, "DeviceGetHandleByUUID", gpu.uuid, default=None)
-    rates = _ask(nvml, "DeviceGetUtilizationRates", handle, default=None) if handle is not None else None
+    handle = _query(nvml, "DeviceGetHandleByUUID", gpu.uuid, default=None)
+    rates = _query(nvml, "DeviceGetUtilizationRates", handle, default=None) if handle is not None else None
     return GpuLoad(gpu.index, gpu.total - gpu.free, gpu.total, rates.gpu / 100 if rates else None)
 
 
