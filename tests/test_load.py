@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -256,6 +257,58 @@ def test_a_saved_run_is_judged_again(tmp_path: Path) -> None:
     assert trafficfile.read(path).points == judge(ABOUT, phases).points
     path.write_text(path.read_text()[:-30])
     assert len(trafficfile.read(path).points) == 1
+
+
+def saved(path: Path, *rates: float, **changes: Any) -> Path:
+    """A run in which the sides that share keep these rates, one a repetition, and twice of each is too much."""
+    phases = [
+        phase(side, factor * base, KEPT if factor == 1 else MISSED, number)
+        for number, rate in enumerate(rates, 1)
+        for side, base in (("plain", 1.0), ("shared", rate))
+        for factor in (1, 2)
+    ]
+    return save(path, {**RUN, "run_id": path.stem, **changes}, *(one.to_json() for one in phases))
+
+
+def test_two_runs_are_compared(lab: Lab) -> None:
+    """Capacities with the range of their repetitions; a loss beyond the limit has exit code 3, a gain has 0."""
+    old, new = saved(lab.path / "old.jsonl", 8, 8.2, 7.9), saved(lab.path / "new.jsonl", 4, 4.1, 3.9)
+    done = lab.run("compare", old, new, "--max-regress", "10%")
+    assert done.returncode == 3
+    assert "capacity shared is 50 % smaller (8.00 requests/s to 4.00 requests/s; new/old: range" in done.stderr
+    assert re.search(r"capacity shared +8.00 requests/s +4.00 requests/s +0.50x +range 0.48 to 0.52 +3, 3", done.stdout)
+    assert re.search(r"gain shared +8.0x +4.0x +0.50x", done.stdout)
+    assert lab.run("compare", new, old, "--max-regress", "10%").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"slo_ttft": 2.0}, "slo_ttft: 1.0 and 2.0"),
+        ({"sides": {"plain": ["p"], "shared": ["a"]}}, "engines: plain: 2 and 1"),
+        ({"versions": {"vllm": "9"}}, "--across versions"),
+    ],
+)
+def test_runs_under_other_conditions_are_not_compared(lab: Lab, changes: dict[str, Any], said: str) -> None:
+    """What differs is named; versions may differ if that is asked for."""
+    old, new = saved(lab.path / "old.jsonl", 8), saved(lab.path / "new.jsonl", 8, **changes)
+    done = lab.run("compare", old, new)
+    assert done.returncode == 2
+    assert said in done.stderr
+    across = lab.run("compare", old, new, "--across", "versions")
+    assert across.returncode == (0 if "versions" in changes else 2)
+
+
+def test_a_bound_is_not_compared(lab: Lab) -> None:
+    """A rate that was kept, and no higher one tried, is no capacity; nor is bench's latency one."""
+    old = saved(lab.path / "old.jsonl", 8)
+    new = save(lab.path / "new.jsonl", {**RUN, "run_id": "new"}, phase("shared", 4, KEPT).to_json())
+    done = lab.run("compare", old, new)
+    assert "Lost: the capacity of shared is no longer found" in done.stdout
+    summary = lab.path / "run.json"
+    summary.write_text(json.dumps(trafficfile.read(old).to_json(), indent=1))
+    assert "give the .jsonl file" in lab.run("compare", summary, summary).stderr
+    assert "the other is not" in lab.run("compare", old, summary).stderr
 
 
 @pytest.mark.parametrize(

@@ -87,18 +87,31 @@ def report(
 
 
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="A result of kvdemo bench or of vllm bench serve.")],
+    old: Annotated[
+        Path, typer.Argument(metavar="OLD", help="A result of kvdemo bench, kvdemo load or vllm bench serve.")
+    ],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
     max_regress: options.MaxRegress = "",
     across: options.Across = None,
     arm: options.Arm = "reuse",
 ) -> None:
-    """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable."""
-    from kvdemo.report import compare, savedrun
+    """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable.
+
+    Example: kvdemo compare results/before.jsonl results/after.jsonl --max-regress 10%
+    """
+    from kvdemo.judge import trafficfile
+    from kvdemo.report import compare, comparetraffic, savedrun
 
     limit = compare.percentage(max_regress) if max_regress else None
-    pair = (savedrun.any_result(old), savedrun.any_result(new))
-    comparison = compare.compare(*pair, across_versions=across is not None, arm=arm)
+    across_versions, of_traffic = across is not None, [trafficfile.is_traffic(path) for path in (old, new)]
+    if all(of_traffic):
+        runs = (trafficfile.run(old), trafficfile.run(new))
+        comparison = comparetraffic.compare(*runs, across_versions=across_versions)
+    elif any(of_traffic):
+        raise UsageError("one is a run of kvdemo load, the other is not", "capacity and latency cannot be compared")
+    else:
+        pair = (savedrun.any_result(old), savedrun.any_result(new))
+        comparison = compare.compare(*pair, across_versions=across_versions, arm=arm)
     typer.echo(compare.text(comparison))
     if limit is not None:
         typer.echo(compare.gate(comparison, limit))

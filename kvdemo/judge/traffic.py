@@ -320,6 +320,13 @@ def _capacity(limit: Limit, side: str, engines: tuple[str, ...], phases: Sequenc
     return Capacity(side, engines, spread, any(more for _, more in outcomes), none, lowest, died)
 
 
+def capacities(limit: Limit, side: str, phases: Sequence[Phase]) -> tuple[float, ...]:
+    """A side's capacity (requests/s) in every repetition; nothing where one of them is a bound or was not measured."""
+    outcomes = [_best_rate(limit, side, number, phases) for number in _repetitions(phases)]
+    rates = [one[0] for one in outcomes if one and one[0] is not None and not one[1]]
+    return tuple(rates) if len(rates) == len(outcomes) else ()
+
+
 def _gain(limit: Limit, side: str, phases: Sequence[Phase]) -> Gain | None:
     """Paired by repetition. Where the plain side kept no rate at all, its lowest one bounds the ratio from below."""
     if any(phase.died for phase in phases if phase.side in (side, PLAIN)):

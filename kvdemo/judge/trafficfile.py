@@ -70,7 +70,21 @@ def is_traffic(path: Path) -> bool:
     return isinstance(first, dict) and first.get("mode") == MODE
 
 
+@dataclass(frozen=True)
+class TrafficRun:
+    """A saved run, judged again."""
+
+    path: Path
+    result: TrafficResult
+    phases: tuple[Phase, ...]
+
+
 def read(path: Path) -> TrafficResult:
+    """The result of ``run``."""
+    return run(path).result
+
+
+def run(path: Path) -> TrafficRun:
     """A run judged again, without a last line that was cut off. Raises UsageError with the line for anything else."""
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -99,6 +113,6 @@ def read(path: Path) -> TrafficResult:
     if not phases:
         raise UsageError(f"{path}: holds no phase: the run ended before its first one did")
     try:
-        return traffic.judge(conditions, phases)
+        return TrafficRun(path, traffic.judge(conditions, phases), tuple(phases))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UsageError(f"{path}: its phases and conditions do not fit together ({error!r})") from None

@@ -25,7 +25,10 @@ IF_KNOWN = ("backend", "endpoint", "tier", "max_concurrency")
 
 @dataclass(frozen=True)
 class Line:
-    """One thing compared: a TTFT in ms, or (``better`` is more) the speed-up. Values may be absent, with the reason."""
+    """One thing compared: a TTFT in ms, or a figure of which more is better. Values may be absent, with the reason.
+
+    ``unit`` is that of a figure other than a ratio.
+    """
 
     name: str
     old: float | None
@@ -35,6 +38,7 @@ class Line:
     difference: Change | None = None
     more_is_better: bool = False
     lost: str = ""
+    unit: str = ""
 
     @property
     def change(self) -> float | None:
@@ -169,6 +173,8 @@ def _spread(change: Change) -> str:
 def _value(line: Line, value: float | None) -> str:
     if value is None:
         return "-"
+    if line.unit:
+        return units.quantity(value, line.unit)
     return units.ratio(value) if line.more_is_better else units.duration(value)
 
 

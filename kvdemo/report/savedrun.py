@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.errors import UsageError
-from kvdemo.judge import document, record, results
+from kvdemo.judge import document, record, results, trafficfile
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sample
 
@@ -66,6 +66,10 @@ def any_result(path: Path) -> SavedRun | ForeignRun:
         return _summary(path, text)
     if isinstance(held, dict) and number(held.get("median_ttft_ms")) is not None:
         return ForeignRun(path, held)
+    if isinstance(held, dict) and held.get("mode") == trafficfile.MODE:
+        raise UsageError(
+            f"{path}: a summary of `kvdemo load`: runs are compared by their phases", "give the .jsonl file"
+        )
     raise UsageError(
         f"{path}: neither a result of `kvdemo bench` nor one of `vllm bench serve --save-result`",
         "give a .jsonl or .json file that one of them saved",

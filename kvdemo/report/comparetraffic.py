@@ -1,0 +1,72 @@
+"""Two runs of ``kvdemo load`` side by side: does the fleet serve fewer requests a second than it did? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from kvdemo.errors import UsageError
+from kvdemo.judge import traffic
+from kvdemo.judge.trafficfile import TrafficRun
+from kvdemo.report import sides
+from kvdemo.report.compare import Comparison, Line
+
+MUST_AGREE = (
+    "model_id",
+    "slo_ttft",
+    "slo_share",
+    "documents",
+    "document_tokens",
+    "reuse",
+    "popularity",
+    "turns",
+    "max_tokens",
+    "engines",
+    "l1_bytes",
+    "device",
+    "versions",
+)
+"""Conditions that make runs comparable; ``engines`` is their number on each side."""
+
+
+def compare(old: TrafficRun, new: TrafficRun, *, across_versions: bool = False) -> Comparison:
+    """Each side's capacity and the gains. Raises UsageError, naming what differs, if the runs are not comparable."""
+    before, after = _conditions(old), _conditions(new)
+    names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
+    differences = [text for name in names for text in sides.differences(name, before.get(name), after.get(name))]
+    if differences:
+        hint = "measure both under the same conditions: give --slo-ttft, --documents and --document-tokens"
+        if all(text.startswith("versions") for text in differences):
+            hint = "compare them all the same: --across versions"
+        raise UsageError("not comparable: they differ in\n  " + "\n  ".join(differences), hint)
+    names = list(dict.fromkeys([*old.result.conditions["sides"], *new.result.conditions["sides"]]))
+    lines = [_capacity(side, old, new) for side in names]
+    lines += [_gain(side, old, new) for side in names if side != traffic.PLAIN]
+    notes = [f"{run.path}: {problem}" for run in (old, new) for problem in run.result.problems]
+    return Comparison(tuple(lines), tuple(notes))
+
+
+def _conditions(run: TrafficRun) -> Mapping[str, Any]:
+    """With the number of engines of each side."""
+    conditions = run.result.conditions
+    return {**conditions, "engines": {side: len(engines) for side, engines in conditions["sides"].items()}}
+
+
+def _capacity(side: str, old: TrafficRun, new: TrafficRun) -> Line:
+    values = [traffic.capacities(run.result.limit, side, run.phases) for run in (old, new)]
+    before, after = (median(one) if one else None for one in values)
+    lost = f"the capacity of {side} is no longer found" if before is not None and after is None else ""
+    change, _ = sides.change(*values)
+    sizes = (len(values[0]), len(values[1]))
+    return Line(f"capacity {side}", before, after, sizes, change, more_is_better=True, lost=lost, unit="requests/s")
+
+
+def _gain(side: str, old: TrafficRun, new: TrafficRun) -> Line:
+    """The ratios of capacities, of which a run keeps the spread alone: told, and judged by the capacities above."""
+    before, after = (
+        next((one.ratio.median for one in run.result.gains if one.side == side and not one.at_least), None)
+        for run in (old, new)
+    )
+    lost = f"the gain of {side} is no longer found" if before is not None and after is None else ""
+    return Line(f"gain {side}", before, after, more_is_better=True, lost=lost)
