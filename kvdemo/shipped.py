@@ -7,6 +7,9 @@ from pathlib import Path
 
 MARK = "kvdemo.schema.json"
 
+HANDBOOK = "handbook.txt"
+"""The document that is shortened to what a machine reads in comfort when nobody chose one."""
+
 
 def directory() -> Path:
     """The directory of the shipped profiles.

@@ -74,3 +74,12 @@ def test_a_model_that_calls_its_weights_random_is_called_so(lab: Lab) -> None:
         report = lab.run("report", next((lab.path / result).glob("*.jsonl")))
         assert (exchange.MEANINGLESS in bench.stdout, exchange.MEANINGLESS in report.stdout) == (marked, marked)
         assert "Answer (" in bench.stdout
+
+
+def test_weights_that_vllm_makes_up_are_called_random(lab: Lab) -> None:
+    """`--load-format dummy` in the profile; the model's own files know nothing of it."""
+    (lab.path / "context.txt").write_text("word " * 900)
+    engines = {name: {"cache": "shared", "args": {"load_format": "dummy"}} for name in ("a", "b")}
+    assert lab.run("up", lab.profile(engines, {"shared": {"l1": "16MiB", "chunk_size": 64}})).returncode == 0
+    bench = lab.run("bench", "--trials", "1", "--no-limit", "--context", "context.txt")
+    assert exchange.MEANINGLESS in bench.stdout

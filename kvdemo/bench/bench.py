@@ -34,22 +34,19 @@ def shorten(session: Session) -> str:
     if rate is None:
         raise ServiceError(f"{engine.name} does not answer: {reply.error or 'its usage has no prompt tokens'}")
     whole = session.make_prompt(text).tokens
-    limits = [limit for limit in (whole + pace.ROOM, session.window, _room_in_cache(session)) if limit]
-    wanted = pace.document_tokens(rate, session.chunk, min(limits))
-    if wanted < whole:
-        cut = text[: len(text) * wanted // whole]
-        session.document = cut[: cut.rfind("\n") + 1] or cut
+    limits = [whole + pace.ROOM, session.window, room_in_cache(session.meter, session.roles.reader)]
+    wanted = pace.document_tokens(rate, session.chunk, min(filter(None, limits)))
+    session.document = pace.beginning(text, whole, wanted)
     tokens = session.make_prompt(session.document).tokens
     seconds = units.approximate_duration(tokens * rate.prefill)
     what = f"{tokens:,} tokens of the shipped handbook"
     return f"No document was chosen: {what}, which {engine.name} reads in about {seconds}."
 
 
-def _room_in_cache(session: Session) -> int | None:
-    """Tokens whose KV fills half of the cache server's memory; None if nobody knows."""
-    reader = session.roles.reader
-    memory = session.plan.service(reader.cache).l1
-    size = cacheserver.kv_bytes_per_token(session.meter.cache(reader)) or reader.kv_bytes_per_token
+def room_in_cache(meter: Meter, reader: ServiceSpec) -> int | None:
+    """Tokens whose KV fills half of the memory of the reader's cache server; None if nobody knows."""
+    memory = meter.plan.service(reader.cache).l1
+    size = cacheserver.kv_bytes_per_token(meter.cache(reader)) or reader.kv_bytes_per_token
     return memory // 2 // size if memory and size else None
 
 

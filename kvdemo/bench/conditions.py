@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "reader": reader.name,
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
-    paths = [name for name, digest in plan.models.items() if digest and digest == reader.weights]
-    if any(runtime.has_random_weights(Path(path)) for path in paths):
+    if has_random_weights(plan, roles.engines):
         facts["random_weights"] = True
     if options.limit:
         facts |= _client(len(session.document.encode()))
@@ -61,6 +60,17 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         if not (plan.attached or reader.node):
             facts |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
     return facts
+
+
+def has_random_weights(plan: Plan, engines: Iterable[ServiceSpec]) -> bool:
+    """Whether the words of one of these engines mean nothing: vLLM made its weights up, or its model says they are."""
+    digests = set()
+    for spec in engines:
+        if spec.options.get("load-format") == "dummy":
+            return True
+        digests.add(spec.weights)
+    paths = [name for name, digest in plan.models.items() if digest and digest in digests]
+    return any(runtime.has_random_weights(Path(path)) for path in paths)
 
 
 def _device(plan: Plan, engines: tuple[ServiceSpec, ...], environ: Mapping[str, str]) -> str:

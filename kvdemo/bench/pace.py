@@ -68,6 +68,14 @@ def estimate(pace: Pace, work: Work, max_tokens: int, before: float = 0.0) -> Es
     return Estimate(seconds, work.requests, work.computed, each)
 
 
+def beginning(text: str, whole: int, wanted: int) -> str:
+    """The first lines of a text of ``whole`` tokens, as many as have about the ``wanted`` ones; all if it has fewer."""
+    if wanted >= whole:
+        return text
+    cut = text[: len(text) * wanted // whole]
+    return cut[: cut.rfind("\n") + 1] or cut
+
+
 def document_tokens(pace: Pace, chunk: int, window: int | None, comfort: float = COMFORT) -> int:
     """How long a document should be that nobody chose: in tokens, whole chunks.
 

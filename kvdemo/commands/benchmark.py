@@ -35,9 +35,6 @@ from kvdemo.planning.plan import Plan
 from kvdemo.report import page, tables, terminal
 from kvdemo.words import findings
 
-HANDBOOK = "handbook.txt"
-"""The document that is shortened when nobody chose one."""
-
 
 @dataclass(frozen=True)
 class Output:
@@ -136,7 +133,7 @@ def _document(options: Bench) -> tuple[str, str]:
     """Name and text of the document, the shipped handbook if nobody chose one. Raises UsageError if it is unfit."""
     if options.context is None:
         try:
-            return HANDBOOK, context.read(shipped.directory() / HANDBOOK)
+            return shipped.HANDBOOK, context.read(shipped.directory() / shipped.HANDBOOK)
         except FileNotFoundError as error:
             raise UsageError(f"no context, and {error}", "give a text file: --context FILE") from None
     return context.name(options.context), context.read(options.context)

@@ -120,7 +120,7 @@ class Panel:
     def _context(self, scratch: Path) -> list[str]:
         """The options for this tab's document; none for the profile's, which the command finds by itself."""
         document, first = self.conversation.document, self.stage.first
-        if not document.text or (first and document.text == first.text):
+        if not document.text or (self.stage.plan.bench.get("context") and first and document.text == first.text):
             return []
         path = scratch / (re.sub(r"[^\w.-]+", "_", document.name)[-100:].lstrip(".") or "document")
         path.write_text(document.text, encoding="utf-8")

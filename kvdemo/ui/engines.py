@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import secrets
 import socket
@@ -23,9 +24,9 @@ from typing import Any
 
 import httpx
 
-from kvdemo import __version__
+from kvdemo import __version__, shipped
 from kvdemo.backends import series
-from kvdemo.bench import cacheserver, context, preheat
+from kvdemo.bench import bench, cacheserver, conditions, context, pace, preheat, workload
 from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
@@ -47,6 +48,9 @@ LONG_TOKEN = 40
 
 ROOM = 64
 """Tokens that instruction, question and answer take at least."""
+
+WARM_UP_PATIENCE = 60.0
+"""Seconds that a question waits for all engines to be warm: one that hangs must not keep the others from answering."""
 
 NOTHING = Document("", "", 0, "")
 
@@ -79,6 +83,7 @@ class EnginePool:
         self.meter = Meter(plan, fleet.key_of(plan.engines[0], self.environ), one_run=False)
         chunks = [spec.chunk_size for spec in plan.engines if spec.chunk_size]
         self.chunk = max(chunks, default=256)
+        self.meaningless = conditions.has_random_weights(plan, plan.engines)
 
     async def open(self) -> None:
         """On the event loop: begin to watch the services."""
@@ -161,7 +166,8 @@ class EnginePool:
         Questions wait until all are warm, the reader of what another stored included.
         """
         try:
-            self.first_document()  # a tab needs it first: while the engines are not busy yet
+            if self.plan.bench.get("context"):
+                self.first_document()  # a tab needs it first: while the engines are not busy yet
             text = preheat.text(self.plan)
             for spec in self.plan.engines:
                 with self.locks[spec.name]:
@@ -221,12 +227,31 @@ class EnginePool:
         return f"kvdemo-{self.run_id}-{next(self.salts)}"
 
     def first_document(self) -> Document:
-        """The profile's document, or none yet."""
+        """The profile's document. Without one the beginning of the shipped handbook, once the engines are warm.
+
+        Of that as much as the baseline reads cold in comfort, as far as that is known.
+        """
         with self.locks["document"]:
             if self.first is None:
                 path = self.plan.bench.get("context")
-                self.first = self.document(Path(path).name, context.read(Path(path))) if path else NOTHING
+                self.first = self.document(Path(path).name, context.read(Path(path))) if path else self._handbook()
         return replace(self.first, salt=self.salt())
+
+    def _handbook(self) -> Document:
+        try:
+            text = context.read(shipped.directory() / shipped.HANDBOOK)
+        except FileNotFoundError:
+            return NOTHING  # whoever looks chooses another
+        self.warmed.wait(WARM_UP_PATIENCE)
+        baseline, room = self.plan.engines[0], None
+        with suppress(UsageError):
+            cast = workload.roles(self.plan)
+            baseline, room = cast.baseline, bench.room_in_cache(self.meter, cast.reader)
+        rate = pace.Pace(self.seconds_cold(baseline.name, 1) or math.inf, 0.0)
+        whole = len(self.tokenize(baseline.model, {"prompt": text}))
+        window = min((spec.context for spec in self.plan.engines if spec.context), default=None)
+        wanted = pace.document_tokens(rate, self.chunk, min(filter(None, [whole + pace.ROOM, window, room])))
+        return self.document(shipped.HANDBOOK, pace.beginning(text, whole, wanted))
 
     def cool(self, conversation: Conversation) -> None:
         """Make the document cold again; its old KV is of no use to anybody."""
@@ -273,12 +298,14 @@ class EnginePool:
         names = sorted(
             {gpu.name for gpu in gpus.detect(self.environ) for e in self.plan.engines if gpu.index in e.gpus}
         )
-        about = {
+        about: dict[str, Any] = {
             "kvdemo_version": __version__,
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "run_id": self.run_id,
             "device": ", ".join(names) or f"{os.cpu_count()} processor cores",
         }
+        if self.meaningless:
+            about["random_weights"] = True
         return download.jsonl(self.plan, self.history, about)
 
     def reserve(self) -> None:

@@ -202,6 +202,16 @@ SCRIPT = """
       }
     }
   };
+  // Quasar fits a field to its text when that changes. Its lines change with the window, too.
+  const grow = () => {
+    for (const field of document.querySelectorAll("textarea.q-field__native")) {
+      if (!field.clientWidth) continue;
+      field.style.height = "1px";
+      field.style.height = `${field.scrollHeight}px`;
+    }
+  };
+  addEventListener("resize", grow);
+  document.addEventListener("toggle", grow, true);  // one that was hidden meanwhile
   // Five times a second: drawing every frame takes processor time from engines that share this machine.
   setInterval(draw, 200);
 })();

@@ -17,13 +17,10 @@ from kvdemo.judge.sample import Arm, Sample
 from kvdemo.judge.verdict import Verdict, judge
 from kvdemo.planning.plan import ServiceSpec
 from kvdemo.ui.conversation import Bell, Conversation, Lane, Phase, Turn
-from kvdemo.ui.engines import EnginePool
+from kvdemo.ui.engines import WARM_UP_PATIENCE, EnginePool
 
 CALM = 0.4
 """Seconds after sending in which nothing is drawn: a browser on the same machine takes an engine's processor time."""
-
-WARM_UP_PATIENCE = 60.0
-"""Seconds that a question waits for all engines to be warm: one that hangs must not keep the others from answering."""
 
 PATH = "/v1/chat/completions"
 PARTLY = "another engine was still storing it, or had been interrupted"

@@ -12,6 +12,7 @@ from kvdemo.ui import demonstration
 from kvdemo.ui.conversation import Document, Lane, Phase, Turn
 from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, change, style, text
+from kvdemo.words import exchange
 from kvdemo.words.tones import DEEDS, VERDICTS
 from kvdemo.words.tones import SOURCES as PROVED
 
@@ -41,6 +42,8 @@ class TurnCard:
             follow = f"after {len(turn.earlier)} earlier turns" if turn.earlier else ""
             told = [turn.document.name, order(turn), follow, "seconds to the first token"]
             text(" · ".join(filter(None, told)), "dim small wrap")
+            if stage.meaningless:
+                text(exchange.MEANINGLESS, "warn small", "p")
             with box("p", "finding" if len(turn.lanes) > 1 else "hidden", aria_live="polite"):
                 self.factor = text("", "", "b")
                 self.finding = text("", "", "span")
@@ -205,6 +208,8 @@ class TurnList:
             with box("ol", "story"):
                 self.steps = [StepOfStory(step) for step in demonstration.steps(stage, document)]
             self.estimate = text("" if self.steps else NO_STORY)
+            if stage.meaningless:
+                text(exchange.MEANINGLESS, "warn small", "p")
         self.show(document)
 
     def show(self, document: Document) -> None:

@@ -154,6 +154,8 @@ class Site:
         for bell, show in ((mine.bell, shown.refresh), (self.stage.bell, shown.everybody)):
             _listen(client, bell, show)
         await self.stage.do(self.stage.observe)
+        if mine.document is NOTHING:  # its length depends on the warm-up, which nobody waits for to see the page
+            await self._read(mine)
 
     async def _conversation(self) -> Conversation:
         """This tab's; the one from before if it was loaded again."""
@@ -163,12 +165,20 @@ class Site:
             bell = Bell(asyncio.get_running_loop())
             mine = Conversation(NOTHING, self.stage.plan.bench.get("system", ""), bell)
             self.conversations[len(self.conversations)] = mine
-        if mine.document is NOTHING:
-            try:
-                mine.document = await self.stage.do(self.stage.first_document)
-            except KvdemoError as error:
-                ui.notify(f"{error}: {error.hint}", type="warning")
+        if mine.document is NOTHING and self.stage.plan.bench.get("context"):
+            await self._read(mine)
         return mine
+
+    async def _read(self, mine: Conversation) -> None:
+        """Give a tab its first document, unless it has got another one meanwhile."""
+        try:
+            first = await self.stage.do(self.stage.first_document)
+        except KvdemoError as error:
+            ui.notify(f"{error}: {error.hint}", type="warning")
+            return
+        if mine.document is NOTHING:
+            mine.document = first
+            mine.bell.ring()
 
     def history(self) -> PlainTextResponse:
         """Every request as the bench saves them."""
