@@ -570,12 +570,12 @@ def test_without_a_fleet_or_the_library(lab: Lab) -> None:
     assert "pip install 'kvdemo[ui]'" in bare.stderr
 
 
-def test_without_a_document_the_handbook_is_cut_to_the_machine(lab: Lab) -> None:
+def test_without_a_document_the_handbook_is_cut_to_the_machine(shared: Fleet, lab: Lab) -> None:
     """The page is there before the engines are warm; then as much of the handbook as they read cold in ten seconds."""
     engines = {name: {"cache": "shared", "env": {"FAKE_TOKEN_US": "1000"}} for name in ("a", "b")}
     lab.up(lab.profile(engines, {"shared": {"l1": "1GiB", "chunk_size": 64}}))
-    with browser() as chromium, page_of(lambda *words: lab.start(*words, "-p", lab.name)) as url:
-        tab = Tab(chromium, url)
+    with page_of(lambda *words: lab.start(*words, "-p", lab.name)) as url:
+        tab = Tab(shared.chromium, url)
         assert "No document yet" in tab.page.locator(".paper h2").inner_text()
         expect(tab.page.locator(".paper h2")).to_have_text("handbook.txt")
         tokens = int(tab.page.locator(".paper .facts b").last.inner_text().replace(",", ""))
