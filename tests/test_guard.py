@@ -46,10 +46,10 @@ def broken(module: Path) -> None:
     module.unlink()
 
 
-def question(lab: Lab, *, gpu: bool = False, cached: bool = True) -> imports.Question:
+def question(lab: Lab, *, gpu: bool = False, kinds: tuple[str, ...] = ("lmcache",)) -> imports.Question:
     """What ``up`` would ask of the laboratory's interpreter."""
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "0" if gpu else ""}
-    return imports.Question(str(lab.python), "stamp", environ, gpu, cached, lab.path / "kept")
+    return imports.Question(str(lab.python), "stamp", environ, gpu, kinds, lab.path / "kept")
 
 
 def refusal(lab: Lab, *, gpu: bool) -> PreflightError:
@@ -121,16 +121,16 @@ def test_a_connector_that_cannot_be_imported_is_refused(lab: Lab, text: str) -> 
     told = refusal(lab, gpu=False)
     assert "load connector" in str(told)
     assert "lmcache==0.5.6" in told.hint
-    assert guard.refuse(question(lab, cached=False)) == ""
+    assert guard.refuse(question(lab, kinds=())) == ""
 
 
 def test_an_answer_without_lmcache_does_not_vouch_for_it(lab: Lab) -> None:
     """What was asked for plain engines only is asked again for cached ones, not the other way round."""
     packages(lab)
-    assert guard.refuse(question(lab, cached=False)) == ""
-    assert (question(lab, cached=False).remembered(), question(lab).remembered()) == (True, False)
+    assert guard.refuse(question(lab, kinds=())) == ""
+    assert (question(lab, kinds=()).remembered(), question(lab).remembered()) == (True, False)
     assert guard.refuse(question(lab)) == ""
-    assert (question(lab, cached=False).remembered(), question(lab).remembered()) == (True, True)
+    assert (question(lab, kinds=()).remembered(), question(lab).remembered()) == (True, True)
 
 
 def test_no_answer_is_no_refusal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

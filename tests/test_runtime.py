@@ -95,7 +95,7 @@ def test_an_interpreter_without_engines(tmp_path: Path) -> None:
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     bare.chmod(0o755)
     found = runtime.interpreter(str(bare))
-    assert found.problem == f"vllm and lmcache and torch not installed for {bare}"
+    assert found.problem == f"vllm and torch not installed for {bare}"
     assert found.fix == "run scripts/setup, or set runtime.python to an interpreter that has them"
     assert set(found.versions) == {"python"}
 

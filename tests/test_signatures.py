@@ -111,6 +111,9 @@ KNOWN = [
         "ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI. This may be caused by",
         "Kubernetes",
     ),
+    ("mooncake-library", "ImportError: libibverbs.so.1: cannot open shared object file: No such file", "libibverbs1"),
+    ("mooncake-missing", "ImportError: Please install mooncake by following the instructions at", "requirements"),
+    ("mooncake-unreachable", "RuntimeError: Initialize MooncakeDistributedStore failed.", "kvdemo logs"),
     ("torchvision", "RuntimeError: operator torchvision::nms does not exist", "uninstall torchvision"),
     ("lmcache-incomplete", "RuntimeError: No supported cpu connector found.", "numba"),
     (

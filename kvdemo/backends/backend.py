@@ -24,7 +24,8 @@ class Server:
     Its ``engines`` engines reach it on ``inner`` and ``port``, everybody over HTTP on ``host`` and ``http_port``.
     ``l1`` are bytes, ``chunk_size`` tokens; ``store`` is L2 (a directory, ``redis://HOST:PORT``, or empty) and
     ``adapter`` what the profile says of it. ``version`` is that of the backend's package, empty if nobody knows;
-    ``node`` tells the servers of several nodes apart that use one directory.
+    ``node`` tells the servers of several nodes apart that use one directory. ``more`` are the ports that the backend
+    asks for besides (``more_ports``).
     """
 
     host: str
@@ -39,22 +40,35 @@ class Server:
     adapter: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     node: str = ""
+    more: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an engine finds its cache server."""
+    """Where an engine finds its cache server, and what tells this engine and its KV from others.
+
+    ``chunk_size`` are tokens, ``own_port`` is that of the engine's own API, ``sockets`` the private directory of its
+    project, ``kin`` the fingerprint of what makes its KV right for others: weights, numeric flags and versions.
+    """
 
     host: str
     port: int
+    chunk_size: int = 256
+    own_port: int = 0
+    sockets: str = "/tmp"
+    kin: str = ""
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """What an engine of a cache gets on top of what every engine gets: flags of `vllm serve`, and variables."""
+    """What an engine of a cache gets on top of what every engine gets: flags of `vllm serve`, and variables.
+
+    ``files`` are texts by their paths, which must be there before it starts.
+    """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,11 +137,29 @@ class Backend(ABC):
     command: ClassVar[tuple[str, ...]]
     """The words that start its server, after the interpreter."""
     package: ClassVar[str]
-    """The Python distribution that holds it."""
+    """The Python package that holds it."""
+    install: ClassVar[str] = "run scripts/setup, or set runtime.python to an interpreter that has it"
+    """What to do where that package is missing."""
+    connector: ClassVar[str]
+    """Its connector by vLLM's name."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Compiled modules of the package that every engine of it loads, whatever it computes on."""
     chunk_size: ClassVar[int] = 256
     """Its own default, in tokens."""
     gpu_bytes: ClassVar[int] = 0
     """GPU memory of one server on each GPU that it sees."""
+    engine_bytes: ClassVar[int] = 0
+    """Host memory that each of its engines takes for copies."""
+    more_ports: ClassVar[tuple[str, ...]] = ()
+    """Names of ports that its server binds besides that for engines and that for HTTP, on the address for engines."""
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """Keys of a cache that mean nothing to it, and why."""
+    one_machine: ClassVar[bool] = False
+    """Whether it serves the engines of one machine only, started by kvdemo: no cluster, no export."""
+    exposed: ClassVar[str] = ""
+    """How it can be reached from other machines whatever `host` says; empty if it cannot."""
+    chunk_is_block: ClassVar[bool] = False
+    """Whether its chunk is the engine's own KV block, so that the two cannot differ."""
     own_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of its server that a key of the cache decides, and that key."""
     refused_flags: ClassVar[Mapping[str, Refusal]] = {}
@@ -154,6 +186,8 @@ class Backend(ABC):
     """Whether an engine must have registered with the server before it can share."""
     lookup: ClassVar[Series | None] = None
     """The engine's histogram of the seconds spent on asking the cache, if there is one."""
+    lookup_where: ClassVar[str] = ""
+    """The value of its label that asking has; empty if it is of nothing else."""
     charts: ClassVar[tuple[Chart, ...]] = ()
     """What of its server's series shows where tokens came from, and why some are missing."""
     user: ClassVar[str] = ""
@@ -211,6 +245,11 @@ class Backend(ABC):
         """Tokens a chunk by the server's own report."""
         del report
         return None
+
+    def usable(self, counters: Mapping[str, float]) -> bool:
+        """Whether a server that answers can already store."""
+        del counters
+        return True
 
     def registered(self, report: Mapping[str, Any]) -> int | None:
         """How many engines have offered it their KV memory."""

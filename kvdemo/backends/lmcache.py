@@ -131,6 +131,7 @@ class LMCache(Backend):
     title = "LMCache"
     command = ("-m", "lmcache.cli.main", "server")  # as a module: a script need not be on PATH
     package = "lmcache"
+    connector = "LMCacheMPConnector"
     chunk_size = 256
     gpu_bytes = int(0.65 * GIB)  # its CUDA context and staging: 522 to 650 MiB were reported (LMCache#4287)
     quiet = _QUIET
@@ -179,7 +180,7 @@ class LMCache(Backend):
         mapped memory or CUDA IPC only (the other modes unpickle what arrives on a socket).
         """
         transfer = {
-            "kv_connector": "LMCacheMPConnector",
+            "kv_connector": self.connector,
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {

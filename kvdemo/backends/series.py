@@ -87,5 +87,5 @@ START = Series("process_", "start_time_seconds", "gauge")
 COUNTING_SINCE = Series("vllm:", "generation_tokens_created", "gauge")
 CACHE_CONFIG = Series("vllm:", "cache_config_info", "gauge")
 
-LABELS = (BY_SOURCE.label, "reason")
+LABELS = (BY_SOURCE.label, "reason", "operation")
 """Labels whose values ``host.health.counters`` tells apart."""

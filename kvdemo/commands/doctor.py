@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvdemo import backends
 from kvdemo.backends.store import is_server
 from kvdemo.commands import checks
 from kvdemo.commands.checks import Check, Level
@@ -35,7 +36,9 @@ def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generato
     yield from _machine(found)
     variables = environment.of_service(environ, engines.QUIET, ())
     folder = root(environ) / imports.FOLDER
-    loads = yield from _interpreter(runtime.interpreter(python), variables, folder, gpu=bool(found), cached=True)
+    loads = yield from _interpreter(
+        runtime.interpreter(python), variables, folder, gpu=bool(found), kinds=(backends.DEFAULT.kind,)
+    )
     if loads:
         yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
     yield _disk(store)[0]
@@ -86,23 +89,23 @@ def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Gener
     for python, interpreter in facts.interpreters.items():
         users = [spec for spec in plan.services if spec.python == python]
         spec = next((spec for spec in users if spec.kind == "engine"), users[0])
-        cached = any(spec.cache or spec.kind == "cache" for spec in users)
+        kinds = imports.kinds(users)
         variables = environment.of_service(environ, spec.env, ())
         if not {*spec.gpus} <= here:
             yield checks.versions(interpreter)
-        elif (yield from _interpreter(interpreter, variables, folder, gpu=bool(spec.gpus), cached=cached)):
+        elif (yield from _interpreter(interpreter, variables, folder, gpu=bool(spec.gpus), kinds=kinds)):
             working.add(python)
     return working
 
 
 def _interpreter(
-    found: Interpreter, environ: Mapping[str, str], folder: Path, *, gpu: bool, cached: bool
+    found: Interpreter, environ: Mapping[str, str], folder: Path, *, gpu: bool, kinds: tuple[str, ...]
 ) -> Generator[Check, None, bool]:
     """Versions, and whether the compiled parts load together; whether all is well."""
     yield checks.versions(found)
     if found.problem:
         return False
-    outcomes, _ = imports.Question(found.python, found.stamp, environ, gpu, cached, folder).ask()
+    outcomes, _ = imports.Question(found.python, found.stamp, environ, gpu, kinds, folder).ask()
     loaded = list(checks.imports(outcomes))
     yield from loaded
     return all(check.level is Level.OK for check in loaded)

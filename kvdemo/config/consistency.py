@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 
+from kvdemo import backends
 from kvdemo.config import decisions, exposure, flags, parallel
 from kvdemo.config.findings import Keys
 from kvdemo.config.settings import Cache, Engine, Profile, Settings
@@ -120,8 +121,13 @@ def _place_of_flag(document: Document, engine: str, flag: str) -> Keys:
 
 
 def _check_adapters(document: Document, profile: Profile) -> None:
-    """An adapter's fields mean nothing without the place that it is for."""
+    """An adapter's fields mean nothing without the place that it is for; a backend may have no such place at all."""
     for name, cache in profile.caches.items():
+        for key in backends.of(cache.kind).lacks:
+            if text := decisions.lacking(cache, key):
+                document.find(_nearest(document, "caches", name, key), text)
+        if backends.of(cache.kind).lacks.get("l2"):
+            continue
         keys = _nearest(document, "caches", name, "l2_adapter")
         if cache.l2_adapter and not cache.l2 and (*keys[:-1], "l2") not in document.broken:
             document.find(keys, "these fields are for L2: write 'l2', a directory or redis://HOST:PORT, beside them")
@@ -139,6 +145,10 @@ def _check_cluster(document: Document, profile: Profile) -> None:
             )
     if not profile.on.ray:
         return
+    for name, cache in profile.caches.items():
+        if backends.of(cache.kind).one_machine:
+            text = f"{backends.of(cache.kind).title} serves the engines of one machine here: leave 'on: ray' out"
+            document.find(_nearest(document, "caches", name, "kind"), text)
     for keys in [keys for keys in document.values if keys[-1:] == ("host",) and "args" not in keys]:
         document.find(keys, "on a cluster every service listens on its node's address; leave host out")
 

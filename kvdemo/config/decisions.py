@@ -216,9 +216,19 @@ def block_size(engine: Engine, cache: Cache) -> str:
     size = {flags.canonical(name): value for name, value in engine.args.items()}.get("block-size")
     if isinstance(size, str) and size.isdigit():
         size = int(size)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1 or cache.chunk_size % size == 0:
+    backend = backends.of(cache.kind)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        return ""
+    if backend.chunk_is_block and size != cache.chunk_size:
+        return f"{backend.title} stores whole blocks of the engine: leave it out, and write 'chunk_size' of the cache"
+    if cache.chunk_size % size == 0:
         return ""
     return (
-        f"{backends.of(cache.kind).title} takes chunks of whole blocks only: {size} does not divide chunk_size "
+        f"{backend.title} takes chunks of whole blocks only: {size} does not divide chunk_size "
         f"{cache.chunk_size} of the cache"
     )
+
+
+def lacking(cache: Cache, key: str) -> str:
+    """Why this key of a cache means nothing to its backend; empty if it does."""
+    return backends.of(cache.kind).lacks.get(key, "") if getattr(cache, key) else ""

@@ -66,7 +66,7 @@ class Cache(_Service):
     """One cache server, through which engines share their KV."""
 
     kind: fields.Kind = backends.DEFAULT.kind
-    """What carries the KV: lmcache, a server of LMCache. Default: lmcache."""
+    """What carries the KV: lmcache, a server of LMCache; mooncake, a Mooncake store. Default: lmcache."""
     l1: fields.Size = 2 * GIB
     """Host memory for KV, in bytes or such as 8GiB. Default: 2GiB."""
     l2: fields.Store = None
@@ -75,13 +75,14 @@ class Cache(_Service):
     l2_adapter: fields.Adapter = {}
     """Fields of LMCache's L2 adapter, such as {type: fs, use_odirect: true}. Default: files, by native threads."""
     chunk_size: fields.Chunk = 256
-    """Tokens per stored chunk, at least 16; only whole chunks are shared. Default: 256."""
+    """Tokens per stored chunk, at least 16; only whole chunks are shared. Mooncake's chunk is the engine's KV block,
+    which gets this size. Default: 256."""
     port: fields.Port = None
     """Port on which engines reach it, 1024 to 65535. Default: a free one."""
     http_port: fields.Port = None
     """Port of its HTTP status API, 1024 to 65535. Default: a free one."""
     args: fields.Args = {}
-    """Further flags of `lmcache server`, verbatim, as in an engine's args."""
+    """Further flags of `lmcache server` or `mooncake_master`, verbatim, as in an engine's args."""
 
 
 class Ray(Part):

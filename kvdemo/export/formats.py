@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from kvdemo import backends
 from kvdemo.errors import UsageError
 from kvdemo.export.compose import compose
 from kvdemo.export.k8s import k8s
@@ -25,6 +26,11 @@ def export(plan: Plan, form: Format, nodes: int = 1) -> str:
         raise UsageError(f"this profile is one of a single machine, not of {nodes} nodes", "add `on: ray` to it")
     if unknown := [spec.name for spec in plan.engines if -1 in spec.gpus]:
         raise UsageError(f"{unknown[0]}: its GPU is given by a UUID that this machine has not", "give its index")
+    for spec in plan.services:
+        backend = backends.of(spec.backend)
+        if spec.kind == "cache" and backend.one_machine:
+            text = f"{spec.name}: a cache of kind {backend.kind} is started by kvdemo only"
+            raise UsageError(text, "export a profile without it")
     if form == "slurm":
         return slurm(plan, nodes)
     if nodes != 1:

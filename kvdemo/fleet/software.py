@@ -80,6 +80,27 @@ PYTHON = (
 
 CACHE = (
     Signature(
+        "mooncake-library",
+        r"~libibverbs\.so\.1: cannot open shared object file|~error while loading shared libraries: libibverbs",
+        "Mooncake loads it whatever it moves KV by: apt-get install libibverbs1",
+    ),
+    Signature(
+        "mooncake-missing",
+        r"Please install mooncake|~Mooncake is not installed",
+        "install what requirements-mooncake.lock names into the engine's interpreter",
+    ),
+    Signature(
+        "mooncake-unreachable",
+        r"Initialize MooncakeDistributedStore failed",
+        "the engine did not reach its store: kvdemo logs {cache}",
+    ),
+    Signature(
+        "mooncake-ended",
+        r"mooncake_(?:master|client) ended by itself",
+        "one half of the store ended, and took the other with it: the lines before it in its log say why (a port that "
+        "is taken, or too little memory for l1)",
+    ),
+    Signature(
         CACHE_UNREACHABLE,
         r"Cannot reach the LMCache MP server|LMCache server did not respond|Failed to connect to .*LMCache|"
         r"LMCache .*entering degraded mode",

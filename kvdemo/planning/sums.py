@@ -81,12 +81,15 @@ def sums(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> 
             yield found
     cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
     l1 = sum(cache.l1 for cache in profile.caches.values())
+    kinds = {name: backends.of(cache.kind) for name, cache in profile.caches.items()}
+    copies = sum(kinds[engine.cache].engine_bytes for engine in profile.engines.values() if engine.cache)
     engines = sum((_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items()), 0)
-    if facts.memory is not None and l1 + engines:
+    if facts.memory is not None and l1 + engines + copies:
         parts = [f"L1 {_gib(l1)}"] * bool(l1) + [f"{units.count(len(cpu), 'engine')} {_gib(engines)}"] * bool(cpu)
+        parts += [f"their copies {_gib(copies)}"] * bool(copies)
         advice = "lower caches.*.l1 or kv_cache, or run fewer engines"
-        yield Sum("host-memory", "host memory", l1 + engines, facts.memory, tuple(parts), advice)
-    mapped = sum(kv for name, kv in cpu.items() if profile.engines[name].cache)
+        yield Sum("host-memory", "host memory", l1 + engines + copies, facts.memory, tuple(parts), advice)
+    mapped = sum(kv for name, kv in cpu.items() if (used := profile.engines[name].cache) and kinds[used].pools)
     if facts.shm is not None and mapped:
         advice = "in a container start it with a larger --shm-size, or lower kv_cache"
         yield Sum("shm", "/dev/shm", mapped, facts.shm, ("KV cache of cached engines",), advice)

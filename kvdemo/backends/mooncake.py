@@ -1,0 +1,169 @@
+"""Mooncake as a standalone store: one pool of host memory for a machine's engines, which outlives each of them.
+
+The store is two processes, which ``host.mooncakepool`` runs as one service: `mooncake_master`, which knows where each
+key lies and answers over HTTP, and `mooncake_client`, which owns the memory. Engines move KV blocks to and from it
+over TCP by vLLM's MooncakeStoreConnector. Source: vLLM 0.32 (kv_connector/v1/mooncake/store, distributed/mooncake_store.py),
+mooncake-transfer-engine 0.3.13 and its answers. A key holds a prefix, the last part of the model's path, the rank and
+vLLM's hash of the block, which contains the request's salt; weights are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Wiring
+from kvdemo.backends.series import Chart, Line, Series
+
+SERVICE = Path(__file__).resolve().parents[1] / "host" / "mooncakepool.py"
+"""What runs master and pool as one service."""
+
+BUFFER = 128 * 1024**2
+"""Bytes that each engine registers for its copies. Mooncake's own default is 4 GiB."""
+
+_OWN_FLAGS = {"host": "host", "http-port": "http_port", "l1": "l1", "port": "port"}
+
+_REFUSED_FLAGS = {
+    flag: Refusal("kvdemo decides where the store listens; leave this flag out")
+    for flag in ("metrics-host", "metrics-port", "pool-port", "rpc-address", "rpc-port")
+}
+_REFUSED_FLAGS |= {
+    "enable-ha": Refusal("the store is one master on one machine here; leave this flag out", (None, False)),
+    "enable-metric-reporting": Refusal(READ, (None, True)),
+    "help": Refusal("it ends the master before it starts; see `mooncake_master --help` for every flag"),
+}
+
+OPERATIONS = Series("vllm:", "mooncake_store_operation_time_seconds", "histogram", "operation")
+CAPACITY = Series("master_", "total_capacity_bytes", "gauge")
+ALLOCATED = Series("master_", "allocated_bytes", "gauge")
+KEYS = Series("master_", "key_count", "gauge")
+PUTS = Series("master_", "batch_put_end_items", "counter")
+FAILED_PUTS = Series("master_", "batch_put_end_failed_items", "counter")
+EVICTED = Series("master_", "evicted_key_count", "gauge")
+REFUSED = Series("master_", "put_start_alloc_failures", "counter")
+
+_CHARTS = (
+    Chart(
+        "Bytes in the pool",
+        "bytes",
+        "KV in the store's memory, and how much it can hold.",
+        (Line(ALLOCATED, "value", "held"), Line(CAPACITY, "value", "capacity")),
+    ),
+    Chart(
+        "Blocks stored",
+        "short",
+        "Keys in the store (each rank's part of a block is one), and what went missing since the store started: keys "
+        "evicted, and those that found no room.",
+        (Line(KEYS, "value", "stored"), Line(EVICTED, "value", "evicted"), Line(REFUSED, "value", "refused")),
+    ),
+)
+
+_MEMORY_ONLY = "Mooncake is run with host memory only here: leave it out, and say its size as 'l1'"
+
+
+class Mooncake(Backend):
+    """See the module."""
+
+    kind = "mooncake"
+    title = "Mooncake"
+    command = (str(SERVICE),)
+    package = "mooncake"
+    connector = "MooncakeStoreConnector"
+    parts = ("store",)
+    install = (
+        "install requirements-mooncake.lock into that interpreter (on a GPU: mooncake-transfer-engine-cuda13), and "
+        "Debian's libibverbs1"
+    )
+    chunk_is_block = True
+    engine_bytes = BUFFER
+    more_ports = ("pool",)
+    lacks = {"l2": _MEMORY_ONLY, "l2_adapter": _MEMORY_ONLY}  # noqa: RUF012 (read only)
+    one_machine = True
+    exposed = (
+        "Mooncake's transfer engine listens on all interfaces, on ports that it chooses, and asks nobody who they are, "
+        "whatever `host` says"
+    )
+    own_flags = _OWN_FLAGS
+    refused_flags = _REFUSED_FLAGS
+    refused_variables = {  # noqa: RUF012
+        "MOONCAKE_CONFIG_PATH": "kvdemo writes this file for the engines of a cache of kind mooncake; leave it out",
+        "VLLM_HOST_IP": "engines and stores of one machine reach each other on `host`; leave this variable out",
+    }
+    prefixes = ("master",)
+    health_path = "/health"
+    report_path = "/health"
+    lookup = OPERATIONS
+    lookup_where = "lookup_exists"
+    charts = _CHARTS
+
+    def options(self, server: Server) -> dict[str, Any]:
+        """Those of ``host.mooncakepool``; further ones are for `mooncake_master`."""
+        return {
+            "host": server.host,
+            "port": server.port,
+            "http-port": server.http_port,
+            "pool-port": server.more.get("pool", 0),
+            "l1": server.l1,
+        }
+
+    def wiring(self, server: Address) -> Wiring:
+        """The store's connector.
+
+        A block that cannot be loaded is computed. The number of the lookup socket is that of the engine's own port:
+        by default all engines of a machine take one socket from each other, and when the one that had it last stops,
+        the others hang. The prefix keeps apart what differs in weights, flags or versions.
+        """
+        transfer = {
+            "kv_connector": self.connector,
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"cache_prefix": server.kin, "lookup_rpc_port": server.own_port},
+        }
+        config = {
+            "mode": "standalone-store",
+            "metadata_server": "P2PHANDSHAKE",
+            "master_server_address": f"{server.host}:{server.port}",
+            "global_segment_size": 0,
+            "local_buffer_size": BUFFER,
+            "protocol": "tcp",
+            "device_name": "",
+        }
+        path = f"{server.sockets}/mooncake-{server.own_port}.json"
+        return Wiring(
+            {"kv-transfer-config": transfer, "block-size": server.chunk_size},
+            {"MOONCAKE_CONFIG_PATH": path, "VLLM_HOST_IP": server.host},
+            {path: json.dumps(config)},
+        )
+
+    def in_container(
+        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
+    ) -> dict[str, Any]:
+        """It is not exported (``one_machine``)."""
+        del host, directory, adapter
+        return dict(options)
+
+    def reusable(self, tokens: int, chunk: int) -> int:
+        """Whole blocks; of a prompt of whole blocks one less, since its last token has to be computed."""
+        return max(0, tokens - 1) // chunk * chunk
+
+    def usable(self, counters: Mapping[str, float]) -> bool:
+        """The master answers before the pool has given it its memory."""
+        return counters.get(CAPACITY.key, 0) > 0
+
+    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+        """Keys, of which every tensor-parallel rank writes one a chunk."""
+        return round(_puts(after) - _puts(before))
+
+    def losses(self, since: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Losses:
+        """The master counts keys that it evicted, and those that found no room."""
+        del before
+        return Losses(
+            evicted=int(after.get(EVICTED.key, 0) - since.get(EVICTED.key, 0)),
+            refused=int(after.get(REFUSED.key, 0) - since.get(REFUSED.key, 0)),
+        )
+
+
+def _puts(counters: Mapping[str, float]) -> float:
+    return counters.get(PUTS.key, 0) - counters.get(FAILED_PUTS.key, 0)
