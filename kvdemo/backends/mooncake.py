@@ -2,8 +2,8 @@
 
 The store is two processes, which ``host.mooncakepool`` runs as one service: `mooncake_master`, which knows where each
 key lies and answers over HTTP, and `mooncake_client`, which owns the memory. Engines move KV blocks to and from it
-over TCP by vLLM's MooncakeStoreConnector. Source: vLLM 0.32 (kv_connector/v1/mooncake/store, distributed/mooncake_store.py),
-mooncake-transfer-engine 0.3.13 and its answers. A key holds a prefix, the last part of the model's path, the rank and
+over TCP by vLLM's MooncakeStoreConnector. Source: vLLM 0.32 (kv_connector/v1/mooncake/store, mooncake_store.py) and
+mooncake-transfer-engine 0.3.13, and its answers. A key holds a prefix, the last part of the model's path, the rank and
 vLLM's hash of the block, which contains the request's salt; weights are not in it.
 """
 
