@@ -158,5 +158,5 @@ def test_what_the_master_tells() -> None:
     assert backend.usable(after)
     assert not backend.usable(health.parsed("master_total_capacity_bytes 0\n"))
     assert backend.written({"batch_put_end_items": 4.0}, after) == 14
-    assert backend.losses({}, {}, after) == Losses(evicted=2)
+    assert backend.losses({}, {}, after) == Losses(evictions=2)
     assert json.loads(next(iter(backend.wiring(Address("h", 1)).files.values())))["master_server_address"] == "h:1"

@@ -160,8 +160,8 @@ class Mooncake(Backend):
         """The master counts keys that it evicted, and those that found no room."""
         del before
         return Losses(
-            evicted=int(after.get(EVICTED.key, 0) - since.get(EVICTED.key, 0)),
-            refused=int(after.get(REFUSED.key, 0) - since.get(REFUSED.key, 0)),
+            evictions=int(after.get(EVICTED.key, 0) - since.get(EVICTED.key, 0)),
+            refusals=int(after.get(REFUSED.key, 0) - since.get(REFUSED.key, 0)),
         )
 
 
