@@ -113,6 +113,7 @@ KNOWN = [
     ),
     ("mooncake-library", "ImportError: libibverbs.so.1: cannot open shared object file: No such file", "libibverbs1"),
     ("mooncake-missing", "ImportError: Please install mooncake by following the instructions at", "requirements"),
+    ("mooncake-ended", "ChildProcessError: mooncake_client ended by itself (-9)", "the lines before it"),
     ("mooncake-unreachable", "RuntimeError: Initialize MooncakeDistributedStore failed.", "kvdemo logs"),
     ("torchvision", "RuntimeError: operator torchvision::nms does not exist", "uninstall torchvision"),
     ("lmcache-incomplete", "RuntimeError: No supported cpu connector found.", "numba"),

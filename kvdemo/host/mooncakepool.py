@@ -28,7 +28,7 @@ def main(words: list[str]) -> int:
     given, further = arguments(words)
     folder = package()
     if not folder:
-        print("Mooncake is not installed for this interpreter", file=sys.stderr)
+        print("ModuleNotFoundError: Mooncake is not installed for this interpreter", file=sys.stderr)
         return 1
     running: dict[int, str] = {}
     stopping: list[int] = []
@@ -120,7 +120,9 @@ def wait(running: dict[int, str], stopping: list[int]) -> int:
         name = running.pop(pid, "")
         if name and not stopping:
             code = 1
-            print(f"{name} ended by itself ({os.waitstatus_to_exitcode(status)})", file=sys.stderr, flush=True)
+            how = os.waitstatus_to_exitcode(status)
+            # In the form of an exception, by which a cause is found in a log.
+            print(f"ChildProcessError: {name} ended by itself ({how})", file=sys.stderr, flush=True)
             stopping.append(0)
             for other in running:
                 os.kill(other, signal.SIGTERM)
