@@ -97,6 +97,10 @@ def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in cls.__dataclass_fields__}
 
 
+Kin = Mapping[str, Mapping[str, str]]
+"""For each cache the fingerprint of each model whose KV it holds."""
+
+
 def wanted_ports(profile: Profile) -> dict[str, int | None]:
     """Every port the services bind; None = choose one.
 
@@ -110,7 +114,7 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
     return ports | {name: engine.port for name, engine in profile.engines.items()}
 
 
-def make(profile: Profile, facts: Facts, kin: Mapping[str, Mapping[str, str]] | None = None) -> Plan:
+def make(profile: Profile, facts: Facts, kin: Kin | None = None) -> Plan:
     """Plan the fleet of one machine. Raises ProfileError for combinations that could never run right anywhere.
 
     ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
@@ -289,14 +293,17 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
     )
 
 
+def _secrets(profile: Profile) -> tuple[str, ...]:
+    """Those of an engine: all but what is for cache servers."""
+    return tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets()))
+
+
 def _server(python: str, facts: Facts) -> tuple[str, ...]:
     """The words that start vLLM's server in this interpreter."""
     return (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
 
 
-def _engine(
-    profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, kin: Mapping[str, Mapping[str, str]]
-) -> ServiceSpec:
+def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, kin: Kin) -> ServiceSpec:
     engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
     if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
@@ -321,7 +328,7 @@ def _engine(
         options=options,
         env=_env(profile, name, facts, assignment, wiring),
         files=wiring.files,
-        secrets=tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets())),
+        secrets=_secrets(profile),
         host=engine.host,
         port=facts.ports[name],
         ports=(facts.ports[name],),
