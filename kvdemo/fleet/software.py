@@ -31,7 +31,8 @@ PYTHON = (
     ),
     Signature(
         "versions",
-        r"~(?:undefined symbol(?!: nccl)|(?<!libibverbs\.so\.1: )cannot open shared object file)|cannot import name|DLL load failed|"
+        r"~(?:undefined symbol(?!: nccl)|(?<!libibverbs\.so\.1: )cannot open shared object file)|"
+        r"cannot import name|DLL load failed|"
         r"module '[\w.]+' has no attribute|~(?:has no attribute '_C\w*'|takes \d+ positional arguments? but)|"
         r"~version mismatch between the lmcache client and lmcache server|"
         r"__init__\(\) got an unexpected keyword argument",
