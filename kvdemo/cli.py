@@ -132,10 +132,18 @@ def export(
     nodes: options.Nodes = 1,
     project_name: options.ProjectName = "",
 ) -> None:
-    """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script."""
-    from kvdemo.commands import scope, workdir
+    """Print what `up` would run as a docker compose file, Kubernetes manifests, a Slurm job or a shell script.
+
+    prometheus: what Prometheus is to read of the fleet that is up, or would be; with -o DIR a Grafana dashboard, too.
+
+    Example: kvdemo export prometheus -p demo4 -o monitoring
+    """
+    from kvdemo.commands import monitoring, scope, workdir
     from kvdemo.export import formats
 
+    if format == "prometheus":
+        monitoring.run(profile, project_name, output, nodes)
+        return
     path = workdir.profile(profile)
     text = formats.export(scope.plan_for_export(path, scope.project_of(path, project_name)), format, nodes)
     if output is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +16,24 @@ from hypothesis import strategies as st
 from kvdemo import backends
 from kvdemo.backends import series
 from kvdemo.backends.backend import Address, Backend, Lookups, Losses, Refusal, Server, Usage
-from kvdemo.backends.lmcache import LMCache
+from kvdemo.backends.lmcache import UNREGISTERED, LMCache
 from kvdemo.config import decisions, flags
 from kvdemo.config.profile import Cache
 from kvdemo.host import health, shim
+from real_fleet import needs_engines
 from runs import CALM
 
 PACKAGE = Path(__file__).parents[1] / "kvdemo"
 SERVER = Server("127.0.0.1", "127.0.0.1", 1, 2, l1=2**30, chunk_size=256, engines=2, on_gpu=False, store="/kv/x")
+
+
+def with_engines(test: Callable[..., None]) -> Callable[..., None]:
+    """Where vLLM and LMCache are installed."""
+    for mark in needs_engines:
+        test = mark(test)
+    return test
+
+
 EVERY = pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=lambda one: one.kind)
 
 NAMED = {
@@ -123,10 +136,8 @@ def test_a_backend_that_does_not_answer_is_unknown(backend: Backend) -> None:
 @EVERY
 def test_what_a_chart_shows_is_read_by_the_same_name(backend: Backend) -> None:
     """Every series of a backend's charts, as its server exposes it, is what `counters` finds under its key."""
-    lines = [line for chart in backend.charts for line in chart.lines]
-    shown = [one for line in lines for one in (line.series, line.less) if one] + [
-        one for one in [backend.lookup] if one
-    ]
+    lines = [line for chart in backend.charts for line in chart.lines] + [line for line in [backend.lookup] if line]
+    shown = [one for line in lines for one in (line.series, line.less) if one]
     for one in shown:
         names = [f"{one.name}_sum"] if one.kind == "histogram" else [one.name]
         for name in names:
@@ -223,3 +234,34 @@ def test_what_lmcache_tells() -> None:
     told = backend.usage({"l2_usage_bytes": 9.0}, {**report, "storage_manager": full})
     assert told == Usage(l1=6, l1_size=8, has_l2=True, l2=9, engines=2)
     assert backend.pending({"num_submitted_stores": 3.0, "num_finished_stores": 1.0}) == 2
+
+
+TROUBLE = """
+from types import SimpleNamespace
+from prometheus_client import generate_latest
+from lmcache.v1.mp_observability import otel_init
+from lmcache.v1.mp_observability.event import Event, EventType
+from lmcache.v1.mp_observability.subscribers.metrics import l1, l1_failures, l2_failures, lookup
+otel_init.init_otel_metrics(start_http_server=False)
+keys = [SimpleNamespace(model_name="m", cache_salt="s")]
+nothing = {"requested_tokens": 0, "hit_tokens": 0, "model_name": "m"}
+for counter, kind, facts in (
+    (l1.L1MetricsSubscriber(), EventType.L1_KEYS_EVICTED, {"keys": keys}),
+    (l1_failures.L1FailureMetricsSubscriber(), EventType.L1_ALLOCATION_FAILED, {"keys": keys, "during": "l1_store"}),
+    (l2_failures.L2FailureMetricsSubscriber(), EventType.L2_PREFETCH_FAILED, {"keys": keys, "reason": "not_found"}),
+    (lookup.LookupMetricsSubscriber(), EventType.MP_LOOKUP_PREFETCH_END, {**nothing, "early_exit_reason": REASON}),
+):
+    counter.get_subscriptions()[kind](Event(kind, metadata=facts))
+print(generate_latest().decode())
+"""
+
+
+@pytest.mark.parametrize(("reason", "strange"), [(UNREGISTERED, True), ("empty_chunk_hashes", False)])
+@with_engines
+def test_trouble_is_read_by_the_names_that_lmcache_has_for_it(reason: str, strange: bool) -> None:
+    """What its own counters expose once chunks are evicted, refused and unreadable, and a lookup ended early."""
+    text = TROUBLE.replace("REASON", repr(reason))
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    after = health.parsed(done.stdout)
+    assert LMCache().losses({}, {}, after) == Losses(strange=strange, evictions=1, refusals=1, unreadable=1, matched=0)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from kvdemo.backends.series import Chart, Series
+from kvdemo.backends.series import Chart, Line
 
 NOTHING: Mapping[str, str] = {}
 
@@ -184,10 +184,8 @@ class Backend(ABC):
     """How the names in /dev/shm begin in which an engine, its process ``{pid}``, offers its KV memory."""
     registers: ClassVar[bool] = False
     """Whether an engine must have registered with the server before it can share."""
-    lookup: ClassVar[Series | None] = None
-    """The engine's histogram of the seconds spent on asking the cache, if there is one."""
-    lookup_where: ClassVar[str] = ""
-    """The value of its label that asking has; empty if it is of nothing else."""
+    lookup: ClassVar[Line | None] = None
+    """The seconds that an engine spends on asking the cache: a histogram of the engine's, if there is one."""
     charts: ClassVar[tuple[Chart, ...]] = ()
     """What of its server's series shows where tokens came from, and why some are missing."""
     user: ClassVar[str] = ""

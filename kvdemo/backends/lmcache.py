@@ -86,7 +86,7 @@ WRITTEN, EVICTED, REFUSED, UNREADABLE = map(
 )
 SUBMITTED, FINISHED = map(_counter, ("num_submitted_stores", "num_finished_stores"))
 L1_BYTES, L1_USE, L2_BYTES = map(_gauge, ("l1_memory_usage_bytes", "l1_usage_ratio", "l2_usage_bytes"))
-LOOKUP = Series("vllm:", "lmcache_mp_lookup_duration_seconds", "histogram")
+LOOKUP = Line(Series("vllm:", "lmcache_mp_lookup_duration_seconds", "histogram"), "mean")
 
 _CHARTS = (
     Chart(
@@ -96,7 +96,7 @@ _CHARTS = (
         (Line(HIT_L1, "rate", "L1"), Line(HIT_L2, "rate", "L2")),
         stacked=True,
     ),
-    Chart("L1 in use", "percentunit", "Share of L1 that holds chunks.", (Line(L1_USE, "value"),)),
+    Chart("L1 in use", "percentunit", "Share of L1 that holds chunks.", (Line(L1_USE, "share"),)),
     Chart(
         "Bytes held",
         "bytes",

@@ -94,8 +94,7 @@ class Mooncake(Backend):
     prefixes = ("master",)
     health_path = "/health"
     report_path = "/health"
-    lookup = OPERATIONS
-    lookup_where = "lookup_exists"
+    lookup = Line(OPERATIONS, "mean", where="lookup_exists")
     charts = _CHARTS
 
     def options(self, server: Server) -> dict[str, Any]:

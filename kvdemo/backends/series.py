@@ -39,19 +39,26 @@ class Line:
     ``how`` is one of
 
     - ``rate``: the increase a second of a counter, for each value of the series' label if it has one
+    - ``rest``: the share of the increase of a counter that has another value of the label than ``where``
     - ``value``: the sum now, less that of ``less``
+    - ``share``: the mean of what is a share already
     - ``mean``: of a histogram, over what was observed meanwhile
     - ``p50``, ``p90``: of a histogram, likewise, to the precision of its buckets
-    - ``age``: seconds since the time that a gauge holds
+    - ``age``: seconds since the latest time that a gauge holds
 
-    ``where`` is the one value of the label that counts.
+    ``where`` is the one value of the label that counts, or with ``rest`` does not.
     """
 
     series: Series
-    how: Literal["rate", "value", "mean", "p50", "p90", "age"]
+    how: Literal["rate", "rest", "value", "share", "mean", "p50", "p90", "age"]
     legend: str = ""
     where: str = ""
     less: Series | None = None
+
+    @property
+    def seconds(self) -> str:
+        """The key of the sum of a histogram."""
+        return f"{self.series.key}_sum" + (f"{{{self.where}}}" if self.where else "")
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,9 @@ KV_USE = Series("vllm:", "kv_cache_usage_perc", "gauge")
 TTFT = Series("vllm:", "time_to_first_token_seconds", "histogram")
 PREFILL_SECONDS = Series("vllm:", "request_prefill_time_seconds", "histogram")
 START = Series("process_", "start_time_seconds", "gauge")
+UP = Series("", "up", "gauge")
+"""1 while Prometheus can read the series of a service; its own."""
+
 COUNTING_SINCE = Series("vllm:", "generation_tokens_created", "gauge")
 CACHE_CONFIG = Series("vllm:", "cache_config_info", "gauge")
 

@@ -298,7 +298,6 @@ def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 def _lookup(engine: ServiceSpec, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Seconds that the engine spent on asking its cache; None if it does not tell."""
-    backend = backends.of(engine.backend)
-    where = f"{{{backend.lookup_where}}}" if backend.lookup_where else ""
-    name = f"{backend.lookup.key}_sum{where}" if backend.lookup else ""
+    asked = backends.of(engine.backend).lookup
+    name = asked.seconds if asked else ""
     return after[name] - before.get(name, 0) if name in after else None

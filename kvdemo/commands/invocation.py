@@ -132,9 +132,11 @@ def write(text: str) -> None:
     typer.echo(units.printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
-def save(path: Path, text: str) -> None:
-    """Write a file that the user named. Raises UsageError if it cannot be written."""
+def save(path: Path, text: str, *, parents: bool = False) -> None:
+    """Write a file that the user named, with ``parents`` its directories too. Raises UsageError if that cannot be."""
     try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "name another file: -o FILE") from None

@@ -88,9 +88,15 @@ Across = Annotated[Literal["versions"] | None, typer.Option(help="Compare althou
 Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")]
 Format = Annotated[Literal["text", "json"], typer.Option(help="json: for programs.")]
 ExportFormat = Annotated[
-    Literal["compose", "k8s", "slurm", "shell"], typer.Argument(metavar="compose|k8s|slurm|shell", help="The format.")
+    Literal["compose", "k8s", "slurm", "shell", "prometheus"],
+    typer.Argument(metavar="compose|k8s|slurm|shell|prometheus", help="The format."),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="Write there, not to stdout: a file; of prometheus a directory."
+    ),
+]
 Nodes = Annotated[int, typer.Option(min=1, help="For slurm, and a profile with `on: ray`: so many nodes.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]

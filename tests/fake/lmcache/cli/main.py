@@ -17,28 +17,33 @@ import fakeserver as fake
 from fakeserver import Handler
 
 BYTES_PER_TOKEN = 8192
-COUNTERS = (
+SALTED = (
     "lookup_requested_tokens",
     "lookup_hit_tokens",
     "lookup_hit_l1_tokens",
     "lookup_hit_l2_tokens",
     "lookups_requests",
-    "num_submitted_stores",
-    "num_finished_stores",
-    "num_finished_retrieves",
 )
+"""Counters that have a series for each salt, from its first lookup on; one without a salt is there at once."""
+
+COUNTERS = ("l1_write_chunks", "num_submitted_stores", "num_finished_stores", "num_finished_retrieves")
 
 
 class Cache:
     """What is stored, by hash."""
 
     def __init__(self, chunk_size: int, l1_size: int, disk: Path | None) -> None:
-        self.chunk_size, self.disk = chunk_size, disk
-        self.l1_size = l1_size
+        self.chunk_size, self.l1_size, self.disk = chunk_size, l1_size, disk
         self.l1: set[str] = set()
         self.engines: dict[int, str] = {}
-        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.counters = {f"{name}_total": 0 for name in COUNTERS}
+        self.counters |= {f'{name}_total{{cache_salt=""}}': 0 for name in SALTED}
         self.lock = threading.Lock()
+
+    def count(self, name: str, value: int, salt: str | None = None) -> None:
+        """Add to a counter; one of a salt is another series."""
+        series = f"{name}_total" + ("" if salt is None else f'{{cache_salt="{salt}"}}')
+        self.counters[series] = self.counters.get(series, 0) + value
 
     def register(self, handler: Handler, body: Any) -> None:
         """An engine offers its memory."""
@@ -62,12 +67,12 @@ class Cache:
                     break
                 found[tier] += 1
                 self.l1.add(chunk)
-            self.counters["lookups_requests"] += 1
-            self.counters["lookup_requested_tokens"] += len(body["chunks"]) * self.chunk_size
+            self.count("lookups_requests", 1, body["salt"])
+            self.count("lookup_requested_tokens", len(body["chunks"]) * self.chunk_size, body["salt"])
             for tier, count in found.items():
-                self.counters[f"lookup_hit_{tier}_tokens"] += count * self.chunk_size
-                self.counters["lookup_hit_tokens"] += count * self.chunk_size
-            self.counters["num_finished_retrieves"] += any(found.values())
+                self.count(f"lookup_hit_{tier}_tokens", count * self.chunk_size, body["salt"])
+                self.count("lookup_hit_tokens", count * self.chunk_size, body["salt"])
+            self.count("num_finished_retrieves", any(found.values()))
         handler.reply({"found": sum(found.values())})
 
     def file(self, chunk: str, salt: str) -> Path:
@@ -77,14 +82,15 @@ class Cache:
     def store(self, handler: Handler, body: Any) -> None:
         """Keep these chunks."""
         with self.lock:
-            self.counters["num_submitted_stores"] += 1
+            self.count("num_submitted_stores", 1)
 
         def finish() -> None:
             with self.lock:
+                self.count("l1_write_chunks", len(set(body["chunks"]) - self.l1))
                 self.l1.update(body["chunks"])
                 for chunk in body["chunks"] if self.disk else ():
                     self.file(chunk, body["salt"]).touch()
-                self.counters["num_finished_stores"] += 1
+                self.count("num_finished_stores", 1)
 
         if delay := fake.number("STORE_DELAY_S", 0):
             threading.Timer(delay, finish).start()
@@ -122,12 +128,13 @@ class Cache:
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""
-        lines = [f"lmcache_mp_{name}_total {value}.0\n" for name, value in self.counters.items()]
+        held = len(self.l1) * self.chunk_size * BYTES_PER_TOKEN
+        rows = {name: float(value) for name, value in self.counters.items()}
+        rows |= {"l1_memory_usage_bytes": float(held), "l1_usage_ratio": held / self.l1_size}
         if self.disk:
             files = len(list(self.disk.glob("fake@*.data")))
-            size = float(files * self.chunk_size * BYTES_PER_TOKEN)
-            lines.append(f'lmcache_mp_l2_usage_bytes{{l2_name="fs_native"}} {size}\n')
-        handler.reply("".join(lines))
+            rows['l2_usage_bytes{l2_name="fs_native"}'] = float(files * self.chunk_size * BYTES_PER_TOKEN)
+        handler.reply("".join(f"lmcache_mp_{name} {value}\n" for name, value in rows.items()))
 
 
 def _health(handler: Handler, _: Any) -> None:
