@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvdemo import __version__
+from kvdemo import __version__, backends
 from kvdemo.bench import cacheserver, calibrate
 from kvdemo.bench.session import Session
+from kvdemo.bench.workload import Pair
 from kvdemo.host import bandwidth, gpus, runtime
 from kvdemo.planning import environment
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -52,6 +53,8 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "reader": reader.name,
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
+    if roles.others and not options.matrix:
+        facts["contenders"] = [_contender(pair) for pair in roles.pairs]
     if has_random_weights(plan, roles.engines):
         facts["random_weights"] = True
     if options.limit:
@@ -60,6 +63,14 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         if not (plan.attached or reader.node):
             facts |= _bandwidths(reader, plan.service(reader.cache).directory, environ)
     return facts
+
+
+def _contender(pair: Pair) -> dict[str, Any]:
+    """One of several caches that are measured in the same trials."""
+    cache, reader = pair.reader.pool or pair.reader.cache, pair.reader
+    title = backends.of(reader.backend).title
+    chunk = reader.chunk_size
+    return {"cache": cache, "title": title, "writer": pair.writer.name, "reader": reader.name, "chunk_size": chunk}
 
 
 def has_random_weights(plan: Plan, engines: Iterable[ServiceSpec]) -> bool:

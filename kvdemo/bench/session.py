@@ -83,22 +83,26 @@ class Session:
                 f"the model's window is {window:,}",
                 "use a shorter context, or raise max_model_len in the profile if the model allows it",
             )
-        if tokens <= self.chunk:
+        chunk = max(pair.reader.chunk_size or self.chunk for pair in self.roles.pairs)
+        if tokens <= chunk:
             raise UsageError(
-                f"the context is too short to share: {tokens:,} tokens, a chunk is {self.chunk}",
+                f"the context is too short to share: {tokens:,} tokens, a chunk is {chunk}",
                 "use a longer context, or lower chunk_size in the profile",
             )
-        if self.options.tier == "l2" and not self.plan.service(self.roles.writer.cache).store:
-            raise UsageError("there is no L2 to read from", "give the cache one: caches.*.l2 in the profile")
+        for pair in self.roles.pairs if self.options.tier == "l2" else ():
+            if not self.plan.service(pair.writer.cache).store:
+                hint = "give the cache one: caches.*.l2 in the profile; or measure another alone: --writer, --reader"
+                raise UsageError(f"{pair.writer.cache}: there is no L2 to read from", hint)
         return {
             "prompt_tokens": tokens,
             "expected_hit_tokens": self.reusable(tokens),
             "prompt_sha256": hashlib.sha256(repr(list(self.prompt.ids)).encode()).hexdigest(),
         }
 
-    def reusable(self, tokens: int) -> int:
-        """How many tokens of a stored prompt the reader can load."""
-        return backends.of(self.roles.reader.backend).reusable(tokens, self.chunk)
+    def reusable(self, tokens: int, engine: ServiceSpec | None = None) -> int:
+        """How many tokens of a stored prompt this engine can load; if none is named, the reader."""
+        engine = engine or self.roles.reader
+        return backends.of(engine.backend).reusable(tokens, engine.chunk_size or self.chunk)
 
     @property
     def window(self) -> int | None:
@@ -110,7 +114,7 @@ class Session:
 
         Raises NotReadyError for one that does not answer.
         """
-        caches = dict.fromkeys(engine.cache for engine in (self.roles.writer, self.roles.reader))
+        caches = dict.fromkeys(engine.cache for engine in self.roles.engines if engine.cache)
         for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
             if not (self.plan.attached or health.healthy(spec)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")

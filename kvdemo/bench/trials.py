@@ -28,7 +28,9 @@ def run(session: Session, prompt: Prompt, length: int = 0, part: tuple[int, int]
     most = max(options.max_trials, options.trials)
     seen: list[Sample] = []
     for number, steps in enumerate(workload.trial_orders(most, roles, options.seed), 1):
-        if number > options.trials and results.is_tight(seen, roles.baseline.name, roles.reader.name, TIGHT):
+        if number > options.trials and all(
+            results.is_tight(seen, roles.baseline.name, pair.reader.name, TIGHT) for pair in roles.pairs
+        ):
             return
         for done, (arm, engine) in enumerate(steps):
             if arm == "again" and options.concurrency > 1:
@@ -51,14 +53,15 @@ def ask(
 
     Every arm is asked alike: the time of a request among others cannot be compared with that of one alone.
     """
-    expected = session.reusable(prompt.tokens) if arm in ("reuse", "again") else 0
+    expected = session.reusable(prompt.tokens, engine) if arm in ("reuse", "again") else 0
     salts = [session.salt(f"{length}-{trial}-{n}") for n in range(session.options.concurrency)]
     steps = [Step(trial, arm, engine, salt, expected, length=length) for salt in salts]
     bodies: list[dict[str, Any]] = [prompt.body(engine, salt) for salt in salts]
-    chunks = prompt.tokens // session.chunk if arm == "store" else 0
+    chunks = prompt.tokens // (engine.chunk_size or session.chunk) if arm == "store" else 0
     samples = session.meter.ask_all(steps, prompt.path, bodies, chunks)
     if arm == "store":
-        make_loadable(session, salts, chunks, engine, session.roles.reader)
+        reader = next(pair.reader for pair in session.roles.pairs if pair.writer is engine)
+        make_loadable(session, salts, chunks, engine, reader)
     return samples
 
 
@@ -92,14 +95,14 @@ def control(session: Session, prompt: Prompt, length: int = 0, share: float = 1.
     if session.options.concurrency > 1:
         return
     ids = list(prompt.ids)
-    hit = session.reusable(len(ids))
-    other = [*ids[:hit], *reversed(ids[hit:])]
-    if other[hit] == ids[hit]:
-        other[hit] = ids[0]
-    for engine in controls(session):
+    hits = dict.fromkeys(session.reusable(len(ids), pair.reader) for pair in session.roles.pairs)
+    for hit, engine in ((hit, engine) for hit in hits for engine in controls(session)):
+        other = [*ids[:hit], *reversed(ids[hit:])]
+        if other[hit] == ids[hit]:
+            other[hit] = ids[0]
         text = f"control: a local hit of the same length on {engine.name}"
         yield Doing(text, share, engine=engine.name, arm="control")
-        salt = session.salt(f"{length}-control")
+        salt = session.salt(f"{length}-control-{hit}")
         body = workload.body(engine.model, {"prompt": other}, max_tokens=1, salt=salt, logprobs=1)
         step = Step(0, "control", engine, salt, hit, length=length)
         # Measured too, so that its tokens are counted before the next.

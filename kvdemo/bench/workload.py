@@ -7,6 +7,8 @@ A trial puts one document, under a salt of its own, to these arms:
     reuse    the other cached engine, which has not seen it either: the reader loads what the writer stored
     again    the reader once more: now its own prefix cache has it
 
+With several caches each has its own writer and reader, and all of them are asked in every trial.
+
 Arms run in random, balanced order (reuse after store, again after reuse). The salt makes cold cold: an engine and its
 cache mix it into every key, so that nothing of another trial or program can match.
 """
@@ -24,12 +26,29 @@ from kvdemo.planning.plan import Plan, ServiceSpec
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two engines that share a cache: one stores, the other loads."""
+
+    writer: ServiceSpec
+    reader: ServiceSpec
+
+
+@dataclass(frozen=True)
 class Roles:
-    """Which engine plays what. ``plain`` may be empty: then the writer's cold is the baseline."""
+    """Which engine plays what. ``plain`` may be empty: then the writer's cold is the baseline.
+
+    ``others`` are pairs with caches of their own, which are measured in the same trials.
+    """
 
     plain: tuple[ServiceSpec, ...]
     writer: ServiceSpec
     reader: ServiceSpec
+    others: tuple[Pair, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """All pairs, that of writer and reader first."""
+        return (Pair(self.writer, self.reader), *self.others)
 
     @property
     def baseline(self) -> ServiceSpec:
@@ -39,7 +58,7 @@ class Roles:
     @property
     def engines(self) -> tuple[ServiceSpec, ...]:
         """Everybody who takes part."""
-        return (*self.plain, self.writer, self.reader)
+        return (*self.plain, *(engine for pair in self.pairs for engine in (pair.writer, pair.reader)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,8 @@ class Step:
 def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") -> Roles:
     """Give out the roles: the first two engines of one cache and model write and read, the last plain one is baseline.
 
-    Of several caches the one whose engines are named, else the first. Raises UsageError if there are no two.
+    Of several caches the one whose engines are named alone, else all whose engines have the model of the first. Raises
+    UsageError if there are no two.
     """
     sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
     for spec in plan.engines:
@@ -81,6 +101,7 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     if not fits:
         raise UsageError(f"{writer} and {reader} do not share a cache and model", "name two engines that do")
     group = fits[0]
+    named = writer or reader
     writer = writer or next(name for name in group if name != reader)
     reader = reader or next(name for name in group if name != writer)
     plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
@@ -88,7 +109,10 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
         names = ", ".join(spec.name for spec in plain) or "there is none"
         raise UsageError(f"--baseline: {baseline} is not a plain engine of this model", f"plain engines: {names}")
     plain.sort(key=lambda spec: spec.name == baseline)
-    return Roles(tuple(plain), group[writer], group[reader])
+    model = group[writer].model
+    rest = [] if named else [[*other.values()] for other in groups if other is not group]
+    others = tuple(Pair(*other[:2]) for other in rest if other[0].model == model)
+    return Roles(tuple(plain), group[writer], group[reader], others)
 
 
 def messages(system: str, document: str, question: str, turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
@@ -148,9 +172,11 @@ def trial_orders(count: int, roles: Roles, seed: int = 0) -> Iterator[list[tuple
     Odd trials are shuffled, each even one reverses the blocks of the one before it, so that drift hits all arms alike.
     """
     generator = random.Random(seed)  # noqa: S311 (an order, not a secret)
-    shared: list[tuple[Arm, ServiceSpec]] = [("store", roles.writer), ("reuse", roles.reader), ("again", roles.reader)]
+    shared: list[list[tuple[Arm, ServiceSpec]]] = [
+        [("store", pair.writer), ("reuse", pair.reader), ("again", pair.reader)] for pair in roles.pairs
+    ]
     cold: list[list[tuple[Arm, ServiceSpec]]] = [[("cold", engine)] for engine in roles.plain]
-    blocks = [*cold, shared]
+    blocks = [*cold, *shared]
     for number in range(1, count + 1):
         if number % 2:
             generator.shuffle(blocks)

@@ -30,6 +30,17 @@ class ClientOverhead:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """One of several caches of a run: its name in the profile, its backend for people, who writes and reads."""
+
+    cache: str
+    title: str
+    writer: str
+    reader: str
+    chunk_size: Count | None = None
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Under what a run was measured. ``everything`` is what its file holds, these fields and others, as it was saved.
 
@@ -63,6 +74,7 @@ class Conditions:
     history: bool = False
     random_weights: bool = False
     client_overhead: ClientOverhead | None = None
+    contenders: tuple[Contender, ...] = ()
     everything: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
 
 
@@ -236,8 +248,39 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Side:
+    """What was found of one cache; its fields are as those of a result."""
+
+    contender: Contender
+    speedup: Ratio | None
+    answer: Answer
+    valid: bool
+    costs: Mapping[str, Cost] | None = field(default=None, metadata=ABSENT)
+    limit: Limit | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True)
+class Between:
+    """How many times faster (TTFT) reuse through ``cache`` was than through ``other``, trial by trial."""
+
+    cache: str
+    other: str
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Several caches, measured in the same trials; ``between`` holds each two whose reuse is proved, faster first."""
+
+    sides: tuple[Side, ...]
+    between: tuple[Between, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """The whole run. ``speedup`` is the reuse row's, ``noise_floor`` cold against cold of two plain engines.
+
+    Of several caches these, the answer apart, are those of the first; ``contest`` has those of each.
 
     With ``mixed_prompts`` its requests are no trials of one prompt: there are no ratios.
     """
@@ -256,6 +299,7 @@ class Result:
     limit: Limit | None = field(default=None, metadata=ABSENT)
     lengths: Lengths | None = field(default=None, metadata=ABSENT)
     matrix: Matrix | None = field(default=None, metadata=ABSENT)
+    contest: Contest | None = field(default=None, metadata=ABSENT)
     valid: bool = False
 
     def row(self, arm: Arm) -> Row | None:

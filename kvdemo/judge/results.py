@@ -8,7 +8,7 @@ from dataclasses import fields
 from itertools import pairwise
 from statistics import median
 
-from kvdemo.judge import answers, sections, stats
+from kvdemo.judge import answers, contest, sections, stats
 from kvdemo.judge.result import Answer, Conditions, Exclusion, Ratio, Result, Row, Times
 from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
@@ -18,6 +18,16 @@ Judgements = Sequence[tuple[Sample, Judgement]]
 
 def summarize(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     """What a run means."""
+    if len(conditions.contenders) < 2:
+        return _of_one_cache(conditions, samples)
+    parts = [
+        _of_one_cache(contest.conditions_of(conditions, one), contest.samples_of(conditions, one, samples))
+        for one in conditions.contenders
+    ]
+    return contest.merge(conditions, parts, samples)
+
+
+def _of_one_cache(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     longest = max((sample.length for sample in samples), default=0)
     of_length = [sample for sample in samples if sample.length == longest or sample.arm == "decode"]
     of_arms = [s for s in of_length if s.arm in SUPPORTS_SPEEDUP and not s.writer]

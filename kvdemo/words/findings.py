@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvdemo import units
-from kvdemo.judge import effect, stats
+from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Cost, Ratio, Result
 from kvdemo.judge.verdict import Verdict
-from kvdemo.words.table import extent, is_baseline
+from kvdemo.words import contest
+from kvdemo.words.table import is_baseline, spread
 from kvdemo.words.tones import Piece, Tone
 
 
@@ -31,6 +32,9 @@ def headline(result: Result) -> Headline:
     if result.mixed_prompts:
         sentence = "Its requests had prompts of their own: they are no trials of one, and no ratio is made of them."
         return Headline("A record, not a measurement", sentence, Tone.PLAIN)
+    if result.contest:
+        tone = Tone.GOOD if result.valid else Tone.BAD
+        return Headline(contest.hero(result, result.contest), contest.sentence(result, result.contest), tone)
     if result.speedup is None:
         return _without_speedup(result)
     run, ratio = result.conditions, result.speedup
@@ -49,17 +53,6 @@ def headline(result: Result) -> Headline:
         case _:
             words, tone = f"{units.ratio(ratio.median)} faster (TTFT)", Tone.GOOD
     return Headline(words + few, f"{run.reader} answers {words} {than} {about} ({certainty}).", tone)
-
-
-def spread(ratio: Ratio | Cost, unit: str) -> str:
-    """How sure a median is: its 95 % interval, the range of few trials, or that there is only one."""
-    n = units.count(ratio.n, "trial" if unit == "x" else "request")
-    if ratio.n == 1:
-        return n
-    if ratio.low is not None and ratio.high is not None and ratio.n >= stats.FEWEST_FOR_INTERVAL:
-        return f"95 % interval {extent(ratio.low, ratio.high, unit)}, {n}"
-    low, high = (ratio.low, ratio.high) if ratio.min is None or ratio.max is None else (ratio.min, ratio.max)
-    return n if low is None or high is None else f"range of {n} {extent(low, high, unit)}"
 
 
 def _noise_note(result: Result) -> str:
@@ -178,13 +171,29 @@ def notes(result: Result) -> list[str]:
         lines.append(f"Noise: cold against cold is {units.ratio(noise.median)} ({spread(noise, 'x')}).")
     if result.conditions.max_concurrency > 1 and result.row("store") and "store_tax" not in (result.costs or {}):
         lines.append(f"{COSTS['store_tax']}: not compared: the writer was asked one at a time, others several.")
-    for name, one in (result.costs or {}).items():
-        title = COSTS.get(name, name.replace("_", " ").capitalize())
-        lines.append(f"{title}: {cost(result, name, one)}, {spread(one, one.unit)} ({one.text}).")
+    for whose, costs in _costs(result).items():
+        for name, one in costs.items():
+            title = COSTS.get(name, name.replace("_", " ").capitalize())
+            lines.append(f"{whose}{title}: {cost(result, name, one)}, {spread(one, one.unit)} ({one.text}).")
     if own := result.conditions.client_overhead:
         times = f"p50 {units.duration(own.p50_ms)}, p90 {units.duration(own.p90_ms)}"
         lines.append(f"Client overhead: {times} (n = {own.n}, {own.prompt_bytes / 1024:.0f} KiB prompts).")
     return lines
+
+
+def _costs(result: Result) -> Mapping[str, Mapping[str, Cost]]:
+    """What is said of whom: of several caches each, by its name."""
+    if not result.contest:
+        return {"": result.costs or {}}
+    called = contest.names(result.contest)
+    return {f"{called[side.contender.cache]}: ": side.costs or {} for side in result.contest.sides}
+
+
+def _limits(result: Result) -> list[str]:
+    if not result.contest:
+        return [result.limit.text] if result.limit else []
+    called = contest.names(result.contest)
+    return [f"{called[side.contender.cache]}: {side.limit.text}" for side in result.contest.sides if side.limit]
 
 
 def lines(result: Result) -> Sequence[Piece]:
@@ -199,5 +208,4 @@ def lines(result: Result) -> Sequence[Piece]:
 
 def details(result: Result) -> Sequence[Piece]:
     """What stands below that when asked for: the limit, noise, costs, the client's share."""
-    limit = [Piece(result.limit.text)] if result.limit else []
-    return [*limit, *(Piece(note, Tone.DIM) for note in notes(result))]
+    return [*map(Piece, _limits(result)), *(Piece(note, Tone.DIM) for note in notes(result))]

@@ -9,7 +9,8 @@ from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Cell, Lengths, Limit, LimitLine, Matrix, Point, Result, Row
 from kvdemo.judge.verdict import Verdict
-from kvdemo.words.findings import COSTS, cost, spread
+from kvdemo.words.findings import COSTS, cost
+from kvdemo.words.table import spread
 from kvdemo.words.tones import VERDICTS, Piece, Tone
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvdemo import units
-from kvdemo.judge import effect
+from kvdemo.judge import effect, stats
 from kvdemo.judge.effect import Effect
-from kvdemo.judge.result import Result, Row
+from kvdemo.judge.result import Cost, Ratio, Result, Row
 from kvdemo.words.tones import VERDICTS, Piece, Tone
 
 PHASES: Mapping[str, str] = {"cold": "cold", "store": "cold+store", "reuse": "reuse", "again": "again"}
@@ -43,6 +43,17 @@ def extent(low: float, high: float, unit: str) -> str:
     if unit == "ms" and name in ("ms", "s") and other.endswith(f" {name}"):
         return f"{first} to {other}"
     return f"{one} to {other}"
+
+
+def spread(ratio: Ratio | Cost, unit: str) -> str:
+    """How sure a median is: its 95 % interval, the range of few trials, or that there is only one."""
+    n = units.count(ratio.n, "trial" if unit == "x" else "request")
+    if ratio.n == 1:
+        return n
+    if ratio.low is not None and ratio.high is not None and ratio.n >= stats.FEWEST_FOR_INTERVAL:
+        return f"95 % interval {extent(ratio.low, ratio.high, unit)}, {n}"
+    low, high = (ratio.low, ratio.high) if ratio.min is None or ratio.max is None else (ratio.min, ratio.max)
+    return n if low is None or high is None else f"range of {n} {extent(low, high, unit)}"
 
 
 def _range(row: Row) -> str:

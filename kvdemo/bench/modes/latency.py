@@ -30,6 +30,7 @@ def work(session: Session, tokens: int) -> Work:
     """The work of the trials of a prompt of this length, with the control."""
     options, plain = session.options, len(session.roles.plain)
     together = options.concurrency
-    each = Work(plain + (3 if together == 1 else 2), plain + 1, (plain + 1) * tokens).times(together)
+    pairs = len(session.roles.pairs)
+    each = Work(plain + pairs * (3 if together == 1 else 2), plain + pairs, (plain + pairs) * tokens).times(together)
     controls = 0 if together > 1 else len(trials.controls(session))
     return each.times(max(options.trials, options.max_trials)) + Work(2 * controls, controls, controls * tokens)
