@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from kvdemo.commands import completion, invocation, lifecycle, load, measuring, options, top
+from kvdemo.commands import completion, estimate, invocation, lifecycle, load, measuring, options, top
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -249,6 +249,7 @@ for verb in (lifecycle.stop, lifecycle.start, lifecycle.wait, lifecycle.events):
     app.command()(verb)
 app.command(cls=measuring.Bench)(measuring.bench)
 app.command("load")(load.load)
+app.command("estimate")(estimate.command)
 app.command()(measuring.report)
 app.command()(measuring.compare)
 

@@ -39,6 +39,8 @@ EVERY = pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=lambd
 NAMED = {
     "backends": "the backend itself, and the list of all",
     "config": "the keys, flags and variables of a profile, as users write them",
+    "estimate/formats.py": "files that it writes",
+    "estimate/stack.py": "the order in which its server and its simulator evict",
     "export": "images, manifests and other benchmarks",
     "fleet/software.py": "failure signatures",
     "fleet/signatures.py": "failure signatures",

@@ -219,6 +219,11 @@ class Backend(ABC):
         whole = tokens // chunk * chunk
         return whole - 1 if whole == tokens else whole
 
+    def share_kept(self, flags: Mapping[str, Any]) -> float:
+        """The share of L1 that holds KV on average once it is full; ``flags`` are the server's own."""
+        del flags
+        return 1.0
+
     def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
         """What makes KV in L2 another one although its key is the same, beside model, flags and versions."""
         del adapter

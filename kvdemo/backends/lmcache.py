@@ -206,6 +206,11 @@ class LMCache(Backend):
             options["l2-adapter"] = {**options["l2-adapter"], "base_path": directory, **adapter}
         return options
 
+    def share_kept(self, flags: Mapping[str, Any]) -> float:
+        """Eviction begins at a watermark and takes a part of what is there: by default 80 %, and 20 % of that."""
+        watermark = float(flags.get("eviction-trigger-watermark") or 0.8)
+        return watermark * (1 - float(flags.get("eviction-ratio") or 0.2) / 2)
+
     def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
         """Compressed KV has the names of plain KV, but not its content."""
         serde = adapter.get("serde")

@@ -76,7 +76,6 @@ class Mooncake(Backend):
         "install requirements-mooncake.lock into that interpreter (on a GPU: mooncake-transfer-engine-cuda13), and "
         "Debian's libibverbs1"
     )
-    chunk_is_block = True
     engine_bytes = BUFFER
     more_ports = ("pool",)
     lacks = {"l2": _MEMORY_ONLY, "l2_adapter": _MEMORY_ONLY}  # noqa: RUF012 (read only)
@@ -91,6 +90,7 @@ class Mooncake(Backend):
         "MOONCAKE_CONFIG_PATH": "kvdemo writes this file for the engines of a cache of kind mooncake; leave it out",
         "VLLM_HOST_IP": "engines and stores of one machine reach each other on `host`; leave this variable out",
     }
+    chunk_is_block = True
     prefixes = ("master",)
     health_path = "/health"
     report_path = "/health"

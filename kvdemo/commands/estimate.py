@@ -1,0 +1,166 @@
+"""``kvdemo estimate``: would sharing help this traffic? A file of requests replayed against caches that are counted."""
+
+from __future__ import annotations
+
+import gc
+import json as jsonlib
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kvdemo.commands.options import JsonOption, ProfileArgument
+from kvdemo.commands.parameters import taking
+from kvdemo.errors import UsageError
+from kvdemo.estimate.formats import Format
+
+if TYPE_CHECKING:
+    from kvdemo.commands.against import Against
+    from kvdemo.estimate.reading import Reading
+    from kvdemo.estimate.replay import Replay
+    from kvdemo.estimate.result import Estimate
+    from kvdemo.estimate.savings import Savings
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``kvdemo estimate``, each declared once."""
+
+    requests: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REQUESTS.jsonl", help="An OpenAI batch file, a vLLM log, a Mooncake trace, or prompts."
+        ),
+    ]
+    profile: ProfileArgument = None
+    format: Annotated[
+        Format | None,
+        typer.Option(help="What it is, if that cannot be seen.", show_default=False),
+    ] = None
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave lines out that hold no request.")] = False
+    model: Annotated[str, typer.Option(metavar="ID", help="Whose tokenizer and KV; else the profile's.")] = ""
+    engines: Annotated[
+        int | None, typer.Option(min=1, help="How many; else those that share the profile's cache, or 2.")
+    ] = None
+    routing: Annotated[
+        Literal["round-robin", "session"], typer.Option(help="session: a session's requests all to one engine.")
+    ] = "round-robin"
+    engine_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of each engine: 20GiB, 130944tokens, unlimited; else the profile's.")
+    ] = ""
+    shared_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of the shared cache, all of it usable; else the profile's.")
+    ] = ""
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an engine's block; else the profile's, or 16.")
+    ] = None
+    chunk_size: Annotated[int | None, typer.Option(min=1, help="Tokens of a chunk; else the profile's, or 256.")] = None
+    trace_block_size: Annotated[int, typer.Option(min=1, help="Tokens that a hash id of a trace stands for.")] = 512
+    kv_bytes_per_token: Annotated[int | None, typer.Option(min=1, help="If the model's config does not tell.")] = None
+    times: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Times of single requests: a saved run, doctor --json.")
+    ] = None
+    json: JsonOption = False
+
+
+def run(options: Options) -> None:
+    """Read, replay, say."""
+    from kvdemo.report import estimate as media
+    from kvdemo.report import terminal
+
+    with _without_collector():
+        found = estimate(options)
+    if options.json:
+        typer.echo(jsonlib.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        terminal.out.print(media.terminal(found))
+
+
+def estimate(options: Options) -> Estimate:
+    """The estimate. Raises UsageError, ProfileError, PreflightError (no tokenizer), ServiceError (it died)."""
+    from kvdemo.commands import against, workdir
+    from kvdemo.estimate import replay, result
+    from kvdemo.estimate.replay import Setup
+
+    about = against.of(options.profile or workdir.find_profile(), against.flags_of(options))
+    reading = _read(options, about)
+    if options.routing == "session" and not reading.trace.numbers:
+        hint = "give each a session (user or prompt_cache_key in an OpenAI body), or --routing round-robin"
+        raise UsageError(f"{options.requests}: its requests have no session", hint)
+    sizes = result.sizes(about.shared, about.own, about.engines)
+    setup = Setup(about.engines, options.routing, about.block, about.chunk, about.own, sizes, about.backend)
+    try:
+        played = replay.replay(reading.trace, setup)
+    except ValueError as error:
+        raise UsageError(f"{options.requests}: {error}", "give --block-size and --chunk-size that fit") from None
+    saved = _savings(options, about, reading, played)
+    digest = about.model.digest if about.model else ""
+    found = result.made(
+        options.requests.name, reading, setup, played, per_token=about.per_token, digest=digest, savings=saved
+    )
+    return replace(found, notes=(*about.notes, *found.notes))
+
+
+def _read(options: Options, about: Against) -> Reading:
+    from kvdemo.estimate import reading
+    from kvdemo.estimate.formats import Text
+    from kvdemo.host.tokens import Tokenizer
+
+    cut = reading.Cut(about.block, about.chunk, options.trace_block_size)
+    with Tokenizer(about.python, about.environ or {}, about.tokenizer, about.template, trust=about.trust) as tokenizer:
+
+        def tokenize(texts: Sequence[Text]) -> Sequence[array[int] | str]:
+            if not about.tokenizer:
+                raise UsageError("whose tokenizer? The requests are text", "name PROFILE or --model")
+            return tokenizer([text._asdict() for text in texts])
+
+        try:
+            with options.requests.open(encoding="utf-8", errors="replace") as lines:
+                return reading.read(lines, cut, tokenize, format=options.format, skip=options.skip_broken)
+        except OSError as error:
+            raise UsageError(f"cannot read {options.requests}: {error.strerror or error}") from None
+        except UsageError as error:
+            raise UsageError(f"{options.requests}: {error}", error.hint) from None
+
+
+def _savings(options: Options, about: Against, reading: Reading, played: Replay) -> Savings | None:
+    from kvdemo.commands import rates
+    from kvdemo.estimate.savings import savings
+
+    if options.times is None:
+        return None
+    if about.model is None or about.model.shape is None:
+        raise UsageError(
+            "--from: without the model's form nobody knows what a part of a prompt costs",
+            "name PROFILE or --model, of a usual form and with its config.json here",
+        )
+    measured = rates.times(options.times, about.model.digest, about.chunk)
+    try:
+        return savings(reading.trace, played, about.model.shape, measured, about.gpus)
+    except ValueError as error:
+        raise UsageError(f"{options.times}: {error}", rates.HINT) from None
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of small objects, none of them in a cycle: looking for cycles would take a third of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+command = taking(
+    Options,
+    run,
+    """Tell which share of this traffic's prompt tokens engines would reuse alone, only by sharing, or not at all.
+
+    The requests are replayed in time order against prefix caches that are counted, not run; nothing is started.
+    Example: kvdemo estimate requests.jsonl kvdemo.yaml --engines 4 --shared-cache 64GiB --from results/RUN.jsonl
+    """,
+)
