@@ -93,10 +93,10 @@ def test_the_end_of_a_file_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"a\n" * 50_000)
     assert logend.read(path).count(b"\n") == logend.LINES - 1
-    assert logend.read(path, scanned=100) == b"a\n" * 49  # the first may be the end of a longer line
+    assert logend.read(path, limit=100) == b"a\n" * 49  # the first may be the end of a longer line
     assert logend.read(tmp_path / "none") == b""
     path.write_bytes(b"x" * 5000)
-    assert logend.read(path, scanned=10) == b""
+    assert logend.read(path, limit=10) == b""
 
 
 def test_an_end_that_nobody_saw_is_told_as_such(lab: Lab) -> None:

@@ -50,9 +50,9 @@ class Agent:
 
     def hello(self) -> tuple[str, str]:
         """The version of kvdemo here, and what computes here."""
-        found = [gpu.name for gpu in gpus.detect(self.environ)]
-        counted = [f"{found.count(name)} x {name}" for name in dict.fromkeys(found)]
-        return __version__, ", ".join(counted) or f"{os.cpu_count()} processor cores"
+        names = [gpu.name for gpu in gpus.detect(self.environ)]
+        counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+        return __version__, ", ".join(counts) or f"{os.cpu_count()} processor cores"
 
     def survey(self, profile: Profile, avoid: Collection[int]) -> Facts:
         """The facts of this node for its part of the profile."""
@@ -60,13 +60,13 @@ class Agent:
 
     def vouch(self, specs: Sequence[ServiceSpec], stamps: Mapping[str, str]) -> list[Problem]:
         """What does not load together in the interpreters of these services."""
-        found = []
+        problems = []
         for question in imports.questions(specs, stamps, self.environ):
-            bad, answered = question.doubt()
-            if bad and answered:
-                text = f"the packages of {question.python} do not load together: load {bad.step}: {bad.text}"
-                found.append(Problem("interpreter", text, bad.fix).of_node(self.node))
-        return found
+            doubts, answered = question.doubt()
+            if doubts and answered:
+                text = f"the packages of {question.python} do not load together: load {doubts.step}: {doubts.text}"
+                problems.append(Problem("interpreter", text, doubts.fix).of_node(self.node))
+        return problems
 
     def fetch(self, profile: Profile, facts: Facts, secrets: Mapping[str, str], part: Part) -> None:
         """Download this part of the models that are not here."""
@@ -113,11 +113,11 @@ def _end_with(parent: int, head: str) -> None:
     but takes a zombie for alive (under a first process that buries nobody, a container's, it waits for ever), and on a
     node that is cut off it ends nothing until the network is back.
     """
-    heard = time.monotonic()
-    while not select.select([parent], [], [], ASK_HEAD)[0] and time.monotonic() - heard < HEAD_PATIENCE:
+    last_answer = time.monotonic()
+    while not select.select([parent], [], [], ASK_HEAD)[0] and time.monotonic() - last_answer < HEAD_PATIENCE:
         host, _, port = head.rpartition(":")
         with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_HEAD):
-            heard = time.monotonic()
+            last_answer = time.monotonic()
     os._exit(1)
 
 
@@ -126,7 +126,7 @@ def _own_environment() -> dict[str, str]:
     pairs = procfs.environ(os.getppid())
     if not pairs:
         return {name: value for name, value in os.environ.items() if name not in OF_RAY}
-    given = dict(pair.decode(errors="surrogateescape").split("=", 1) for pair in pairs)
-    kept = {name: value for name, value in os.environ.items() if given.get(name) == value}
-    kept.pop("CUDA_VISIBLE_DEVICES", None)  # GPUs are counted as the machine counts them; Ray names them so, too
-    return kept
+    own = dict(pair.decode(errors="surrogateescape").split("=", 1) for pair in pairs)
+    inherited = {name: value for name, value in os.environ.items() if own.get(name) == value}
+    inherited.pop("CUDA_VISIBLE_DEVICES", None)  # GPUs are counted as the machine counts them; Ray names them so, too
+    return inherited

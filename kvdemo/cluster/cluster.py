@@ -80,12 +80,12 @@ def _rehearse(address: str) -> str:
     """Join in a child; why it could not, or ""."""
     words = [sys.executable, "-c", _JOIN, address]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=JOIN_PATIENCE, check=False)
+        completed = subprocess.run(words, capture_output=True, text=True, timeout=JOIN_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         return f"it did not answer in {JOIN_PATIENCE:.0f} s"
-    if done.returncode == 0 and "joined" in done.stdout:
+    if completed.returncode == 0 and "joined" in completed.stdout:
         return ""
-    lines = done.stderr.strip().splitlines() or ["no word"]
+    lines = completed.stderr.strip().splitlines() or ["no word"]
     errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Exception): ", line)]
     return (errors or lines)[-1][:300]
 
@@ -109,7 +109,7 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def nodes(known: Mapping[str, str]) -> dict[str, Node]:
+def nodes(node_names: Mapping[str, str]) -> dict[str, Node]:
     """The live nodes by id. Their names are their host names, numbered where these are equal; ``known`` ones stay."""
     import ray  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def nodes(known: Mapping[str, str]) -> dict[str, Node]:
 
     live = sorted((row for row in ray.nodes() if row["Alive"]), key=order)
     hosts = {row["NodeID"]: _label(row["NodeManagerHostname"]) for row in live}
-    names = {id: name for id, name in known.items() if id in hosts}
+    names = {id: name for id, name in node_names.items() if id in hosts}
     for id, host in hosts.items():
         several = list(hosts.values()).count(host) > 1
         free = [host] * (not several) + [f"{host}-{n}" for n in range(1, 2 * len(live) + 1)]
@@ -131,36 +131,36 @@ def _label(text: str) -> str:
 
 
 def place(
-    group: str, wanted: Mapping[str, int], strategy: str, live: Mapping[str, Node], *, keep: bool
+    group: str, gpu_counts: Mapping[str, int], strategy: str, live: Mapping[str, Node], *, keep: bool
 ) -> dict[str, Placement]:
     """Reserve a seat for each engine with that many GPUs, all or none. Raises PreflightError if there is no room."""
     import ray  # noqa: PLC0415
     from ray.util import placement_group, placement_group_table  # noqa: PLC0415
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
-    bundles = [{"GPU": count} if count else {"CPU": CPU_SEAT} for count in wanted.values()]
-    made = placement_group(bundles, strategy=strategy.upper(), name=group, lifetime="detached" if keep else None)
+    bundles = [{"GPU": count} if count else {"CPU": CPU_SEAT} for count in gpu_counts.values()]
+    handle = placement_group(bundles, strategy=strategy.upper(), name=group, lifetime="detached" if keep else None)
     largest = max(row["Resources"].get("GPU", 0) for row in ray.nodes() if row["Alive"])
-    if not made.wait(PLACE_PATIENCE if max(wanted.values()) <= largest else 0):
+    if not handle.wait(PLACE_PATIENCE if max(gpu_counts.values()) <= largest else 0):
         release([group])
         free = ray.available_resources().get("GPU", 0)
-        asked = ", ".join(f"{name} {count}" for name, count in wanted.items())
+        demand = ", ".join(f"{name} {count}" for name, count in gpu_counts.items())
         raise PreflightError(
-            f"the cluster has no room: GPUs wanted, each engine's on one node: {asked}; free: {free:g} of "
+            f"the cluster has no room: GPUs wanted, each engine's on one node: {demand}; free: {free:g} of "
             f"{ray.cluster_resources().get('GPU', 0):g} on {len(live)} nodes",
             "wait, ask for fewer, or see who holds them: ray status",
         )
-    where = placement_group_table(made)["bundles_to_node_id"]
-    seats = {}
-    for index, (name, count) in enumerate(wanted.items()):
+    where = placement_group_table(handle)["bundles_to_node_id"]
+    placements = {}
+    for index, (name, count) in enumerate(gpu_counts.items()):
         options: dict[str, Any] = {
             "num_cpus": 0,
             "num_gpus": count,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(made, placement_group_bundle_index=index),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(handle, placement_group_bundle_index=index),
         }
         gpus = ray.get(ray.remote(_gpus).options(**options).remote(), timeout=START_PATIENCE) if count else ()
-        seats[name] = Placement(live[where[index]], gpus)
-    return seats
+        placements[name] = Placement(live[where[index]], gpus)
+    return placements
 
 
 def _gpus() -> tuple[int | str, ...]:
@@ -197,7 +197,7 @@ def agent(run: str, node: Node, *, create: bool, keep: bool = True) -> Any:
             raise NodeLostError(
                 f"kvdemo's agent on {node.name} ({node.ip}) has ended, and its services with it"
             ) from None
-    made = ray.remote(Agent).options(
+    handle = ray.remote(Agent).options(
         name=name,
         namespace=NAMESPACE,
         get_if_exists=True,
@@ -207,7 +207,7 @@ def agent(run: str, node: Node, *, create: bool, keep: bool = True) -> Any:
         max_concurrency=32,  # every service is waited for in a call of its own
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
     )
-    return made.remote(run, node.id, node.name, address())
+    return handle.remote(run, node.id, node.name, address())
 
 
 def ask(handle: Any, node: Node, method: str, *arguments: Any, timeout: float) -> Any:

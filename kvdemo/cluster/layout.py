@@ -34,13 +34,13 @@ def gpu_count(engine: Engine) -> int:
     return 1 if engine.gpus == "auto" else len(engine.gpus)
 
 
-def part(profile: Profile, node: Node, seats: Mapping[str, Placement]) -> Profile:
+def part(profile: Profile, node: Node, placements: Mapping[str, Placement]) -> Profile:
     """What of the profile runs on this node; services listen on the node's address."""
     engines: dict[str, Engine] = {}
     for name, engine in profile.engines.items():
-        if seats[name].node == node:
+        if placements[name].node == node:
             cache = f"{engine.cache}-{node.name}" if engine.cache else None
-            engines[name] = engine.model_copy(update={"gpus": seats[name].gpus, "host": node.ip, "cache": cache})
+            engines[name] = engine.model_copy(update={"gpus": placements[name].gpus, "host": node.ip, "cache": cache})
     caches = {
         f"{name}-{node.name}": cache.model_copy(update={"host": node.ip})
         for name, cache in profile.caches.items()
@@ -49,17 +49,23 @@ def part(profile: Profile, node: Node, seats: Mapping[str, Placement]) -> Profil
     return profile.model_copy(update={"engines": engines, "caches": caches})
 
 
-def merge(profile: Profile, seats: Mapping[str, Placement], facts: Mapping[Node, Facts], on: Mapping[str, Any]) -> Plan:
+def merge(
+    profile: Profile, placements: Mapping[str, Placement], facts: Mapping[Node, Facts], on: Mapping[str, Any]
+) -> Plan:
     """The plan of the whole fleet. Raises ProfileError for what could never run or share."""
-    of_engines = {name: facts[seat.node] for name, seat in seats.items()}
-    kin = {
+    of_engines = {name: facts[placement.node] for name, placement in placements.items()}
+    fingerprints = {
         name: compatibility.fingerprints_of(profile, name, next(iter(facts.values())), of_engines)
         for name in profile.caches
     }
     plans: dict[Node, Plan] = {}
-    for node, seen in facts.items():
-        mine = part(profile, node, seats)
-        plans[node] = make(mine, seen, {name: kin[name.removesuffix(f"-{node.name}")] for name in mine.caches})
+    for node, node_facts in facts.items():
+        part_of_node = part(profile, node, placements)
+        plans[node] = make(
+            part_of_node,
+            node_facts,
+            {name: fingerprints[name.removesuffix(f"-{node.name}")] for name in part_of_node.caches},
+        )
     specs = [spec for plan in plans.values() for spec in plan.services]
     _refuse_apart(profile, specs)
     refuse_strays(specs)
@@ -81,17 +87,17 @@ def merge(profile: Profile, seats: Mapping[str, Placement], facts: Mapping[Node,
 
 def _problems(plans: Mapping[Node, Plan]) -> list[Problem]:
     """Those of all nodes; a secret that is not set is missing once, wherever it is needed."""
-    found = [
+    problems = [
         one if one.kind == "secret" else one.of_node(node.name) for node, plan in plans.items() for one in plan.problems
     ]
-    seen: dict[str, tuple[Node, str]] = {}
+    node_facts: dict[str, tuple[Node, str]] = {}
     for node, plan in plans.items():
         for model, digest in plan.models.items():
-            other, theirs = seen.setdefault(model, (node, digest))
-            if digest and theirs and digest != theirs:
+            other, digest_there = node_facts.setdefault(model, (node, digest))
+            if digest and digest_there and digest != digest_there:
                 text = f"model {model} is not the same on {other.name} and {node.name}: other weights or config"
-                found.append(Problem("weights", text, place=node.name))
-    return list(dict.fromkeys(found))
+                problems.append(Problem("weights", text, place=node.name))
+    return list(dict.fromkeys(problems))
 
 
 def _refuse_apart(profile: Profile, specs: Collection[ServiceSpec]) -> None:

@@ -38,50 +38,50 @@ def plan(profile: Profile, ray: Ray, project: Project, environ: Mapping[str, str
     """
     cluster.join(ray.address)
     before = saved_plan(project)
-    known = {node.id: node.name for node in before.nodes} if before else {}
+    node_names = {node.id: node.name for node in before.nodes} if before else {}
     if (project.load(strict=False) or {}).get("released"):
         before = None  # nothing of it runs, and its seats were given back
-    live = cluster.nodes(known)
-    seats = _previous_placements(profile, before, live)
+    live = cluster.nodes(node_names)
+    placements = _previous_placements(profile, before, live)
     # Engines of one cache stand together: what spreads seats puts neighbours on different nodes.
     order = sorted(profile.engines.items(), key=lambda item: item[1].cache or "~")
-    wanted = {name: layout.gpu_count(engine) for name, engine in order if name not in seats}
+    gpu_counts = {name: layout.gpu_count(engine) for name, engine in order if name not in placements}
     groups = list(before.on.get("groups", ())) if before else []
     with ExitStack() as undo:
-        if wanted:
+        if gpu_counts:
             fresh = f"{run_name(project)}-{secrets.token_hex(3)}"
-            seats |= cluster.place(fresh, wanted, ray.placement, live, keep=keep)
+            placements |= cluster.place(fresh, gpu_counts, ray.placement, live, keep=keep)
             groups.append(fresh)
             undo.callback(cluster.release, [fresh])
         agents = _Agents(run_name(project), keep=keep)
         if not before:
             undo.callback(agents.end)
-        facts = agents.survey(profile, seats, environ)
+        facts = agents.survey(profile, placements, environ)
         on = {"launcher": "ray", "address": cluster.address(), "groups": groups}
-        planned = layout.merge(profile, seats, facts, on)
+        fleet_plan = layout.merge(profile, placements, facts, on)
         parts: tuple[Part, ...] = ("config", "weights")
         for part in parts:
-            if not keep or not planned.fetch or planned.missing:
+            if not keep or not fleet_plan.fetch or fleet_plan.missing:
                 break
-            agents.fetch(profile, seats, facts, environ, part)
-            facts = agents.survey(profile, seats, environ)
-            planned = layout.merge(profile, seats, facts, on)
-        if keep and not planned.missing:
-            planned = replace(planned, problems=(*planned.problems, *agents.vouch(planned, facts)))
-        if keep and not planned.missing:
+            agents.fetch(profile, placements, facts, environ, part)
+            facts = agents.survey(profile, placements, environ)
+            fleet_plan = layout.merge(profile, placements, facts, on)
+        if keep and not fleet_plan.missing:
+            fleet_plan = replace(fleet_plan, problems=(*fleet_plan.problems, *agents.vouch(fleet_plan, facts)))
+        if keep and not fleet_plan.missing:
             undo.pop_all()
-    return planned
+    return fleet_plan
 
 
 def _previous_placements(profile: Profile, before: Plan | None, live: Mapping[str, Node]) -> dict[str, Placement]:
     """The seats of engines that were started and still fit."""
-    seats: dict[str, Placement] = {}
+    placements: dict[str, Placement] = {}
     nodes = {node.name: live.get(node.id) for node in before.nodes} if before else {}
     for spec in before.engines if before else ():
         engine, node = profile.engines.get(spec.name), nodes.get(spec.node)
         if engine and node and layout.gpu_count(engine) == len(spec.gpus):
-            seats[spec.name] = Placement(node, spec.gpus)
-    return seats
+            placements[spec.name] = Placement(node, spec.gpus)
+    return placements
 
 
 class _Agents:
@@ -99,16 +99,18 @@ class _Agents:
         except NodeLostError as error:
             raise PreflightError(str(error), "see `ray status`, and Ray's logs on that node") from None
 
-    def survey(self, profile: Profile, seats: Mapping[str, Placement], environ: Mapping[str, str]) -> dict[Node, Facts]:
+    def survey(
+        self, profile: Profile, placements: Mapping[str, Placement], environ: Mapping[str, str]
+    ) -> dict[Node, Facts]:
         """The facts of each node, one after the other: no port is given twice in a run."""
         facts: dict[Node, Facts] = {}
-        for bare in sorted({seats[name].node for name in profile.engines}, key=lambda node: node.name):
-            version, device = self._ask(bare, "hello")
+        for node in sorted({placements[name].node for name in profile.engines}, key=lambda node: node.name):
+            version, device = self._ask(node, "hello")
             if version != __version__:
-                raise PreflightError(f"{bare.name} has kvdemo {version}, this is {__version__}", "install the same")
-            taken = [port for seen in facts.values() for port in seen.ports.values()]
-            found = self._ask(bare, "survey", layout.part(profile, bare, seats), taken)
-            facts[replace(bare, device=device)] = replace(
+                raise PreflightError(f"{node.name} has kvdemo {version}, this is {__version__}", "install the same")
+            ports_in_use = [port for node_facts in facts.values() for port in node_facts.ports.values()]
+            found = self._ask(node, "survey", layout.part(profile, node, placements), ports_in_use)
+            facts[replace(node, device=device)] = replace(
                 found, secrets=frozenset(name for name in profile.secrets if environ.get(name))
             )
         return facts
@@ -116,22 +118,24 @@ class _Agents:
     def fetch(
         self,
         profile: Profile,
-        seats: Mapping[str, Placement],
+        placements: Mapping[str, Placement],
         facts: Mapping[Node, Facts],
         environ: Mapping[str, str],
         part: Part,
     ) -> None:
         """Download what nodes lack, one after the other: they may share a directory."""
         secrets = {name: environ[name] for name in profile.secrets if environ.get(name)}
-        for node, seen in facts.items():
-            self._ask(node, "fetch", layout.part(profile, node, seats), seen, secrets, part, timeout=DOWNLOAD)
+        for node, node_facts in facts.items():
+            self._ask(
+                node, "fetch", layout.part(profile, node, placements), node_facts, secrets, part, timeout=DOWNLOAD
+            )
 
     def vouch(self, plan: Plan, facts: Mapping[Node, Facts]) -> list[Problem]:
         """What does not load together on the nodes."""
         found: list[Problem] = []
-        for node, seen in facts.items():
+        for node, node_facts in facts.items():
             specs = [spec for spec in plan.services if spec.node == node.name]
-            stamps = {python: one.stamp for python, one in seen.interpreters.items()}
+            stamps = {python: one.stamp for python, one in node_facts.interpreters.items()}
             found += self._ask(node, "vouch", specs, stamps)
         return found
 

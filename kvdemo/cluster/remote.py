@@ -66,15 +66,15 @@ class Remote:
 
     def _ask(self, node: str, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> Any:
         """The agent's answer. Raises Lost."""
-        there, alive = self.nodes[node], self._alive
+        home, alive = self.nodes[node], self._alive
         if isinstance(alive, str):
             raise NodeLostError(alive)
-        if there.id not in alive:
-            raise NodeLostError(f"node {there.name} ({there.ip}) is gone from the cluster")
-        agent = cluster.agent(self.run, there, create=create)
+        if home.id not in alive:
+            raise NodeLostError(f"node {home.name} ({home.ip}) is gone from the cluster")
+        agent = cluster.agent(self.run, home, create=create)
         own = ("start", "prepare", "sees", "stop", "erase", "logs_of", "log_of")
         words = (method, *arguments) if method in own else ("call", method, *arguments)
-        return cluster.ask(agent, there, *words, timeout=timeout + (cluster.START_PATIENCE if create else 0))
+        return cluster.ask(agent, home, *words, timeout=timeout + (cluster.START_PATIENCE if create else 0))
 
     def _ask_all(self, method: str, *arguments: Any, timeout: float = ANSWER, create: bool = False) -> dict[str, Any]:
         """The answers of all nodes that give one."""
@@ -113,8 +113,8 @@ class Remote:
         """Every node notes its own."""
         self.released = False
         for node in self.plan.nodes:
-            mine = tuple(spec for spec in self.plan.services if spec.node == node.name)
-            self._ask(node.name, "prepare", replace(self.plan, services=mine).to_json(), fresh, create=True)
+            specs_here = tuple(spec for spec in self.plan.services if spec.node == node.name)
+            self._ask(node.name, "prepare", replace(self.plan, services=specs_here).to_json(), fresh, create=True)
         return {"released": False, "unseen": {}}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
@@ -150,10 +150,10 @@ class Remote:
         if self.released and self.homes[service] not in self.unseen:
             return None
         try:
-            found: Status | None = self._ask(self.homes[service], "status", service)
+            answer: Status | None = self._ask(self.homes[service], "status", service)
         except NodeLostError as error:
             return Status(0, alive=False, guarded=False, lost=str(error))
-        return found
+        return answer
 
     def wait_for_end(self, service: str, timeout: float) -> bool:
         """What is lost has ended for us."""
@@ -168,8 +168,8 @@ class Remote:
 
     def logs(self, *, previous: bool = False) -> list[str]:
         """Those on the nodes, and the copies of those that were stopped."""
-        there = {name for names in self._ask_all("logs_of", previous).values() for name in names}
-        return sorted(there | set(self.copies.logs(previous=previous)))
+        names = {name for names in self._ask_all("logs_of", previous).values() for name in names}
+        return sorted(names | set(self.copies.logs(previous=previous)))
 
     def read_log(
         self, service: str, place: Place = BEGIN, *, previous: bool = False, last: int = 0
@@ -177,10 +177,10 @@ class Remote:
         """From its node, or else what was copied of it."""
         try:
             words = ("log_of", service, place, previous, last)
-            found: tuple[Place, bytes] = self._ask(self.homes[service], *words, timeout=30)
+            answer: tuple[Place, bytes] = self._ask(self.homes[service], *words, timeout=30)
         except (NodeLostError, KeyError):
             return self.copies.read_log(service, place, previous=previous, last=last)
-        return found
+        return answer
 
     def log_end(self, service: str) -> bytes:
         """From its node, or else of what was copied of it."""
@@ -228,31 +228,31 @@ class Remote:
         A node that is dead to its cluster, and cannot be reached either, is unseen for as long as its agent may take to
         notice that it is cut off.
         """
-        found = Remains(checked={"ports": 0, "segments": 0, "gpus": 0})
+        remains = Remains(checked={"ports": 0, "segments": 0, "gpus": 0})
         unseen: dict[str, float] = {}
         for name, node in self.nodes.items():
-            mine = [spec for spec in specs if spec.node == name]
+            specs_here = [spec for spec in specs if spec.node == name]
             try:
-                there = self._ask(name, "remains", mine, runs, timeout=90, create=True)
+                answer = self._ask(name, "remains", specs_here, runs, timeout=90, create=True)
             except NodeLostError as error:
-                answers = {spec.name: health.request(spec.url, "/health", timeout=2) for spec in mine}
+                answers = {spec.name: health.request(spec.url, "/health", timeout=2) for spec in specs_here}
                 answering = [service for service, (status, _) in answers.items() if status]
                 dead = not isinstance(self._alive, str) and node.id not in self._alive
                 refused = all(b"refused" in reason for _, reason in answers.values())
                 since = self.unseen.get(name, time.time())
-                given_up = time.time() - since > GIVEN_UP + max([spec.stop_timeout for spec in mine], default=0)
-                told = f"{', '.join(answering or answers)} on {name} ({error})"
+                given_up = time.time() - since > GIVEN_UP + max([spec.stop_timeout for spec in specs_here], default=0)
+                problem = f"{', '.join(answering or answers)} on {name} ({error})"
                 if answering:
-                    found.processes.append(told)
+                    remains.processes.append(problem)
                 elif (dead and (refused or given_up)) or (self.ended_whole and refused):
-                    found.gone.append(told)
+                    remains.gone.append(problem)
                 else:
-                    found.unseen.append(told)
+                    remains.unseen.append(problem)
                     unseen[name] = since
                 continue
-            found.add(there, name)
+            remains.add(answer, name)
         self.unseen = unseen
-        return found
+        return remains
 
     def release(self) -> None:
         """End the agents, and give the seats back, if there is a cluster to give them to."""

@@ -104,9 +104,9 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
         session.connect()
         if task.options.context is None:
             output.follow(Notice(bench.shorten(session)))
-        prepared = session.prepare()
+        prompt = session.prepare()
         bench.check(session)
-        facts = conditions.of(session, task.name, environ) | prepared
+        facts = conditions.of(session, task.name, environ) | prompt
         facts["nice"] = dict(task.nice)
         name = f"{task.plan.project}-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}"
         recorder = Recorder(output.directory, name, facts)
@@ -222,5 +222,5 @@ def gate(result: Result, gain: float) -> None:
         if speedup.median < gain:
             raise GateError(f"{whose}reuse is {reached} faster (TTFT), {gain:g}x was expected")
         if gain > 1 and effect.of(speedup, result.noise_floor) is not Effect.FASTER:
-            sure = f"{whose}reuse is within noise ({reached}, {table.spread(speedup, 'x')})"
-            raise GateError(f"{sure}, {gain:g}x was expected", "measure more --trials")
+            interval = f"{whose}reuse is within noise ({reached}, {table.spread(speedup, 'x')})"
+            raise GateError(f"{interval}, {gain:g}x was expected", "measure more --trials")

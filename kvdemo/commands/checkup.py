@@ -25,30 +25,30 @@ def run(profile: Path | None, project_name: str, *, as_json: bool) -> None:
     if profile is None:
         _show(doctor.of_machine(sys.executable, os.environ, Path.cwd()), as_json=as_json)
     else:
-        results = Path("results")  # where `bench` saves them unless told otherwise
+        checks_done = Path("results")  # where `bench` saves them unless told otherwise
         project = scope.project_of(profile, project_name)
-        _show(doctor.of_profile(scope.profile_of(profile, project), project, os.environ, results), as_json=as_json)
+        _show(doctor.of_profile(scope.profile_of(profile, project), project, os.environ, checks_done), as_json=as_json)
 
 
 def _show(checks: Generator[Check], *, as_json: bool) -> None:
-    found: list[Check] = []
+    checks_done: list[Check] = []
     with closing(checks) as stream:
         for check in stream:
-            found.append(check)
+            checks_done.append(check)
             if not as_json:
                 terminal.out.print(_line(check))
-    failed = [check for check in found if check.level is Level.FAILURE]
+    failed = [check for check in checks_done if check.level is Level.FAILURE]
     if as_json:
-        predicted = next((check.values for check in found if check.name == "prediction" and check.values), None)
-        document = {"ok": not failed, "checks": [asdict(check) for check in found], "prediction": predicted}
+        predicted = next((check.values for check in checks_done if check.name == "prediction" and check.values), None)
+        document = {"ok": not failed, "checks": [asdict(check) for check in checks_done], "prediction": predicted}
         terminal.out.out(json.dumps(document), highlight=False)
     if failed:
         names = ", ".join(dict.fromkeys(check.name for check in failed))
-        raise PreflightError(f"{len(failed)} of {len(found)} checks failed: {names}", "mend them in this order")
+        raise PreflightError(f"{len(failed)} of {len(checks_done)} checks failed: {names}", "mend them in this order")
     if not as_json:
-        warned = sum(check.level is Level.WARNING for check in found)
-        rest = f", {warned} with a warning" if warned else ""
-        terminal.out.print(f"{len(found)} checks, none failed{rest}.")
+        warnings = sum(check.level is Level.WARNING for check in checks_done)
+        rest = f", {warnings} with a warning" if warnings else ""
+        terminal.out.print(f"{len(checks_done)} checks, none failed{rest}.")
 
 
 def _line(check: Check) -> Text:

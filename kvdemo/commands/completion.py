@@ -24,8 +24,8 @@ def projects(incomplete: str) -> list[str]:
 
 def services(ctx: typer.Context, incomplete: str) -> list[str]:
     """Services of the project or profile that the command line names; else of the one that is up."""
-    there = _matching(lambda: _services(ctx.params), incomplete)
-    return [name for name in there if name not in (ctx.params.get("services") or ())]
+    candidates = _matching(lambda: _services(ctx.params), incomplete)
+    return [name for name in candidates if name not in (ctx.params.get("services") or ())]
 
 
 def profiles(incomplete: str) -> list[str]:
@@ -42,20 +42,22 @@ def _services(params: dict[str, Any]) -> list[str]:
         path = params["profile"] or workdir.find_profile()
         profile = load(Path(path), os.environ) if path else None
         return [*profile.caches, *profile.engines] if profile else []
-    there = state.projects(state.root(os.environ))
+    candidates = state.projects(state.root(os.environ))
     name = (
-        params.get("project_name") or os.environ.get("KVDEMO_PROJECT") or (workdir.project() if len(there) > 1 else "")
+        params.get("project_name")
+        or os.environ.get("KVDEMO_PROJECT")
+        or (workdir.project() if len(candidates) > 1 else "")
     )
-    plans = [survey.saved_plan(project) for project in there if name in ("", project.name)]
+    plans = [survey.saved_plan(project) for project in candidates if name in ("", project.name)]
     return [spec.name for plan in plans if plan for spec in plan.services]
 
 
 def _profiles(directory: Path) -> list[str]:
     from kvdemo.commands import workdir  # noqa: PLC0415
 
-    found = sorted(directory.iterdir())
-    named = [str(path) for path in found if path.suffix in workdir.SUFFIXES]
-    return named + [f"{path}/" for path in found if path.is_dir() and not path.name.startswith(".")]
+    entries = sorted(directory.iterdir())
+    names = [str(path) for path in entries if path.suffix in workdir.SUFFIXES]
+    return names + [f"{path}/" for path in entries if path.is_dir() and not path.name.startswith(".")]
 
 
 def _matching(names: Callable[[], list[str]], incomplete: str) -> list[str]:

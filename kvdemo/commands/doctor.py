@@ -83,7 +83,7 @@ def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
 
 def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
     """Each interpreter once, with the environment and on the device of the first engine that it runs; which work."""
-    here = {gpu.index for gpu in facts.gpus}
+    indices = {gpu.index for gpu in facts.gpus}
     folder = root(environ) / imports.FOLDER
     working = set()
     for python, interpreter in facts.interpreters.items():
@@ -91,7 +91,7 @@ def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Gener
         spec = next((spec for spec in users if spec.kind == "engine"), users[0])
         kinds = imports.kinds(users)
         variables = environment.of_service(environ, spec.env, ())
-        if not {*spec.gpus} <= here:
+        if not {*spec.gpus} <= indices:
             yield checks.versions(interpreter)
         elif (yield from _interpreter(interpreter, variables, folder, gpu=bool(spec.gpus), kinds=kinds)):
             working.add(python)
@@ -122,12 +122,12 @@ def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Itera
         except PreflightError as error:
             yield checks.failure("model", str(error), error.hint)
             continue
-        home = runtime.cache_dir({**environ, **repository.engine.env})
-        free = machine.free(home)
+        cache_dir = runtime.cache_dir({**environ, **repository.engine.env})
+        free = machine.free(cache_dir)
         name = repository.name
-        text = f"{name} can be downloaded: {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free in {home}"
-        enough = free > size
-        yield checks.ok("model", text) if enough else checks.failure("model", text, "set HF_HOME to a larger disk")
+        text = f"{name} can be downloaded: {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free in {cache_dir}"
+        fits = free > size
+        yield checks.ok("model", text) if fits else checks.failure("model", text, "set HF_HOME to a larger disk")
 
 
 def _model(profile: Profile, facts: Facts, reader: ServiceSpec | None) -> Model:

@@ -17,9 +17,9 @@ def questions(plan: Plan, names: Collection[str], environ: Mapping[str, str]) ->
     """
     if plan.on or plan.attached:
         return
-    chosen = set(names) or {spec.name for spec in plan.services}
-    chosen |= {spec.cache for spec in plan.services if spec.name in chosen}
-    yield from imports.questions([spec for spec in plan.services if spec.name in chosen], plan.stamps, environ)
+    names_to_check = set(names) or {spec.name for spec in plan.services}
+    names_to_check |= {spec.cache for spec in plan.services if spec.name in names_to_check}
+    yield from imports.questions([spec for spec in plan.services if spec.name in names_to_check], plan.stamps, environ)
 
 
 def refuse(question: Question) -> str:
@@ -27,10 +27,10 @@ def refuse(question: Question) -> str:
 
     Raises PreflightError if something does not load, with what to install.
     """
-    bad, answered = question.doubt()
-    if bad is None:
+    outcomes, answered = question.doubt()
+    if outcomes is None:
         return ""
     if not answered:
-        return f"it could not be checked whether the packages of {question.python} load together: {bad.text}"
-    text = f"the packages of {question.python} do not load together\n  load {bad.step}: {bad.text}"
-    raise PreflightError(text, bad.fix)
+        return f"it could not be checked whether the packages of {question.python} load together: {outcomes.text}"
+    text = f"the packages of {question.python} do not load together\n  load {outcomes.step}: {outcomes.text}"
+    raise PreflightError(text, outcomes.fix)

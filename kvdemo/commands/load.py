@@ -143,7 +143,7 @@ def rates(text: str) -> tuple[float, ...]:
     return tuple(sorted(values))
 
 
-def measure(project: Project, asked: Options, options: Load, follow: progress.Follower) -> None:
+def measure(project: Project, settings: Options, options: Load, follow: progress.Follower) -> None:
     """Measure a fleet that is up, save, print.
 
     Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed.
@@ -156,24 +156,24 @@ def measure(project: Project, asked: Options, options: Load, follow: progress.Fo
     plan = fleet.load_plan(project)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
-    about = experiment.Traffic(plan, replace(_with_document(plan, asked, options.context), run_id=run_id, key=key))
-    _ready(project, {spec.name for engines in about.sides.values() for spec in engines})
+    traffic = experiment.Traffic(plan, replace(_with_document(plan, settings, options.context), run_id=run_id, key=key))
+    _ready(project, {spec.name for engines in traffic.sides.values() for spec in engines})
     saved = PartialRun(
         options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
     )
-    about.finishing = lambda number: follow(
+    traffic.finishing = lambda number: follow(
         Notice(f"interrupted: {number} requests at engines with a cache are finished first (Ctrl-C again hangs up)")
     )
     interrupted, died = False, []
     try:
-        _drive(about, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
+        _drive(traffic, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
     except KeyboardInterrupt:
         if saved.recorder is None:
             raise
         interrupted = True
     finally:
-        died = [ended for engines in about.sides.values() if (ended := runner.settle(engines, key))]
-        experiment.forget(plan, run_id, about.sides)
+        died = [ended for engines in traffic.sides.values() if (ended := runner.settle(engines, key))]
+        experiment.forget(plan, run_id, traffic.sides)
     result = _finish(saved, follow, as_json=options.json)
     if interrupted:
         follow(Notice(f"interrupted: what was measured is in {saved.name}.jsonl"))
@@ -194,15 +194,15 @@ class PartialRun:
     recorder: PhaseRecorder | None = None
 
 
-def _drive(about: Traffic, saved: PartialRun, machine: Mapping[str, Any], show: progress.Follower) -> None:
+def _drive(traffic: Traffic, saved: PartialRun, machine: Mapping[str, Any], show: progress.Follower) -> None:
     """Warm up, then save every phase before the next begins."""
     from kvdemo.judge.traffic import Phase
     from kvdemo.judge.trafficfile import PhaseRecorder
 
-    prepared = _warm_up(about, show)
-    saved.conditions = {**machine, **about.conditions(prepared)}
+    warm_up = _warm_up(traffic, show)
+    saved.conditions = {**machine, **traffic.conditions(warm_up)}
     saved.recorder = PhaseRecorder(saved.directory, saved.name, saved.conditions)
-    with closing(about.run(prepared)) as events:
+    with closing(traffic.run(warm_up)) as events:
         for event in events:
             if isinstance(event, Phase):
                 saved.phases.append(event)
@@ -246,9 +246,9 @@ def report(path: Path, html: Path | None, *, as_json: bool) -> None:
     terminal.err.print(f"Report: {target}", markup=False)
 
 
-def _warm_up(about: Traffic, show: progress.Follower) -> WarmUp:
+def _warm_up(traffic: Traffic, show: progress.Follower) -> WarmUp:
     """Warm up, showing how far it is."""
-    stream = about.prepare()
+    stream = traffic.prepare()
     while True:
         try:
             doing = next(stream)
@@ -257,16 +257,16 @@ def _warm_up(about: Traffic, show: progress.Follower) -> WarmUp:
         show(doing)
 
 
-def _with_document(plan: Plan, asked: Options, path: Path | None) -> Options:
+def _with_document(plan: Plan, settings: Options, path: Path | None) -> Options:
     """The options with the document's text and the profile's questions. Raises UsageError without a document."""
     from kvdemo.bench import context
 
-    chosen = path or (Path(plan.bench["context"]) if plan.bench.get("context") else None)
-    if chosen is None:
+    document_path = path or (Path(plan.bench["context"]) if plan.bench.get("context") else None)
+    if document_path is None:
         raise UsageError("no context: the profile names none", "give a text file: --context FILE")
-    questions = tuple(plan.bench.get("questions") or asked.questions)
+    questions = tuple(plan.bench.get("questions") or settings.questions)
     system = str(plan.bench.get("system", ""))
-    return replace(asked, document=context.read(chosen), system=system, questions=questions)
+    return replace(settings, document=context.read(document_path), system=system, questions=questions)
 
 
 def _ready(project: Project, engines: set[str]) -> None:

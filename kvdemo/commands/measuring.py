@@ -77,12 +77,12 @@ def report(
 
         load.report(result, html, as_json=json)
         return
-    held = savedrun.run(result)
-    target = page.save(html or result.with_suffix(".html"), page.render(held.result, held.samples or ()))
+    run = savedrun.run(result)
+    target = page.save(html or result.with_suffix(".html"), page.render(run.result, run.samples or ()))
     if json:
-        typer.echo(held.to_json())
+        typer.echo(run.to_json())
     else:
-        terminal.out.print(tables.result(held.result, held.samples or (), verbose=verbose))
+        terminal.out.print(tables.result(run.result, run.samples or (), verbose=verbose))
     terminal.err.print(f"Report: {target}", markup=False)
 
 

@@ -11,8 +11,8 @@ from kvdemo import __version__, backends
 from kvdemo.commands import completion
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"kvdemo {__version__}")
         raise typer.Exit
 

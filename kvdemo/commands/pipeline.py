@@ -74,8 +74,8 @@ class Pipeline:
 
     def _write(self, problem: Problem | None) -> None:
         if self.junit:
-            made = junit.cases(self.result, self.gain, problem)
-            document = junit.xml(made, self.result, time.strftime("%Y-%m-%dT%H:%M:%S"), socket.gethostname())
+            cases = junit.cases(self.result, self.gain, problem)
+            document = junit.xml(cases, self.result, time.strftime("%Y-%m-%dT%H:%M:%S"), socket.gethostname())
             _write(self.junit, document, "w")
         if self.github:
             self._annotate(problem)
@@ -83,9 +83,9 @@ class Pipeline:
             self._output()
 
     def _annotate(self, problem: Problem | None) -> None:
-        told = problem.message if problem else ""
+        text = problem.message if problem else ""
         for complaint in findings.complaints(self.result) if self.result else ():
-            if complaint not in told:
+            if complaint not in text:
                 typer.echo(markdown.annotation("warning", "kvdemo bench", complaint))
         if problem:
             message = "\n".join(filter(None, (problem.message, problem.hint)))

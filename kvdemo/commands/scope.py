@@ -60,12 +60,12 @@ def plan(path: Path, project: Project, *, fetch: bool = False) -> Plan:
     if profile.on.ray:
         from kvdemo.cluster import placements  # noqa: PLC0415
 
-        planned = placements.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
+        fleet_plan = placements.plan(profile, profile.on.ray, project, os.environ, keep=fetch)
     else:
-        planned = _local_plan(profile, project, fetch)
-    for warning in planned.warnings if fetch else ():
+        fleet_plan = _local_plan(profile, project, fetch)
+    for warning in fleet_plan.warnings if fetch else ():
         terminal.err.print(f"warning: {warning}", markup=False)
-    return planned
+    return fleet_plan
 
 
 def plan_for_export(path: Path, project: Project) -> Plan:
@@ -80,25 +80,25 @@ def plan_for_export(path: Path, project: Project) -> Plan:
         name: engine.model_copy(update={"gpus": tuple(next(numbers) for _ in range(layout.gpu_count(engine)))})
         for name, engine in profile.engines.items()
     }
-    planned = _local_plan(profile.model_copy(update={"on": type(profile.on)(), "engines": engines}), project, False)
-    return replace(planned, on={"address": profile.on.ray.address})
+    fleet_plan = _local_plan(profile.model_copy(update={"on": type(profile.on)(), "engines": engines}), project, False)
+    return replace(fleet_plan, on={"address": profile.on.ray.address})
 
 
 def _local_plan(profile: Profile, project: Project, fetch: bool) -> Plan:
     """The plan of this machine."""
     facts = survey.survey(profile, project, os.environ)
-    planned = planning.make(profile, facts)
+    fleet_plan = planning.make(profile, facts)
     # The config first: whoever has too little memory should hear of it before 15 GB are downloaded.
     for part in ("config", "weights"):
-        if not fetch or not planned.fetch or planned.missing:
+        if not fetch or not fleet_plan.fetch or fleet_plan.missing:
             break
         for repository in compatibility.absent(profile, facts):
             if part == "weights":
                 terminal.out.print(f"Downloading {repository.name} from Hugging Face (once) ...")
             hub.download(repository, facts.default_python, os.environ, part)
         facts = survey.survey(profile, project, os.environ)
-        planned = planning.make(profile, facts)
-    return planned
+        fleet_plan = planning.make(profile, facts)
+    return fleet_plan
 
 
 def page_library() -> None:
@@ -120,11 +120,11 @@ def projects(stores: bool = False, *, marked: bool = False) -> list[Project]:
     With ``marked`` those as well of which a process runs although nothing of them is written down any more.
     """
     base = state.root(os.environ)
-    known = state.projects(base, stores=stores)
-    chosen = {p.name: p for p in known if survey.saved_plan(p) or p.records() or (stores and p.stores.is_file())}
+    on_disk = state.projects(base, stores=stores)
+    selection = {p.name: p for p in on_disk if survey.saved_plan(p) or p.records() or (stores and p.stores.is_file())}
     if marked:
-        chosen |= {path.name: Project(base, path.name) for path in marks.services() if path.parent == base}
-    return [chosen[name] for name in sorted(chosen)]
+        selection |= {path.name: Project(base, path.name) for path in marks.services() if path.parent == base}
+    return [selection[name] for name in sorted(selection)]
 
 
 def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
@@ -132,11 +132,11 @@ def project(name: str, *, logs: bool = False, stores: bool = False) -> Project:
 
     Raises NotReadyError if there is none, UsageError if there are several.
     """
-    chosen = _select(name, logs=logs, stores=stores)
-    names, profile = chosen.secrets()
+    selection = _select(name, logs=logs, stores=stores)
+    names, profile = selection.secrets()
     if profile:
         _take_secrets(names, Path(profile))
-    return chosen
+    return selection
 
 
 def _select(name: str, *, logs: bool, stores: bool) -> Project:
@@ -161,10 +161,10 @@ def to_stop(name: str, *, everything: bool, stores: bool) -> list[Project]:
     if everything:
         return projects(stores, marked=True)
     try:
-        chosen = project(name, stores=stores)
+        selection = project(name, stores=stores)
     except NotReadyError:
         return []
-    return [chosen] if os.path.lexists(chosen.dir) or marks.in_directory(chosen.dir, ()) else []
+    return [selection] if os.path.lexists(selection.dir) or marks.in_directory(selection.dir, ()) else []
 
 
 def name_damaged() -> list[dict[str, str]]:
@@ -184,21 +184,21 @@ def name_damaged() -> list[dict[str, str]]:
 
 def services_of_all(*, as_json: bool) -> None:
     """Print the services of every project; one that cannot be asked keeps no other."""
-    listed = []
+    documents = []
     for one in projects(marked=True):
         try:
             events = fleet.status(one, os.environ)
         except KvdemoError as error:
-            listed.append({"project": one.name, "services": [], **_unknown(one, error)})
+            documents.append({"project": one.name, "services": [], **_unknown(one, error)})
             continue
-        listed.append(terminal.services_document(one.name, events))
+        documents.append(terminal.services_document(one.name, events))
         if not as_json:
             terminal.out.print(f"{one.name}:")
             terminal.out.print(terminal.table(events))
     damaged = name_damaged()
     if as_json:
-        terminal.out.print_json(data={"projects": listed, "damaged": damaged})
-    elif not listed:
+        terminal.out.print_json(data={"projects": documents, "damaged": damaged})
+    elif not documents:
         terminal.out.print("Nothing is up.")
 
 

@@ -45,30 +45,30 @@ def access(python: str, environ: Mapping[str, str]) -> dict[str, str]:
     return answers
 
 
-def text_of(chosen: Choice, model: Path, python: str) -> str:
+def text_of(selection: Choice, model: Path, python: str) -> str:
     """The shipped profile with its comments and the changes that were chosen; its paths are those from here.
 
     Raises:
         KeyError: the shipped profile does not hold what has to be replaced.
     """
-    text = (shipped.directory() / f"{chosen.kind}.yaml").read_text(encoding="utf-8")
+    text = (shipped.directory() / f"{selection.kind}.yaml").read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     body = "".join(lines[1:]) if lines[0].startswith("# yaml-language-server") else text
-    replaced = dict(chosen.edits)
-    if chosen.model == choice.SMALL:
+    replaced = dict(selection.edits)
+    if selection.model == choice.SMALL:
         replaced |= {old: str(model).replace("$", "$$") for old in ("../.cache/smollm2", choice.GATED) if old in body}
         replaced |= {
-            old: new for old, new in SMALL_EDITS.items() if old in body and chosen.kind in {"one-gpu", "demo4"}
+            old: new for old, new in SMALL_EDITS.items() if old in body and selection.kind in {"one-gpu", "demo4"}
         }
-    elif chosen.model != choice.GATED:
-        replaced[choice.GATED] = chosen.model
+    elif selection.model != choice.GATED:
+        replaced[choice.GATED] = selection.model
     if "../.cache/kv-store" in body:
         replaced["../.cache/kv-store"] = "./kv-store"
     if absent := [old for old in replaced if old not in body]:
         raise KeyError(absent[0])
     if replaced:  # all at once: what one change writes, no other may read
         body = re.sub("|".join(map(re.escape, replaced)), lambda match: replaced[match[0]], body)
-    if chosen.model == choice.SMALL and chosen.kind in {"one-gpu", "demo4"}:
+    if selection.model == choice.SMALL and selection.kind in {"one-gpu", "demo4"}:
         body = QUESTIONS.sub(lambda _: _questions(), body)
     if python:
         quoted = json.dumps(python.replace("$", "$$"), ensure_ascii=False)
@@ -102,22 +102,22 @@ def run(kind: Kind | None, output: Path, python: str, *, force: bool) -> None:
     if holder.problem:
         raise PreflightError(holder.problem, "kvdemo init --python /path/to/python (scripts/setup makes one)")
     visible = gpus.detect(os.environ)
-    asked = kind in {"one-gpu", "demo4"} or (kind is None and bool(visible))
-    chosen = choice.choose(visible, access(python or sys.executable, os.environ) if asked else {}, kind)
+    needs_access = kind in {"one-gpu", "demo4"} or (kind is None and bool(visible))
+    selection = choice.choose(visible, access(python or sys.executable, os.environ) if needs_access else {}, kind)
     model = maker.speaking(os.environ)
-    text = text_of(chosen, model, python)
+    text = text_of(selection, model, python)
     document = document_of(text)
     for path in (output, output.with_name(document)):
         if path.exists() and not force and path.read_bytes() != _shipped_document(document, path):
             raise UsageError(
                 f"{path} is there already", "kvdemo init --force writes it anew; --output FILE writes another"
             )
-    if chosen.model == choice.SMALL and not os.environ.get("KVDEMO_MODEL") and not model.is_dir():
+    if selection.model == choice.SMALL and not os.environ.get("KVDEMO_MODEL") and not model.is_dir():
         terminal.out.print(f"Making SmolLM2-135M-Instruct in {model} (93 MB are fetched, once) ...", markup=False)
         maker.make(model, python or sys.executable)
     _write(output.with_name(document), (shipped.directory() / document).read_text(encoding="utf-8"))
     _write(output, text)
-    terminal.out.print(f"{output} ({chosen.kind}.yaml): {'; '.join(chosen.reasons)}", markup=False)
+    terminal.out.print(f"{output} ({selection.kind}.yaml): {'; '.join(selection.reasons)}", markup=False)
     where = "" if output in {Path("kvdemo.yaml"), Path("kvdemo.yml")} else f" {output}"
     terminal.out.print(f"Next: kvdemo up{where}, kvdemo bench, kvdemo down", markup=False)
 

@@ -22,29 +22,31 @@ REUSES = (1.0, 0.9, 2 / 3, 0.5, 0.0)
 """Shares of requests on documents that were read before, for which the gain is told beside the one asked for."""
 
 
-def simulate(path: Path, asked: Options, l1: str, *, as_json: bool) -> None:
+def simulate(path: Path, settings: Options, l1: str, *, as_json: bool) -> None:
     """Print what a queue with this run's times would serve within the limit. Raises UsageError for another file."""
     from kvdemo.judge.traffic import Limit
     from kvdemo.load import queueing, schedule
 
-    about, service = times(path)
-    limit = Limit(asked.slo_ttft or float(f"{2 * service.cold:.2g}"), asked.slo_share)
-    engines, kept = asked.engines or 2, shelf(about, asked, l1)
-    traffic = schedule.Traffic(asked.documents, asked.reuse, asked.popularity, asked.turns, engines, asked.seed)
+    conditions, service = times(path)
+    limit = Limit(settings.slo_ttft or float(f"{2 * service.cold:.2g}"), settings.slo_share)
+    engines, documents_in_l1 = settings.engines or 2, shelf(conditions, settings, l1)
+    traffic = schedule.Traffic(
+        settings.documents, settings.reuse, settings.popularity, settings.turns, engines, settings.seed
+    )
     rows = []
-    for reuse in dict.fromkeys((asked.reuse, *REUSES)):
+    for reuse in dict.fromkeys((settings.reuse, *REUSES)):
         one = replace(traffic, reuse=reuse)
         requests = max(2000, 20 * engines)
         plain = queueing.capacity(limit, one, service, queueing.Caches(own=1), requests)
-        shared = queueing.capacity(limit, one, service, queueing.Caches(own=1, shared=kept), requests)
+        shared = queueing.capacity(limit, one, service, queueing.Caches(own=1, shared=documents_in_l1), requests)
         gain = shared / plain if plain and shared else None
         rows.append({"reuse": reuse, "plain": plain, "shared": shared, "gain": gain})
     if as_json:
         typer.echo(json.dumps({"mode": "what-if", "slo_ttft": limit.ttft, "slo_share": limit.share, "rows": rows}))
         return
-    fits = "all of them" if kept >= asked.documents else f"{kept:,} of them"
+    fits = "all of them" if documents_in_l1 >= settings.documents else f"{documents_in_l1:,} of them"
     typer.echo(
-        f"Simulated, not measured: {engines:,} engines, {asked.documents:,} documents, L1 holds {fits}, an engine's "
+        f"Simulated, not measured: {engines:,} engines, {settings.documents:,} documents, L1 holds {fits}, an engine's "
         f"own cache the last one; single requests take {service.cold:.3g} s cold, {service.shared:.3g} s shared, "
         f"{service.local:.3g} s local (from {path.name}); first token within {limit.ttft:.3g} s for {limit.share:.0%}."
     )
@@ -67,31 +69,31 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
     from kvdemo.report import savedrun
 
     if trafficfile.is_traffic(path):
-        about = trafficfile.read(path).conditions
-        single = about["single_ttft"]
+        conditions = trafficfile.read(path).conditions
+        single = conditions["single_ttft"]
         shared = next((one for side, one in single.items() if side != PLAIN), None)
         if shared and PLAIN in single:
-            return about, Service(single[PLAIN]["cold"], single[PLAIN]["local"], shared["shared"])
+            return conditions, Service(single[PLAIN]["cold"], single[PLAIN]["local"], shared["shared"])
         raise UsageError(f"{path}: holds no times of a side with a cache and one without")
-    about = json.loads(savedrun.run(path).to_json())
-    median = {row["arm"]: row.get("median_ttft_ms") for row in about["rows"]}
+    conditions = json.loads(savedrun.run(path).to_json())
+    median = {row["arm"]: row.get("median_ttft_ms") for row in conditions["rows"]}
     values = [median.get(arm) for arm in ("cold", "again", "reuse")]
-    known = [value / 1000 for value in values if isinstance(value, int | float) and math.isfinite(value) and value > 0]
-    if len(known) < len(values):
+    proved = [value / 1000 for value in values if isinstance(value, int | float) and math.isfinite(value) and value > 0]
+    if len(proved) < len(values):
         hint = "give a run of `kvdemo bench` that proved them"
         raise UsageError(f"{path}: holds no times of cold, again and reuse", hint)
-    return about, Service(*known)
+    return conditions, Service(*proved)
 
 
-def shelf(about: Mapping[str, Any], asked: Options, l1: str) -> int:
+def shelf(conditions: Mapping[str, Any], settings: Options, l1: str) -> int:
     """How many documents L1 holds: of the size asked for, else that of the run; all of them if nobody knows."""
     from kvdemo.config.quantities import size
 
-    per_token = about.get("kv_bytes_per_token")
-    tokens = asked.document_tokens or about.get("document_tokens") or about.get("prompt_tokens")
-    known = about.get("l1_bytes")
-    saved_size = next(iter(known.values()), 0) if isinstance(known, dict) else 0
+    per_token = conditions.get("kv_bytes_per_token")
+    tokens = settings.document_tokens or conditions.get("document_tokens") or conditions.get("prompt_tokens")
+    l1_bytes = conditions.get("l1_bytes")
+    saved_size = next(iter(l1_bytes.values()), 0) if isinstance(l1_bytes, dict) else 0
     room = size(l1) if l1 else saved_size
     if l1 and not (per_token and tokens):
         raise UsageError("--l1: the run does not say how many bytes of KV a document has")
-    return int(room / (per_token * tokens)) if room and per_token and tokens else asked.documents
+    return int(room / (per_token * tokens)) if room and per_token and tokens else settings.documents

@@ -17,31 +17,31 @@ def find_profile() -> Path | None:
     return next((Path(name) for name in NAMES if Path(name).is_file()), None)
 
 
-def profile(named: Path | None) -> Path:
+def profile(path: Path | None) -> Path:
     """The profile that was named, else the one here.
 
     Raises:
         UsageError: there is neither.
     """
-    chosen = named or find_profile()
-    if chosen is None:
+    profile_path = path or find_profile()
+    if profile_path is None:
         raise UsageError(
             "which PROFILE? None was named, and here is no kvdemo.yaml",
             "kvdemo init writes one that fits this machine; or name one",
         )
-    return chosen
+    return profile_path
 
 
-def arguments(named: Path | None, services: Sequence[str]) -> tuple[Path, list[str]]:
+def arguments(path: Path | None, services: Sequence[str]) -> tuple[Path, list[str]]:
     """Profile and services of ``up [PROFILE] [SERVICE]...``: what is no file may be a service of the profile here.
 
     Raises:
         UsageError: no profile was named, and there is none here.
     """
-    here = find_profile()
-    if named is None or here is None or named.exists() or os.sep in str(named) or named.suffix in SUFFIXES:
-        return profile(named), list(services)
-    return here, [str(named), *services]
+    path_here = find_profile()
+    if path is None or path_here is None or path.exists() or os.sep in str(path) or path.suffix in SUFFIXES:
+        return profile(path), list(services)
+    return path_here, [str(path), *services]
 
 
 def project() -> str:

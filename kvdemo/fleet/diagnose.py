@@ -70,93 +70,99 @@ def root_cause(
     ``oom_kills`` counts what the kernel killed for want of memory while it ran: processes of its control group
     (``oom_ours``), or of the whole machine.
     """
-    read = Evidence(logtext.parse(log))
+    clues = Evidence(logtext.parse(log))
     memory = _memory(oom_kills, oom_ours)
     causes = (
-        _explain(evidence.of_the_failure(read), spec, read),
-        _by_record(read, spec, dying=True),
-        _killed_child(read, memory),
+        _explain(evidence.of_the_failure(clues), spec, clues),
+        _by_record(clues, spec, dying=True),
+        _killed_child(clues, memory),
         _by_signal(code, signal, memory, spec),
-        _explain(evidence.other_faults(read), spec, read),
-        _by_record(read, spec),
+        _explain(evidence.other_faults(clues), spec, clues),
+        _by_record(clues, spec),
         _by_kernel(memory, oom_ours),
-        _explain(evidence.secondary(read), spec, read),
-        _by_pointer(read),
-        _by_status(read, code),
+        _explain(evidence.secondary(clues), spec, clues),
+        _by_pointer(clues),
+        _by_status(clues, code),
     )
     cause = next(cause for cause in causes if cause)
     return replace(cause, line=excerpts.excerpt(cause.line))
 
 
-def _explain(faults: Iterable[Fault], spec: ServiceSpec | None, read: Evidence) -> Cause | None:
+def _explain(faults: Iterable[Fault], spec: ServiceSpec | None, clues: Evidence) -> Cause | None:
     """The cause that the first of these faults is."""
     for fault in faults:
-        return _chain(fault, spec, read)
+        return _chain(fault, spec, clues)
     return None
 
 
-def _chain(fault: Fault, spec: ServiceSpec | None, read: Evidence) -> Cause:
+def _chain(fault: Fault, spec: ServiceSpec | None, clues: Evidence) -> Cause:
     """Of chained exceptions the one with a signature, the least general and the first; else the one that explains."""
-    known = [
-        (signature.general, number, signature, text, raised)
-        for number, raised in enumerate(fault.chain)
-        if not evidence.points(raised)
-        for signature, text in signatures.find(raised.name, raised.message, raised.output, raised.frame)
+    matches = [
+        (signature.general, number, signature, text, exception)
+        for number, exception in enumerate(fault.chain)
+        if not evidence.points(exception)
+        for signature, text in signatures.find(exception.name, exception.message, exception.output, exception.frame)
     ]
-    if known:
-        _, _, signature, text, raised = min(known, key=lambda entry: entry[:2])
-        above = _tool_output_before(signature, fault, read) if signature.code in _TOOLS else None
+    if matches:
+        _, _, signature, text, exception = min(matches, key=lambda entry: entry[:2])
+        above = _tool_output_before(signature, fault, clues) if signature.code in _TOOLS else None
         signature, text = above or (signature, text)
-        return _with_remedy(signature, _line(raised, text), raised, spec, read.served)
-    raised = _explaining([raised for raised in fault.chain if not evidence.points(raised)] or list(fault.chain))
-    return Cause(_line(raised, ""))
+        return _with_remedy(signature, _line(exception, text), exception, spec, clues.served)
+    exception = _explaining(
+        [exception for exception in fault.chain if not evidence.points(exception)] or list(fault.chain)
+    )
+    return Cause(_line(exception, ""))
 
 
-def _tool_output_before(signature: Signature, fault: Fault, read: Evidence) -> tuple[Signature, str] | None:
+def _tool_output_before(signature: Signature, fault: Fault, clues: Evidence) -> tuple[Signature, str] | None:
     """What a compiler or NCCL wrote by itself just before an exception that says no more than that it failed."""
-    near = [line for line in read.lines if fault.first - evidence.NEAR <= line.number < fault.first]
-    told = [line.text for line in near if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text))]
-    for text in reversed(told):
-        for known, _ in signatures.find("", text):
-            if not known.general:
-                return known, text
-    return (signature, told[-1]) if told else None
+    lines_before = [line for line in clues.lines if fault.first - evidence.NEAR <= line.number < fault.first]
+    texts = [
+        line.text for line in lines_before if line.level == "NCCL" or (not line.level and _COMPILER.search(line.text))
+    ]
+    for text in reversed(texts):
+        for other, _ in signatures.find("", text):
+            if not other.general:
+                return other, text
+    return (signature, texts[-1]) if texts else None
 
 
 def _explaining(chain: Sequence[LoggedException]) -> LoggedException:
     """The first, unless it was a mere failed look-up that something more telling followed."""
     first, last = chain[0], chain[-1]
-    caught = any(raised.link in ("context", "next") for raised in chain[1:])
+    caught = any(exception.link in ("context", "next") for exception in chain[1:])
     if caught and last.message and (_LOOKUPS.match(first.short) or evidence.follows(first) or not first.message):
         return last
     return first
 
 
-def _line(raised: LoggedException, text: str) -> str:
+def _line(exception: LoggedException, text: str) -> str:
     """An exception as it is told: name and message, then the line below it that bears the cause, or where it was."""
-    message = raised.message
+    message = exception.message
     if re.match(r"\d+ validation errors? for", message):
-        told = [line.strip() for line in raised.output if line.strip() and "For further information" not in line]
-        value = next((line for line in told if line.startswith(("Value error", "Assertion failed"))), "")
-        return re.sub(r" \[type=\w+, input_value=.*", "", value or f"{raised.short}: {message} {' '.join(told[:2])}")
-    if message.startswith(("Value error, ", "Assertion failed, ", "error: ")) or not raised.name:
+        output = [line.strip() for line in exception.output if line.strip() and "For further information" not in line]
+        value = next((line for line in output if line.startswith(("Value error", "Assertion failed"))), "")
+        return re.sub(
+            r" \[type=\w+, input_value=.*", "", value or f"{exception.short}: {message} {' '.join(output[:2])}"
+        )
+    if message.startswith(("Value error, ", "Assertion failed, ", "error: ")) or not exception.name:
         return message
-    line = f"{raised.name}: {message}" if message else raised.name
+    line = f"{exception.name}: {message}" if message else exception.name
     if text and text != message:
         return f"{line} {text}" if message.endswith(":") else f"{line}: {text}"
-    if message.endswith(":") and raised.output:
-        return f"{line} {' '.join(part.strip() for part in raised.output[:2])}"
-    bare = not message or _LOOKUPS.match(raised.short)
-    return f"{line} ({raised.frame})" if bare and raised.frame else line
+    if message.endswith(":") and exception.output:
+        return f"{line} {' '.join(part.strip() for part in exception.output[:2])}"
+    bare = not message or _LOOKUPS.match(exception.short)
+    return f"{line} ({exception.frame})" if bare and exception.frame else line
 
 
 def _with_remedy(
-    signature: Signature, line: str, raised: LoggedException, spec: ServiceSpec | None, served: bool
+    signature: Signature, line: str, exception: LoggedException, spec: ServiceSpec | None, served: bool
 ) -> Cause:
     """The cause with a remedy that fits this service."""
     code, fix, title = signature.code, signature.remedy, signature.title
     if code == PORT_TAKEN:
-        code, fix = _port(line, raised, spec)
+        code, fix = _port(line, exception, spec)
     if code == OFFLINE and spec and spec.env.get("HF_HUB_OFFLINE") == "1":
         fix = (
             "kvdemo starts engines offline (HF_HUB_OFFLINE=1) once `model` is here; what this engine looks for beside "
@@ -170,11 +176,11 @@ def _with_remedy(
     return Cause(line, fix.format(cache=spec.cache if spec and spec.cache else "CACHE"), code, title)
 
 
-def _port(line: str, raised: LoggedException, spec: ServiceSpec | None) -> tuple[str, str]:
+def _port(line: str, exception: LoggedException, spec: ServiceSpec | None) -> tuple[str, str]:
     """A port of the profile, or one that vLLM chose for itself."""
     number = re.search(r"port:? (\d{2,5})|', (\d{2,5})\)|:(\d{2,5})\b", line)
     port = int(next(group for group in number.groups() if group)) if number else 0
-    own = raised.short.startswith("Dist") or raised.message.startswith("The server socket has failed")
+    own = exception.short.startswith("Dist") or exception.message.startswith("The server socket has failed")
     internal = port not in spec.ports if spec and port else own
     if internal:
         return INTERNAL_PORT, (
@@ -185,9 +191,9 @@ def _port(line: str, raised: LoggedException, spec: ServiceSpec | None) -> tuple
     return PORT_TAKEN, f"another program took {what} since it was checked: leave `port` out, or free it"
 
 
-def _killed_child(read: Evidence, memory: str) -> Cause | None:
+def _killed_child(clues: Evidence, memory: str) -> Cause | None:
     """A process of the service that ended without a word of its own."""
-    lines = [line for line in read.lines if line.level not in ("INFO", "DEBUG") and evidence.CHILD.match(line.text)]
+    lines = [line for line in clues.lines if line.level not in ("INFO", "DEBUG") and evidence.CHILD.match(line.text)]
     if not lines:
         return None
     statuses = [_status(match) for line in lines for match in [_STATUS.search(line.text)] if match]
@@ -196,13 +202,13 @@ def _killed_child(read: Evidence, memory: str) -> Cause | None:
     if number <= 0:
         return Cause(line.text, code="child-failed")
     code, words, fix = signatures.SIGNALS.get(number, (f"signal-{number}", f"signal {number}", ""))
-    told = f"ended by {words}" if statuses else "ended without a word"
+    message = f"ended by {words}" if statuses else "ended without a word"
     if number == 9:
         fix = memory or (
             "most often the kernel killed it for want of host memory (dmesg tells), or somebody did; lower l1, "
             "kv_cache or the number of engines"
         )
-    return Cause(line.text, fix.format(name="NAME"), code, f"a process of the engine {told}")
+    return Cause(line.text, fix.format(name="NAME"), code, f"a process of the engine {message}")
 
 
 def _status(match: re.Match[str]) -> int:
@@ -244,24 +250,24 @@ def _by_kernel(memory: str, oom_ours: bool) -> Cause | None:
     return Cause(line, memory, KILLED, logged=False)
 
 
-def _by_record(read: Evidence, spec: ServiceSpec | None, *, dying: bool = False) -> Cause | None:
+def _by_record(clues: Evidence, spec: ServiceSpec | None, *, dying: bool = False) -> Cause | None:
     """A record at level ERROR that names a known cause, if nothing was done after it; ``dying``: of a dead child's."""
     records = [
-        line for line in read.lines if line.level in ("ERROR", "CRITICAL") and not evidence.NO_CAUSE.search(line.text)
+        line for line in clues.lines if line.level in ("ERROR", "CRITICAL") and not evidence.NO_CAUSE.search(line.text)
     ]
     if dying:
         deaths = [line.number for line in records if evidence.CHILD.match(line.text)]
         records = [line for line in records if deaths and deaths[0] - evidence.NEAR <= line.number < deaths[0]]
     for line in records[-RECORDS:]:
-        if not read.alive_after(line.process, line.number):
+        if not clues.alive_after(line.process, line.number):
             for signature, _ in signatures.find("", line.text):
-                return _with_remedy(signature, line.text, LoggedException("", line.text), spec, read.served)
+                return _with_remedy(signature, line.text, LoggedException("", line.text), spec, clues.served)
     return None
 
 
-def _by_pointer(read: Evidence) -> Cause | None:
+def _by_pointer(clues: Evidence) -> Cause | None:
     """VLLM points at a cause above that its log does not hold: the core ended before it could write one."""
-    for line in read.lines:
+    for line in clues.lines:
         if line.level not in ("INFO", "DEBUG") and evidence.DEAD.search(line.text):
             fix = (
                 "its log says no more: often the kernel killed it for want of host memory (dmesg tells); lower l1, "
@@ -271,8 +277,8 @@ def _by_pointer(read: Evidence) -> Cause | None:
     return None
 
 
-def _by_status(read: Evidence, code: int | None) -> Cause:
-    last = read.lines[-1].text.strip() if read.lines else "it wrote nothing"
+def _by_status(clues: Evidence, code: int | None) -> Cause:
+    last = clues.lines[-1].text.strip() if clues.lines else "it wrote nothing"
     if code is None:
         return Cause(last, code=STATUS, logged=False)
     return Cause(f"exit code {code}; its last line: {last}", code=STATUS, logged=False)
@@ -292,9 +298,9 @@ PHASES: tuple[tuple[str, str], ...] = (
 
 def phase(log: str, current: str = "import") -> str:
     """Which phase of starting this piece of log shows; ``current`` if it shows none."""
-    found = current
+    latest = current
     for line in log.splitlines():
         for pattern, name in PHASES:
             if re.search(pattern, line[: excerpts.LINE]):
-                found = name
-    return found
+                latest = name
+    return latest

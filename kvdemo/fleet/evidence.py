@@ -132,20 +132,20 @@ def _healthy(line: Line) -> bool:
     return bool(access and access["what"].startswith("GET /health") and access["status"] == "200")
 
 
-def points(raised: LoggedException) -> bool:
+def points(exception: LoggedException) -> bool:
     """Whether this exception only says that there was another one."""
-    said = _POINTERS.match(raised.message) or CHILD.match(raised.message)
-    return bool(said or _POINTING.fullmatch(raised.short))
+    match = _POINTERS.match(exception.message) or CHILD.match(exception.message)
+    return bool(match or _POINTING.fullmatch(exception.short))
 
 
-def follows(raised: LoggedException) -> bool:
+def follows(exception: LoggedException) -> bool:
     """Whether this exception is what others see of a process that ended."""
-    return bool(_SECONDARY.fullmatch(raised.short) or _PEER_LOST.match(raised.message))
+    return bool(_SECONDARY.fullmatch(exception.short) or _PEER_LOST.match(exception.message))
 
 
 def tells(fault: Fault) -> bool:
     """Whether one of its exceptions is more than a pointer, or what others saw of an end."""
-    return any(not points(raised) and not follows(raised) for raised in fault.chain)
+    return any(not points(exception) and not follows(exception) for exception in fault.chain)
 
 
 def of_the_failure(read: Evidence) -> Iterator[Fault]:
@@ -156,17 +156,17 @@ def of_the_failure(read: Evidence) -> Iterator[Fault]:
     yield from (fault for fault in telling if fault.kind == "native" and not read.survived(fault))
     deaths = [line.number for line in read.lines if line.level not in QUIET and CHILD.match(line.text)][-1:]
     for fault in telling:
-        near = any(0 <= number - fault.last <= NEAR for number in deaths)
-        if near and fault.kind == "line" and fault.process.startswith(("EngineCore", "Worker")):
+        close = any(0 <= number - fault.last <= NEAR for number in deaths)
+        if close and fault.kind == "line" and fault.process.startswith(("EngineCore", "Worker")):
             yield fault
 
 
 def other_faults(read: Evidence) -> list[Fault]:
     """Faults that nobody called fatal and nobody survived: of the last block (between works), the core's first."""
-    rest = [fault for fault in read.faults if tells(fault) and not read.survived(fault)]
-    last = rest[-1].first if rest else 0
+    faults = [fault for fault in read.faults if tells(fault) and not read.survived(fault)]
+    last = faults[-1].first if faults else 0
     begin = max((number for number in read.works if number < last), default=-1)
-    block = [fault for fault in rest if fault.first > begin]
+    block = [fault for fault in faults if fault.first > begin]
     return sorted(block, key=lambda f: (bool(_ASIDE.search(f.head)), f.process.startswith("API"), f.first))
 
 

@@ -50,28 +50,28 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     Raises UsageError for an API key that no request can carry, before anything is touched.
     Raises ServiceError or StartTimeoutError with the root cause, after stopping what it started (unless ``keep``).
     """
-    wanted = _closure(plan, names)
-    for spec in wanted:
+    specs = _closure(plan, names)
+    for spec in specs:
         key_of(spec, environ)
     previous = survey.saved_plan(project)
     launcher = launchers.of(project, lock_fd, plan)
     launcher.recover()
-    same = _unchanged_services(wanted, previous, launcher)
+    same = _unchanged_services(specs, previous, launcher)
     running = launcher.running()
-    fresh = [spec for spec in wanted if spec.name not in same]
+    fresh = [spec for spec in specs if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
     project.try_writing(precheck.SPACE)  # before anything is stopped
     document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
-    project.save({**document, "plan": _merge(plan, wanted, previous, running).to_json()})
+    project.save({**document, "plan": _merge(plan, specs, previous, running).to_json()})
     started: list[str] = []
     try:
-        yield from _Starter(plan, project, environ, launcher, started).run(wanted, same, wait=wait, timeout=timeout)
+        yield from _Starter(plan, project, environ, launcher, started).run(specs, same, wait=wait, timeout=timeout)
         launcher.note_shared_memory()
         if wait:
-            _note_contexts(project, wanted, environ)
+            _note_contexts(project, specs, environ)
         if then:
             yield from then()
     except (Exception, KeyboardInterrupt):
@@ -84,9 +84,9 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
         raise
 
 
-def _note_contexts(project: Project, wanted: Sequence[ServiceSpec], environ: Mapping[str, str]) -> None:
+def _note_contexts(project: Project, specs: Sequence[ServiceSpec], environ: Mapping[str, str]) -> None:
     """Ask engines for the longest sequence where the plan could not know it (``max_model_len: auto``)."""
-    unknown = [spec for spec in wanted if spec.kind == "engine" and spec.context is None]
+    unknown = [spec for spec in specs if spec.kind == "engine" and spec.context is None]
     longest = {spec.name: health.window(spec.url, spec.model, key_of(spec, environ)) for spec in unknown}
     document, plan = project.load(strict=False), survey.saved_plan(project)
     if document and plan and any(longest.values()):
@@ -120,10 +120,10 @@ def _tidy(project: Project, launcher: Launcher, plan: Plan) -> None:
         project.clear()
 
 
-def _merge(plan: Plan, wanted: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
+def _merge(plan: Plan, specs: Sequence[ServiceSpec], previous: Plan | None, running: Set[str]) -> Plan:
     """What will run: the plan, except for services that nobody asked to replace and that run from an earlier one."""
-    asked = {spec.name for spec in wanted}
-    old = {spec.name: spec for spec in previous.services if spec.name in running - asked} if previous else {}
+    names = {spec.name for spec in specs}
+    old = {spec.name: spec for spec in previous.services if spec.name in running - names} if previous else {}
     return replace(plan, services=tuple(old.get(spec.name, spec) for spec in plan.services))
 
 
@@ -135,17 +135,17 @@ def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
 
 def resolve_names(plan: Plan, names: Collection[str]) -> set[str]:
     """These services, all if none is named. Raises UsageError for one that is not in the plan."""
-    there = {spec.name for spec in plan.services}
-    if unknown := [name for name in names if name not in there]:
-        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(there))}")
-    return set(names) or there
+    existing = {spec.name for spec in plan.services}
+    if unknown := [name for name in names if name not in existing]:
+        raise UsageError(f"no service {unknown[0]} in project {plan.project}", f"it has: {', '.join(sorted(existing))}")
+    return set(names) or existing
 
 
-def _unchanged_services(wanted: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
+def _unchanged_services(specs: Sequence[ServiceSpec], previous: Plan | None, launcher: Launcher) -> set[str]:
     """Services that run exactly as planned; the engines of a cache that is replaced must follow it."""
     before = {spec.name: spec.digest for spec in previous.services} if previous else {}
     same: set[str] = set()
-    for spec in wanted:  # caches come first
+    for spec in specs:  # caches come first
         status = launcher.status(spec.name)
         lives = (
             status
@@ -180,19 +180,19 @@ class _Starter:
         self.locks = GpuLocks(plan.project, self.events.put, self.stopping)
 
     def run(
-        self, wanted: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
+        self, specs: Sequence[ServiceSpec], same: set[str], *, wait: bool, timeout: float | None
     ) -> Generator[Event]:
         """Events until all are ready; raises on the first failure."""
-        deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in wanted))
-        pending = {spec.name: order.at_start(spec, wanted) for spec in wanted}
+        deadline = time.monotonic() + (timeout or max(spec.start_timeout for spec in specs))
+        pending = {spec.name: order.at_start(spec, specs) for spec in specs}
         ready: set[str] = set()
         early: set[str] = set()
         try:
             yield from (
-                Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec), node=spec.node) for spec in wanted
+                Event(spec.name, State.WAITING, spec.kind, at=watch.place(spec), node=spec.node) for spec in specs
             )
             while pending or (self.watching and wait):
-                for spec in [spec for spec in wanted if spec.name in pending and pending[spec.name] <= ready]:
+                for spec in [spec for spec in specs if spec.name in pending and pending[spec.name] <= ready]:
                     if spec.name not in same and not self.locks.may_start(spec, deadline):
                         continue
                     del pending[spec.name]
@@ -233,14 +233,14 @@ class _Starter:
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
         cache = self.plan.service(spec.cache) if spec.cache else None
-        known = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
+        secrets = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
         try:
             watch.until_ready(
                 spec,
                 self.launcher,
                 deadline=deadline,
                 stopped=self.stopping.is_set,
-                emit=lambda event: self.events.put(_blank(event, known)),
+                emit=lambda event: self.events.put(_blank(event, secrets)),
                 cache=cache,
                 key=key_of(spec, self.environ),
             )
@@ -299,8 +299,8 @@ def wait(
     plan, launcher = load_plan(project), launchers.of(project)
     launcher.recover()
     chosen = resolve_names(plan, names)
-    wanted = [spec for spec in plan.services if spec.name in chosen]
-    patience = max(spec.start_timeout for spec in wanted) if timeout is None else timeout
+    names_to_wait = [spec for spec in plan.services if spec.name in chosen]
+    patience = max(spec.start_timeout for spec in names_to_wait) if timeout is None else timeout
     deadline = time.monotonic() + patience
     while absent := sorted(chosen - set(launcher.started_services())):
         if not locks.keepers(project.dir):
@@ -311,7 +311,7 @@ def wait(
             raise StartTimeoutError(f"not started within {patience:g} s: {', '.join(absent)}", "raise --timeout")
         time.sleep(watch.TICK)  # another command starts them, and tells nobody when
     starter = _Starter(plan, project, environ, launcher, [])
-    for event in starter.run(wanted, chosen, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
+    for event in starter.run(names_to_wait, chosen, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
         yield replace(event, state=State.READY) if event.state is State.UNCHANGED else event
 
 
@@ -337,8 +337,8 @@ def load_plan(project: Project) -> Plan:
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
     """What every service is doing at this moment, in start order."""
     plan = load_plan(project)
-    wanted = resolve_names(plan, names)
-    chosen = [spec for spec in plan.services if spec.name in wanted]
+    names_shown = resolve_names(plan, names)
+    chosen = [spec for spec in plan.services if spec.name in names_shown]
     launcher = launchers.of(project)
     if {spec.name for spec in chosen} - set(launcher.started_services()):
         launcher.recover()
@@ -349,8 +349,8 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
 def _observe(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> Event:
     """One service now; of one that has ended, why."""
     event = watch.explain(watch.observe(spec, launcher.status(spec.name), key_of(spec, environ)), spec, launcher)
-    known = {name: environ[name] for name in spec.secrets if environ.get(name)}
-    return _blank(event, known)
+    secrets = {name: environ[name] for name in spec.secrets if environ.get(name)}
+    return _blank(event, secrets)
 
 
 def _blank(event: Event, secrets: dict[str, str]) -> Event:
@@ -363,8 +363,8 @@ def exits(project: Project, environ: Mapping[str, str], names: Collection[str]) 
     """Those of these services that have ended, with the cause; none of a project that is not up any more."""
     if survey.saved_plan(project) is None:
         return []
-    known = {spec.name for spec in load_plan(project).services}
-    return [event for event in status(project, environ, [name for name in names if name in known]) if event.cause]
+    existing = {spec.name for spec in load_plan(project).services}
+    return [event for event in status(project, environ, [name for name in names if name in existing]) if event.cause]
 
 
 def death(project: Project, environ: Mapping[str, str], service: str) -> str:

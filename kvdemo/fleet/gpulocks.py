@@ -86,20 +86,20 @@ class GpuLocks:
         """Whether this service may start now. If not, an event comes when asking again is worth it."""
         if spec.kind == "cache" or not spec.uuids:
             return True
-        if asked := self.all.get(spec.name):
-            return not asked.take()
-        turn = GpuLock(spec.uuids, alone=measures(spec), owner=f"engine {spec.name} of project {self.project}")
-        self.all[spec.name] = turn
-        if holder := turn.take():
+        if lock := self.all.get(spec.name):
+            return not lock.take()
+        lock = GpuLock(spec.uuids, alone=measures(spec), owner=f"engine {spec.name} of project {self.project}")
+        self.all[spec.name] = lock
+        if holder := lock.take():
             event = Event(
                 spec.name, State.WAITING, spec.kind, at=place(spec), detail=f"for its GPU: {holder} starts there"
             )
             self.emit(event)
-            threading.Thread(target=self._wait, args=(turn, event, deadline), daemon=True).start()
-        return turn.complete
+            threading.Thread(target=self._wait, args=(lock, event, deadline), daemon=True).start()
+        return lock.complete
 
-    def _wait(self, turn: GpuLock, event: Event, deadline: float) -> None:
-        holder = turn.wait(self.stopping.is_set, deadline)
+    def _wait(self, lock: GpuLock, event: Event, deadline: float) -> None:
+        holder = lock.wait(self.stopping.is_set, deadline)
         if holder and not self.stopping.is_set():
             self.emit(replace(event, state=State.FAILED, phase="timeout", detail=f"waited {event.detail}"))
         else:
@@ -112,8 +112,8 @@ class GpuLocks:
 
     def close(self) -> None:
         """Give all turns back."""
-        for turn in self.all.values():
-            turn.release()
+        for lock in self.all.values():
+            lock.release()
 
 
 def _open(uuid: str) -> int:

@@ -54,18 +54,18 @@ def claim(cache: ServiceSpec, environ: Mapping[str, str]) -> None:
     """Make its server the L2 of this cache's fingerprints. Raises PreflightError if it is that of others."""
     pattern = backends.of(cache.backend).keys_of_model
     with _connect(cache, environ) as client:
-        for model, mine in cache.kin.items():
+        for model, fingerprint in cache.kin.items():
             key = f"{CLAIM}{model}"
-            theirs = client.get(key)
+            owner = client.get(key)
             # A server short of memory may have dropped the claim and kept KV.
-            if theirs is None and next(client.scan_iter(pattern(_literal(model)), BATCH), None) is not None:
-                theirs = "unknown"
-            if theirs is None and not client.set(key, mine, nx=True):
-                theirs = client.get(key)
-            if theirs not in (None, mine):
+            if owner is None and next(client.scan_iter(pattern(_literal(model)), BATCH), None) is not None:
+                owner = "unknown"
+            if owner is None and not client.set(key, fingerprint, nx=True):
+                owner = client.get(key)
+            if owner not in (None, fingerprint):
                 raise PreflightError(
-                    f"L2 {cache.store} holds KV of {model} by other weights, flags or versions ({theirs!s}, not "
-                    f"{mine}): it would silently be wrong here",
+                    f"L2 {cache.store} holds KV of {model} by other weights, flags or versions ({owner!s}, not "
+                    f"{fingerprint}): it would silently be wrong here",
                     "use another server, or empty this one (redis-cli FLUSHALL) once nobody needs what is in it",
                 )
 
@@ -79,8 +79,8 @@ def keys(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> list[str
 def forget(cache: ServiceSpec, salts: str, environ: Mapping[str, str]) -> None:
     """Delete the KV under these salts."""
     with _connect(cache, environ) as client:
-        if found := list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH)):
-            client.unlink(*found)
+        if keys := list(client.scan_iter(backends.of(cache.backend).keys(salts), BATCH)):
+            client.unlink(*keys)
 
 
 def _literal(text: str) -> str:

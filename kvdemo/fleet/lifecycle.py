@@ -32,8 +32,8 @@ def stop(project: Project, lock_fd: int, names: Sequence[str], timeout: float | 
     """
     plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
     launcher.recover()
-    chosen = dependents(plan, names)
-    ending = [name for name in launcher.started_services() if name in chosen]
+    targets = dependents(plan, names)
+    ending = [name for name in launcher.started_services() if name in targets]
     _note(project, _stopped_services(project) | set(ending))
     yield from teardown.stop(launcher, ending, plan, timeout)
     launcher.tidy()
@@ -50,15 +50,15 @@ def start(
     plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
     launcher.recover()
     fleet.resolve_names(plan, names)
-    has = {spec.name for spec in plan.services}
-    chosen = sorted(names or (_stopped_services(project) | set(launcher.started_services())) & has or has)
+    in_plan = {spec.name for spec in plan.services}
+    targets = sorted(names or (_stopped_services(project) | set(launcher.started_services())) & in_plan or in_plan)
     running = launcher.running()
-    needed = set(chosen) | {plan.service(name).cache for name in chosen}
+    needed = set(targets) | {plan.service(name).cache for name in targets}
     specs = [spec for spec in plan.services if spec.name in needed - running]
     precheck.check(project, specs, environ, launcher, "nothing was started")
     document = project.load()
     try:
-        yield from fleet.up(plan, project, environ, lock_fd, names=chosen, timeout=timeout)
+        yield from fleet.up(plan, project, environ, lock_fd, names=targets, timeout=timeout)
     except (Exception, KeyboardInterrupt, GeneratorExit):
         if document and project.load(strict=False) is None:  # an `up` that fails forgets what it was to start
             with teardown.ignore_signals():
@@ -74,34 +74,34 @@ def down(project: Project, names: Sequence[str], timeout: float | None = None) -
     """
     plan, launcher = fleet.load_plan(project), launchers.of(project)
     launcher.recover()
-    chosen = dependents(plan, names)
-    if not (set(launcher.started_services()) | _stopped_services(project)) - chosen:
+    targets = dependents(plan, names)
+    if not (set(launcher.started_services()) | _stopped_services(project)) - targets:
         yield from teardown.down(project, timeout=timeout)
         return
-    ending = [name for name in launcher.started_services() if name in chosen]
+    ending = [name for name in launcher.started_services() if name in targets]
     yield from teardown.stop(launcher, ending, plan, timeout)
     launcher.tidy()
-    _note(project, _stopped_services(project) - chosen)
-    yield _remains(plan, launcher, ending, chosen)
+    _note(project, _stopped_services(project) - targets)
+    yield _remains(plan, launcher, ending, targets)
 
 
-def _remains(plan: Plan, launcher: Launcher, ended: Collection[str], chosen: Collection[str]) -> Remains:
+def _remains(plan: Plan, launcher: Launcher, exited: Collection[str], targets: Collection[str]) -> Remains:
     """What is left of these services; ports are looked at on this machine only."""
-    left = launcher.running() & set(chosen)
-    ports = [address for spec in plan.services if spec.name in chosen and not spec.node for address in spec.addresses]
-    taken = [port for host, port in ports if not process.port_free(host, port)]
-    return Remains(sorted(left), taken, checked={"services": len(ended), "ports": len(ports)})
+    running = launcher.running() & set(targets)
+    ports = [address for spec in plan.services if spec.name in targets and not spec.node for address in spec.addresses]
+    ports_in_use = [port for host, port in ports if not process.port_free(host, port)]
+    return Remains(sorted(running), ports_in_use, checked={"services": len(exited), "ports": len(ports)})
 
 
 def dependents(plan: Plan, names: Collection[str]) -> set[str]:
     """These services (all if none is named) and the engines of a cache among them. Raises UsageError."""
-    chosen = fleet.resolve_names(plan, names)
-    return chosen | {spec.name for spec in plan.services if spec.cache in chosen}
+    targets = fleet.resolve_names(plan, names)
+    return targets | {spec.name for spec in plan.services if spec.cache in targets}
 
 
 def _stopped_services(project: Project) -> set[str]:
-    listed = (project.load(strict=False) or {}).get(STOPPED)
-    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    names = (project.load(strict=False) or {}).get(STOPPED)
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def _note(project: Project, stopped: Collection[str]) -> None:
@@ -132,15 +132,15 @@ def _observe(
     project: Project, environ: Mapping[str, str], names: Sequence[str], before: Mapping[str, Event]
 ) -> list[Event]:
     plan = saved_plan(project)
-    has = {spec.name for spec in plan.services} if plan else set()
+    in_plan = {spec.name for spec in plan.services} if plan else set()
     try:
-        asked = [name for name in names if name in has]
-        seen = fleet.status(project, environ, asked) if has and (asked or not names) else []
+        names_asked = [name for name in names if name in in_plan]
+        events = fleet.status(project, environ, names_asked) if in_plan and (names_asked or not names) else []
     except NotReadyError:  # taken down at this very moment
-        seen = []
-    there = {event.service for event in seen}
-    gone = [Event(name, State.ABSENT, was.kind, at=was.at) for name, was in before.items() if name not in there]
-    return [*seen, *(replace(event, node=before[event.service].node) for event in gone)]
+        events = []
+    services = {event.service for event in events}
+    absent = [Event(name, State.ABSENT, was.kind, at=was.at) for name, was in before.items() if name not in services]
+    return [*events, *(replace(event, node=before[event.service].node) for event in absent)]
 
 
 def _sign(event: Event) -> tuple[str, str, str]:

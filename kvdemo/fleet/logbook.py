@@ -106,9 +106,9 @@ class _Book:
                 self._add(last)
 
     def _add(self, data: bytes) -> None:
-        kept = data[: max(0, LONGEST - len(self.rest))]
-        self.rest += kept
-        self.dropped += len(data) - len(kept)
+        piece = data[: max(0, LONGEST - len(self.rest))]
+        self.rest += piece
+        self.dropped += len(data) - len(piece)
 
     def _rows(self, line: bytes) -> list[str]:
         """What is one line of the file may be several: a progress bar writes over itself."""

@@ -203,11 +203,11 @@ class _Stream:
         """All of them, exceptions that follow each other as one chain."""
         while self.at < len(self.stream):
             begin, (line, _) = self.at, self.stream[self.at]
-            kind, raised = self._next("")
-            if not raised:
+            kind, exception = self._next("")
+            if not exception:
                 self.at = begin + 1
                 continue
-            chain = [raised]
+            chain = [exception]
             while len(chain) < CHAIN_LIMIT and (following := self._next_of_chain()):
                 chain.append(following)
             head, level = self._origin(line, kind)
@@ -226,8 +226,8 @@ class _Stream:
         before = self.heads.get(line.number)
         if line.level or before is None:
             return (before.text if before and before.level == line.level else ""), line.level
-        mine = not before.own and (kind == "line" or before.level not in ("INFO", "DEBUG"))
-        return before.text, before.level if mine and kind in ("line", "traceback") else ""
+        belongs = not before.own and (kind == "line" or before.level not in ("INFO", "DEBUG"))
+        return before.text, before.level if belongs and kind in ("line", "traceback") else ""
 
     def _next_of_chain(self) -> LoggedException | None:
         """The next exception of the same chain, if one follows here."""
@@ -237,10 +237,10 @@ class _Stream:
             self.at += 1
         elif not _RAISED.match(self._text(self.at)) or self.stream[self.at][1] != self.stream[self.at - 1][1]:
             return None
-        raised = self._next(link)[1] if self.at < len(self.stream) else None
-        if raised is None:
+        exception = self._next(link)[1] if self.at < len(self.stream) else None
+        if exception is None:
             self.at = begin
-        return raised
+        return exception
 
     def _next(self, link: str) -> tuple[str, LoggedException | None]:
         """The exception that begins at this line; moves behind it."""

@@ -44,12 +44,12 @@ def stamp(line: str, now: datetime) -> datetime | None:
         month, day, hour, minute, second = map(int, parts)
         micro = int((fraction or "").ljust(6, "0"))
         try:
-            made = datetime(int(year or now.year), month, day, hour, minute, second, micro)
+            time = datetime(int(year or now.year), month, day, hour, minute, second, micro)
         except ValueError:
             continue
-        if not year and made > now + timedelta(days=1):
-            made = made.replace(year=now.year - 1) if (month, day) != (2, 29) else made
-        return made
+        if not year and time > now + timedelta(days=1):
+            time = time.replace(year=now.year - 1) if (month, day) != (2, 29) else time
+        return time
     return None
 
 
@@ -59,8 +59,8 @@ def since(lines: Iterable[str], begin: datetime, now: datetime) -> Iterator[str]
     undated: list[str] = []
     late: bool | None = None
     for line in lines:
-        if (made := stamp(line, now)) is not None:
-            late = made >= begin
+        if (time := stamp(line, now)) is not None:
+            late = time >= begin
             if undated and late:
                 yield from undated
             undated = []

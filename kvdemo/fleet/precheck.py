@@ -35,8 +35,8 @@ def check(
         if not spec.node:
             problems += [f"{spec.name}: {problem}" for problem in _local(spec, launcher)]
     if problems:
-        listed = "\n  ".join(dict.fromkeys(problems))
-        raise PreflightError(f"{consequence}:\n  {listed}", "mend that first")
+        text = "\n  ".join(dict.fromkeys(problems))
+        raise PreflightError(f"{consequence}:\n  {text}", "mend that first")
 
 
 def writing(project: Project) -> Iterator[str]:
@@ -64,8 +64,8 @@ def _local(spec: ServiceSpec, launcher: Launcher) -> Iterator[str]:
     for host, port in spec.addresses:
         if port == spec.port and stranger:
             yield f"port {port} is taken: {survey.holder(host, port)}"
-        elif port != spec.port and not launcher.running() and (taken := survey.holder(host, port)):
-            yield f"port {port} is taken: {taken}"
+        elif port != spec.port and not launcher.running() and (holder := survey.holder(host, port)):
+            yield f"port {port} is taken: {holder}"
 
 
 def _store(directory: Path) -> Iterator[str]:

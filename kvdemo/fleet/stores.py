@@ -40,36 +40,36 @@ def make(store: Path, about: dict[str, str], memory: Path) -> None:
 def used_stores(memory: Path) -> list[str]:
     """The stores that a project used and did not delete."""
     try:
-        listed = [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in memory.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
-    return [store for store in listed if isinstance(store, str)]
+    return [store for store in records if isinstance(store, str)]
 
 
 def delete(memory: Path) -> int:
     """Delete the remembered stores that are marked, and the directory above one if kvdemo made it; bytes freed."""
-    freed = 0
+    freed_bytes = 0
     for store in map(Path, used_stores(memory)):
         if (store / MARK).is_file():
-            freed += sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+            freed_bytes += sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             shutil.rmtree(store)
         _delete_root(store.parent)
     memory.unlink(missing_ok=True)
-    return freed
+    return freed_bytes
 
 
 def prune(memory: Path) -> None:
     """Delete the remembered stores in which nothing was ever kept, as an interrupted start leaves them."""
-    kept = []
+    remaining = []
     for store in used_stores(memory):
         if (Path(store) / MARK).is_file() and _only_mark(Path(store)):
             shutil.rmtree(store, ignore_errors=True)
             _delete_root(Path(store).parent)
         else:
-            kept.append(store)
+            remaining.append(store)
     with suppress(OSError):
-        if kept:
-            memory.write_text("".join(f"{json.dumps(store)}\n" for store in kept), encoding="utf-8")
+        if remaining:
+            memory.write_text("".join(f"{json.dumps(store)}\n" for store in remaining), encoding="utf-8")
         else:
             memory.unlink(missing_ok=True)
 

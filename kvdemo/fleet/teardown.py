@@ -27,10 +27,10 @@ def stop(
     """Stop these services, engines first. What has not ended after ``timeout`` (default: the plan's) is killed."""
     if timeout is None:
         timeout = max([spec.stop_timeout for spec in plan.services] if plan else [30.0])
-    chosen = [name for name in launcher.started_services() if name in names]
+    services = [name for name in launcher.started_services() if name in names]
     kinds = {spec.name: spec.kind for spec in plan.services} if plan else {}
-    yield from launcher.stop([name for name in chosen if kinds.get(name) != "cache"], timeout)
-    yield from launcher.stop([name for name in chosen if kinds.get(name) == "cache"], timeout)
+    yield from launcher.stop([name for name in services if kinds.get(name) != "cache"], timeout)
+    yield from launcher.stop([name for name in services if kinds.get(name) == "cache"], timeout)
 
 
 @contextmanager
@@ -54,11 +54,11 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     launcher.recover()
     names, runs = launcher.started_services(), launcher.runs()
     yield from stop(launcher, names, plan, timeout)
-    freed = delete_stores(project.stores) if remove_store else 0
+    freed_bytes = delete_stores(project.stores) if remove_store else 0
     remains = launcher.remains(plan.services if plan else (), runs)
     if not remains.has_leftovers:
         launcher.release()
         if not remains.unseen:
             project.clear()
-    remains.checked |= {"services": len(names), "freed": freed}
+    remains.checked |= {"services": len(names), "freed": freed_bytes}
     yield remains

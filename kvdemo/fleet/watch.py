@@ -53,12 +53,12 @@ def observe(spec: ServiceSpec, status: Status | None, key: str = "") -> Event:
     started = datetime.fromtimestamp(status.started_at).astimezone().isoformat(timespec="milliseconds")
     event = replace(event, elapsed=time.time() - status.started_at, started_at=started)
     if not status.alive:
-        ended = status.exit
-        if ended is None:
+        exit = status.exit
+        if exit is None:
             trace = JUST_ENDED if status.guarded else "gone without a trace (its guardian was killed too)"
             return replace(event, state=State.EXITED, detail=trace)
-        how = f"signal {ended.signal}" if ended.signal else f"code {ended.code}"
-        return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=ended.at - status.started_at)
+        how = f"signal {exit.signal}" if exit.signal else f"code {exit.code}"
+        return replace(event, state=State.EXITED, detail=f"exited with {how}", elapsed=exit.at - status.started_at)
     event = replace(event, memory=status.memory, nice=status.nice, pid=status.pid, start_ticks=status.start_ticks)
     guarded = _guardian_problem(status)
     if not health.healthy(spec):
@@ -121,9 +121,9 @@ def until_ready(
     began = time.monotonic()
     while not stopped():
         # Ask at once, then ever more seldom: what runs already is found so without a wait.
-        ended = launcher.wait_for_end(spec.name, min(TICK, (time.monotonic() - began) / 2))
+        exit = launcher.wait_for_end(spec.name, min(TICK, (time.monotonic() - began) / 2))
         status = launcher.status(spec.name)
-        if ended or status is None or (status.guardian_stopped and not status.alive):
+        if exit or status is None or (status.guardian_stopped and not status.alive):
             cause = _cause(spec, launcher, status)
             emit(replace(_with_cause(event, cause, cause.words), state=State.FAILED, phase=""))
             return
@@ -234,9 +234,9 @@ def _cause(spec: ServiceSpec, launcher: Launcher, status: Status | None) -> diag
     if status and status.lost:
         return diagnose.Cause(status.lost, code="node-lost")
     text = launcher.log_end(spec.name).decode(errors="replace")
-    ended = status.exit if status else None
-    if ended is None:
+    exit = status.exit if status else None
+    if exit is None:
         return diagnose.root_cause(text, spec=spec)
     return diagnose.root_cause(
-        text, ended.code, ended.signal, spec=spec, oom_kills=ended.oom_kills, oom_ours=ended.oom_ours
+        text, exit.code, exit.signal, spec=spec, oom_kills=exit.oom_kills, oom_ours=exit.oom_ours
     )

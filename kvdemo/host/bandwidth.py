@@ -56,16 +56,16 @@ class Answer:
     stderr: str = ""
 
 
-def run_probe(python: str, environ: Mapping[str, str], what: str, **given: Any) -> Answer:
+def run_probe(python: str, environ: Mapping[str, str], what: str, **parameters: Any) -> Answer:
     """Run the probe in this interpreter."""
-    words = [python, "-c", Path(probe.__file__).read_text(encoding="utf-8"), what, json.dumps(given)]
+    words = [python, "-c", Path(probe.__file__).read_text(encoding="utf-8"), what, json.dumps(parameters)]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             words, capture_output=True, text=True, env=dict(environ), timeout=PATIENCE, check=False, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Answer((), None, str(error))
-    return Answer(tuple(_documents(done.stdout)), done.returncode, done.stderr)
+    return Answer(tuple(_documents(completed.stdout)), completed.returncode, completed.stderr)
 
 
 def _documents(text: str) -> Iterator[dict[str, Any]]:
@@ -76,12 +76,12 @@ def _documents(text: str) -> Iterator[dict[str, Any]]:
                 yield found
 
 
-def rates(python: str, environ: Mapping[str, str], **given: Any) -> dict[str, float]:
+def rates(python: str, environ: Mapping[str, str], **parameters: Any) -> dict[str, float]:
     """``probe.rates`` of this interpreter as one mapping; what could not be measured is not in it."""
-    found: dict[str, float] = {}
-    for finding in run_probe(python, environ, "rates", **given).findings:
-        found |= finding
-    return found
+    all_rates: dict[str, float] = {}
+    for finding in run_probe(python, environ, "rates", **parameters).findings:
+        all_rates |= finding
+    return all_rates
 
 
 def copy(python: str, environ: Mapping[str, str], *, gpu: bool) -> float | None:
@@ -124,9 +124,9 @@ def _pass(file: Path, workers: int, blocks: int, *, write: bool, direct: bool) -
     numbers = iter(range(blocks))
     began = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
-        moved = [pool.submit(_work, file, numbers, began, write, direct) for _ in range(workers)]
-    done = sum(one.result() for one in moved)
-    return done, done * BLOCK / (time.perf_counter() - began)
+        futures = [pool.submit(_work, file, numbers, began, write, direct) for _ in range(workers)]
+    completed = sum(one.result() for one in futures)
+    return completed, completed * BLOCK / (time.perf_counter() - began)
 
 
 def _work(file: Path, numbers: Iterator[int], began: float, write: bool, direct: bool) -> int:
@@ -135,15 +135,15 @@ def _work(file: Path, numbers: Iterator[int], began: float, write: bool, direct:
     if write:
         buffer.write(os.urandom(BLOCK))  # a disk may compress what repeats
     try:
-        done = 0
-        while not (done and time.perf_counter() - began > PASS_SECONDS):
+        blocks = 0
+        while not (blocks and time.perf_counter() - began > PASS_SECONDS):
             if (number := next(numbers, None)) is None:
                 break
             (os.pwritev if write else os.preadv)(descriptor, [buffer], number * BLOCK)
-            done += 1
+            blocks += 1
         if write:
             os.fsync(descriptor)
-        return done
+        return blocks
     finally:
         os.close(descriptor)
         buffer.close()

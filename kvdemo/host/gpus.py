@@ -45,8 +45,8 @@ def driver() -> Driver:
             return Driver(problem=problem)
         cuda = _query(nvml, "SystemGetCudaDriverVersion", default=0)
         version = _text(_query(nvml, "SystemGetDriverVersion", default=""))
-        lost = [f"GPU {index}: {error}" for index, error in _unreadable(nvml)]
-        return Driver(version, f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "", "; ".join(lost))
+        unreadable = [f"GPU {index}: {error}" for index, error in _unreadable(nvml)]
+        return Driver(version, f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "", "; ".join(unreadable))
 
 
 def detect(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
@@ -55,16 +55,16 @@ def detect(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     An outer CUDA_VISIBLE_DEVICES is honoured: GPU 0 is then the first one it names.
     """
     with _nvml() as (nvml, _):
-        found = list(_leaves(nvml)) if nvml else []
-    chosen = _visible(found, environ["CUDA_VISIBLE_DEVICES"]) if "CUDA_VISIBLE_DEVICES" in environ else found
-    return tuple(replace(gpu, index=index) for index, gpu in enumerate(chosen))
+        gpus = list(_leaves(nvml)) if nvml else []
+    selection = _visible(gpus, environ["CUDA_VISIBLE_DEVICES"]) if "CUDA_VISIBLE_DEVICES" in environ else gpus
+    return tuple(replace(gpu, index=index) for index, gpu in enumerate(selection))
 
 
 def memory_in_use(devices: frozenset[str] | None = None) -> dict[str, int]:
     """Bytes in use on each GPU (all, or those UUIDs): to see that memory came back."""
     with _nvml() as (nvml, _):
-        found = list(_leaves(nvml)) if nvml else []
-    return {gpu.uuid: gpu.total - gpu.free for gpu in found if devices is None or gpu.uuid in devices}
+        gpus = list(_leaves(nvml)) if nvml else []
+    return {gpu.uuid: gpu.total - gpu.free for gpu in gpus if devices is None or gpu.uuid in devices}
 
 
 def loads(environ: Mapping[str, str]) -> dict[int, GpuLoad]:
@@ -80,21 +80,20 @@ def _load(nvml: Any, gpu: Gpu) -> GpuLoad:
     return GpuLoad(gpu.index, gpu.total - gpu.free, gpu.total, rates.gpu / 100 if rates else None)
 
 
-def _visible(found: list[Gpu], names: str) -> list[Gpu]:
+def _visible(gpus: list[Gpu], names: str) -> list[Gpu]:
     """What CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUIDs or unique beginnings of them; it stops at a wrong one."""
-    chosen: list[Gpu] = []
+    selection: list[Gpu] = []
     for name in (name.strip() for name in names.split(",")):
         start = name if name.startswith(("GPU-", "MIG-")) else "none"
-        fits = [gpu for gpu in found if name == gpu.device or gpu.uuid.startswith(start)]
+        fits = [gpu for gpu in gpus if name == gpu.device or gpu.uuid.startswith(start)]
         # Of a GPU in MIG mode CUDA gives a process the first instance.
         fits = (
-            fits
-            or [gpu for gpu in found if gpu.parent and (name == str(gpu.index) or gpu.parent.startswith(start))][:1]
+            fits or [gpu for gpu in gpus if gpu.parent and (name == str(gpu.index) or gpu.parent.startswith(start))][:1]
         )
-        if len(fits) != 1 or fits[0] in chosen:
+        if len(fits) != 1 or fits[0] in selection:
             break
-        chosen += fits
-    return chosen
+        selection += fits
+    return selection
 
 
 def _unreadable(nvml: Any) -> Iterator[tuple[int, str]]:

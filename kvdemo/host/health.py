@@ -104,10 +104,10 @@ def report(cache: ServiceSpec) -> dict[str, Any]:
     """A cache server's own report; empty if it does not answer."""
     code, body = request(cache.url, backends.of(cache.backend).report_path)
     try:
-        found = json.loads(body) if code == 200 else {}
+        document = json.loads(body) if code == 200 else {}
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def counters(url: str, key: str = "") -> dict[str, float]:

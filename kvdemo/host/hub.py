@@ -172,28 +172,28 @@ def fetch(
     """
     words = [python, "-c", _ASK, name, part, revision, form, kind]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, env=dict(environ), check=False)
+        completed = subprocess.run(words, capture_output=True, text=True, env=dict(environ), check=False)
     except OSError as error:
         raise PreflightError(f"model {name} cannot be downloaded: {python}: {error.strerror}") from None
     try:
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        last = (completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"])[-1]
         raise PreflightError(f"model {name} cannot be downloaded: {last[:300]}", "see the message above") from None
-    if done.returncode:
-        what, advice = _refusal(name, said)
-        raise PreflightError(f"model {name} cannot be downloaded: {what} ({said['text'][:200]})", advice)
-    return int(said["bytes"])
+    if completed.returncode:
+        what, advice = _refusal(name, answer)
+        raise PreflightError(f"model {name} cannot be downloaded: {what} ({answer['text'][:200]})", advice)
+    return int(answer["bytes"])
 
 
-def _refusal(name: str, said: Mapping[str, Any]) -> tuple[str, str]:
+def _refusal(name: str, answer: Mapping[str, Any]) -> tuple[str, str]:
     """What went wrong, and what to do about it."""
-    signs = {*said["kinds"], said["status"], f"errno {said['errno']}"}
-    if isinstance(said["status"], int) and said["status"] >= 500:
+    signs = {*answer["kinds"], answer["status"], f"errno {answer['errno']}"}
+    if isinstance(answer["status"], int) and answer["status"] >= 500:
         signs.add("5xx")
-    for known, what, with_token, without in _REFUSALS:
-        if signs & known:
-            return what, (without if without and not said["token"] else with_token).format(
+    for pattern, what, with_token, without in _REFUSALS:
+        if signs & pattern:
+            return what, (without if without and not answer["token"] else with_token).format(
                 page=f"https://huggingface.co/{name}"
             )
     return "an unknown error", "see the message above"

@@ -53,23 +53,23 @@ class Question:
     def remembered(self) -> bool:
         """Whether this was asked before, of the same files, and the answer was good."""
         try:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
-            return bool(kept["key"] == self._key and {*self.kinds} <= {*kept["kinds"]})
+            record = json.loads(self._file.read_text(encoding="utf-8"))
+            return bool(record["key"] == self._key and {*self.kinds} <= {*record["kinds"]})
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
     def ask(self) -> tuple[list[Outcome], bool]:
         """How each step ended, and whether the interpreter answered in time; a good answer is kept."""
         answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, backends=self._wanted)
-        found = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
-        if found and not any(one.failed for one in found):
+        results = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
+        if results and not any(one.failed for one in results):
             self._keep()
-        return found, answer.code is not None or any("error" in finding for finding in answer.findings)
+        return results, answer.code is not None or any("error" in finding for finding in answer.findings)
 
     def doubt(self) -> tuple[Outcome | None, bool]:
         """The step that failed, if one did, and whether that is known: an interpreter that is silent proves nothing."""
-        found, answered = self.ask()
-        return next((one for one in found if one.failed), None), answered
+        results, answered = self.ask()
+        return next((one for one in results if one.failed), None), answered
 
     def _keep(self) -> None:
         """Write it down; where that cannot be done it is asked again."""

@@ -77,8 +77,8 @@ class Local:
 
     def prepare(self, *, fresh: bool) -> dict[str, Any]:
         """The GPU memory in use before the first start, and the shared memory to look for."""
-        known = {} if fresh else self.project.load(strict=False) or {}
-        used = amounts(known) if "gpu_used" in known else gpus.memory_in_use()
+        document = {} if fresh else self.project.load(strict=False) or {}
+        used = amounts(document) if "gpu_used" in document else gpus.memory_in_use()
         return {"gpu_used": used, "segments": sorted(self.segments), "sockets": str(self.project.sockets)}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
@@ -88,17 +88,17 @@ class Local:
         for path, text in spec.files.items():
             Path(path).write_text(text, encoding="utf-8")
         self.project.forget(spec.name)
-        home, given = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
+        directory, variables = self.project.dir, environment.of_service(environ, spec.env, spec.secrets)
         if self.leases is None:
-            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd)
+            process.spawn(directory, spec.name, run_id, spec.argv, variables, directory, log, self.lock_fd)
             return
-        reading, held = os.pipe()
+        reading, write_end = os.pipe()
         if old := self.leases.pop(spec.name, None):
             os.close(old)
-        self.leases[spec.name] = held
+        self.leases[spec.name] = write_end
         try:
             lease = (reading, spec.stop_timeout)
-            process.spawn(home, spec.name, run_id, spec.argv, given, home, log, self.lock_fd, lease=lease)
+            process.spawn(directory, spec.name, run_id, spec.argv, variables, directory, log, self.lock_fd, lease=lease)
         finally:
             os.close(reading)
 
@@ -120,7 +120,7 @@ class Local:
         if record is None:
             return None
         lives = alive(record.leader)
-        leader, halted = record.leader, procfs.stopped(record.guardian)
+        leader, stopped = record.leader, procfs.stopped(record.guardian)
         memory = process.resident(record) if lives else 0
         nice = procfs.nice_of(record.leader.pid) if lives and record.leader else 0
         return Status(
@@ -132,7 +132,7 @@ class Local:
             nice,
             pid=leader.pid if leader else 0,
             start_ticks=leader.starttime if leader else 0,
-            guardian_stopped=record.guardian.pid if halted else 0,
+            guardian_stopped=record.guardian.pid if stopped else 0,
         )
 
     def wait_for_end(self, service: str, timeout: float) -> bool:
@@ -143,9 +143,9 @@ class Local:
     def stranger(self, spec: ServiceSpec) -> int:
         """As the kernel's table of sockets says: this user sees its own processes there, of others that they are."""
         record = self.record(spec.name)
-        ours = {member.pid for member in process.members(record)} if record else set()
+        members = {member.pid for member in process.members(record)} if record else set()
         listening = process.listeners(spec.port, hidden=True)
-        return 0 if not listening or ours & set(listening) else next((pid for pid in listening if pid), -1)
+        return 0 if not listening or members & set(listening) else next((pid for pid in listening if pid), -1)
 
     def logs(self, *, previous: bool = False) -> list[str]:
         """By the files there are."""
@@ -161,9 +161,9 @@ class Local:
             return _read(Path(f"{log}.1"), place[1], last)
         if place != BEGIN and _inode(log) != place[0]:
             aside = next((file for file in log.parent.glob(f"{log.name}.*") if _inode(file) == place[0]), None)
-            there, data = _read(aside, place[1], last) if aside else (BEGIN, b"")
+            end, data = _read(aside, place[1], last) if aside else (BEGIN, b"")
             if data:
-                return there, data
+                return end, data
             place = BEGIN
         return _read(log, place[1], last)
 
@@ -175,25 +175,25 @@ class Local:
         """SIGTERM to all leaders, then SIGKILL to whatever has not ended in time; at once to those without a leader."""
         began = time.monotonic()
         records = {name: record for name, record in self.records().items() if name in services}
-        ended: set[str] = set()
+        exits: set[str] = set()
         for name, record in records.items():
             pids = {member.pid for member in process.members(record)}
             self.segments |= process.segments(pids | ({record.leader.pid} if record.leader else set()))
             if pids or alive(record.guardian):
                 yield Event(name, State.STOPPING, detail=_stopped_process(record))
                 if not process.terminate(record):
-                    ended.add(name)
+                    exits.add(name)
                     yield self._kill(name, record, began, "its guardian and its leader were gone")
-        while len(ended) < len(records):
-            left = began + timeout - time.monotonic()
-            waiting = {name: record for name, record in records.items() if name not in ended}
-            for name in sorted(process.wait_exit(waiting.values(), max(0.0, left), first=True)):
-                ended.add(name)
+        while len(exits) < len(records):
+            remaining = began + timeout - time.monotonic()
+            waiting = {name: record for name, record in records.items() if name not in exits}
+            for name in sorted(process.wait_exit(waiting.values(), max(0.0, remaining), first=True)):
+                exits.add(name)
                 yield self._end_event(name, began)
-            if left <= 0:
+            if remaining <= 0:
                 break
         for name, record in records.items():
-            if name not in ended:
+            if name not in exits:
                 yield self._kill(name, record, began, f"it did not stop within {timeout:.0f} s")
 
     def _kill(self, name: str, record: Record, began: float, why: str) -> Event:
@@ -207,10 +207,10 @@ class Local:
 
     def _end_event(self, name: str, began: float) -> Event:
         record = self.record(name)
-        ended = record.exit if record else None
+        exits = record.exit if record else None
         detail = ""
-        if ended and ended.swept:
-            detail = f"its guardian had to end {ended.swept} left-over process{'es' if ended.swept > 1 else ''}"
+        if exits and exits.swept:
+            detail = f"its guardian had to end {exits.swept} left-over process{'es' if exits.swept > 1 else ''}"
         self._forget(name)
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
@@ -225,18 +225,20 @@ class Local:
 
     def remains(self, specs: Collection[ServiceSpec], runs: Collection[str]) -> Remains:
         """Processes, ports, shared memory, GPU memory. A port that a stranger took in the meantime is not ours."""
-        found = Remains()
+        remains = Remains()
         for name, record in self.records().items():
-            found.processes += [f"{member.pid} ({name})" for member in process.members(record)]
+            remains.processes += [f"{member.pid} ({name})" for member in process.members(record)]
         ports = [address for spec in specs for address in spec.addresses]
-        found.ports = [port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)]
-        found.segments = process.remove_segments(self.segments)
+        remains.ports = [
+            port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)
+        ]
+        remains.segments = process.remove_segments(self.segments)
         before = amounts(self.project.load(strict=False))
         involved = before if any(spec.gpus for spec in specs) else {}
-        found.gpus = _gpu_memory_back(involved)
-        found.checked = {"ports": len(ports), "segments": len(self.segments), "gpus": len(involved)}
+        remains.gpus = _gpu_memory_back(involved)
+        remains.checked = {"ports": len(ports), "segments": len(self.segments), "gpus": len(involved)}
         self.remove_sockets()
-        return found
+        return remains
 
     def remove_sockets(self) -> None:
         """Remove the directory of the engines' sockets, if it is the private one that ``start`` made."""
@@ -251,14 +253,14 @@ class Local:
 
 def _names(document: dict[str, Any] | None, key: str) -> set[str]:
     """The names that a document lists; what is no list of them is none."""
-    listed = (document or {}).get(key)
-    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    value = (document or {}).get(key)
+    return {name for name in value if isinstance(name, str)} if isinstance(value, list) else set()
 
 
 def _stopped_process(record: Record) -> str:
     """What a service cannot hear that it shall end, because somebody stopped it."""
-    halted = {"guardian": record.guardian, "process": record.leader}
-    pids = [f"its {what} (pid {one.pid})" for what, one in halted.items() if one and procfs.stopped(one)]
+    stopped = {"guardian": record.guardian, "process": record.leader}
+    pids = [f"its {what} (pid {one.pid})" for what, one in stopped.items() if one and procfs.stopped(one)]
     return f"{' and '.join(pids)} was stopped (SIGSTOP): continued, to end" if pids else ""
 
 
@@ -284,9 +286,9 @@ def _read(path: Path, offset: int, last: int) -> tuple[Place, bytes]:
 
 def _strangers(port: int, runs: Collection[str]) -> bool:
     """Whether those who listen here are visibly not of these runs. Who hides, or overwrote its environment, may be."""
-    ours = tuple(f"{process.MARK}={run}/".encode() for run in runs)
-    given = [procfs.environ(pid) for pid in process.listeners(port)]
-    return bool(given) and all(pairs and not any(pair.startswith(ours) for pair in pairs) for pairs in given)
+    members = tuple(f"{process.MARK}={run}/".encode() for run in runs)
+    variables = [procfs.environ(pid) for pid in process.listeners(port)]
+    return bool(variables) and all(pairs and not any(pair.startswith(members) for pair in pairs) for pairs in variables)
 
 
 def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:
@@ -294,10 +296,10 @@ def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:
     deadline = time.monotonic() + GPU_PATIENCE
     while before:
         now = gpus.memory_in_use(frozenset(before))
-        late = [uuid for uuid in before if now.get(uuid, 0) > before[uuid] + GPU_SLACK]
-        if not late:
+        unreleased = [uuid for uuid in before if now.get(uuid, 0) > before[uuid] + GPU_SLACK]
+        if not unreleased:
             break
         if time.monotonic() > deadline:
-            return [f"GPU {uuid}: {(now[uuid] - before[uuid]) / 1024**3:.1f} GiB not given back" for uuid in late]
+            return [f"GPU {uuid}: {(now[uuid] - before[uuid]) / 1024**3:.1f} GiB not given back" for uuid in unreleased]
         time.sleep(0.25)
     return []

@@ -22,9 +22,9 @@ def stamp(verb: str) -> str:
     return f"{os.getpid()} {verb} {time.time():.0f} {entry.starttime if entry else 0}\n"
 
 
-def holder(project: str, run_dir: Path, stamped: str) -> tuple[str, str]:
+def holder(project: str, run_dir: Path, stamp: str) -> tuple[str, str]:
     """Who has the project, since when, and what to do about it, from what the lock file says."""
-    words = stamped.split()
+    words = stamp.split()
     pid = int(words[0]) if words and words[0].isdigit() else 0
     entry = shim.stat(pid) if pid else None
     if len(words) < 2 or entry is None or entry.dead or (len(words) > 3 and str(entry.starttime) != words[3]):
@@ -49,9 +49,9 @@ def _since(words: list[str]) -> str:
     return f", since {clock}, {max(0, time.time() - began):.0f} s ago"
 
 
-def holder_stopped(stamped: str) -> bool:
+def holder_stopped(stamp: str) -> bool:
     """Whether the command that holds the project was stopped: waiting for it is in vain."""
-    pid = stamped.partition(" ")[0]
+    pid = stamp.partition(" ")[0]
     entry = shim.stat(int(pid)) if pid.isdigit() else None
     return entry is not None and entry.stopped
 
@@ -63,14 +63,14 @@ def end_stopped(run_dir: Path) -> str:
         mark = marks.guardian_of(procfs.command_line(entry.pid))
         if mark and mark.run_dir == str(run_dir) and procfs.uid_of(entry.pid) == os.getuid():
             starting.setdefault(mark, []).append(entry)
-    ended = [
+    names = [
         f"the guardian of service {mark.service} (pid {entry.pid}) was stopped (SIGSTOP) while it started it: ended"
         for mark, entries in starting.items()
         if any(_keeps(entry.pid, run_dir) for entry in entries)
         for entry in entries
         if entry.stopped and shim.send([entry], signal.SIGKILL)
     ]
-    return "; ".join(ended)
+    return "; ".join(names)
 
 
 def keepers(run_dir: Path) -> list[int]:

@@ -25,33 +25,33 @@ WIDTH = 4096
 """Bytes kept of the beginning of a line."""
 
 
-def read(path: Path, scanned: int = LONGEST_SCAN) -> bytes:
+def read(path: Path, limit: int = LONGEST_SCAN) -> bytes:
     """The last lines of a file, each cut to WIDTH bytes; empty if it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return _read(stream.fileno(), scanned)
+            return _read(stream.fileno(), limit)
     except OSError:
         return b""
 
 
-def _read(fd: int, scanned: int) -> bytes:
+def _read(fd: int, limit: int) -> bytes:
     """Backwards: what a block begins with belongs to a line whose beginning stands in the block before."""
     position = os.fstat(fd).st_size
-    lowest = max(0, position - scanned)
+    lowest = max(0, position - limit)
     rows: list[bytes] = []
-    kept, begun = 0, b""
-    while position > lowest and kept < LONGEST_TAIL and len(rows) < LINES:
+    size, beginning = 0, b""
+    while position > lowest and size < LONGEST_TAIL and len(rows) < LINES:
         start = max(lowest, position - BLOCK)
         first, *others = os.pread(fd, position - start, start).split(b"\n")
         position = start
         if not others:
-            begun = (first + begun)[:WIDTH]
+            beginning = (first + beginning)[:WIDTH]
             continue
-        others[-1] += begun
-        begun = first[:WIDTH]
+        others[-1] += beginning
+        beginning = first[:WIDTH]
         for row in reversed(others):
             rows.append(row[:WIDTH])
-            kept += len(rows[-1]) + 1
+            size += len(rows[-1]) + 1
     if not position:
-        rows.append(begun)
+        rows.append(beginning)
     return b"\n".join(reversed(rows[:LINES]))

@@ -39,7 +39,7 @@ def make(out: Path, python: str) -> str:
         PreflightError: the interpreter lacks what is needed, or the model could not be fetched.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, "-c", _RUN, kvdemo.__file__, str(out)],
             check=False,
             stdin=subprocess.DEVNULL,
@@ -51,12 +51,12 @@ def make(out: Path, python: str) -> str:
         raise PreflightError(
             f"{python} cannot be run: {error.strerror}", "name the interpreter that holds vLLM"
         ) from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
         if "ModuleNotFoundError" in lines[-1]:
             raise PreflightError(
                 f"the model cannot be made with {python}: {lines[-1]}",
                 f"name the interpreter that holds vLLM and {backends.titles()}: kvdemo init --python /path/to/python",
             )
         raise PreflightError("\n".join(lines).removeprefix("smollm2: "), "")
-    return done.stdout.strip()
+    return completed.stdout.strip()

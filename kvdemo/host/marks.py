@@ -57,11 +57,11 @@ def services() -> dict[Path, list[Record]]:
     return records
 
 
-def in_directory(run_dir: Path, known: Iterable[Record]) -> list[Record]:
+def in_directory(run_dir: Path, records: Iterable[Record]) -> list[Record]:
     """The marked services of this run directory without a record among ``known``."""
-    recorded = {(record.run_id, record.service) for record in known}
-    there = services().get(run_dir.absolute(), [])
-    return [record for record in there if (record.run_id, record.service) not in recorded]
+    recorded = {(record.run_id, record.service) for record in records}
+    services_here = services().get(run_dir.absolute(), [])
+    return [record for record in services_here if (record.run_id, record.service) not in recorded]
 
 
 def mark_of(entry: shim.Stat) -> Mark | None:

@@ -63,8 +63,8 @@ def _stamp(folders: dict[str, str]) -> str:
     """
     lines: set[str] = set()
     for folder in folders.values():
-        home = os.path.dirname(folder)  # noqa: PTH120
-        lines |= {f"{home} {name}" for name in os.listdir(home) if name != "__pycache__"}  # noqa: PTH208
+        parent = os.path.dirname(folder)  # noqa: PTH120
+        lines |= {f"{parent} {name}" for name in os.listdir(parent) if name != "__pycache__"}  # noqa: PTH208
         for path in _extensions(folder):
             status = os.stat(path)  # noqa: PTH116
             lines.add(f"{path} {status.st_size} {status.st_mtime_ns}")

@@ -24,9 +24,9 @@ SUSTAINED = 2.0  # a GPU lowers its clock under load: a prefill takes longer tha
 OUT = os.fdopen(os.dup(1), "w")  # libraries write to standard output what they like
 
 
-def report(**found: Any) -> None:
+def report(**names: Any) -> None:
     """One finding."""
-    print(json.dumps(found), file=OUT, flush=True)
+    print(json.dumps(names), file=OUT, flush=True)
 
 
 def imports(gpu: bool, backends: list[dict[str, Any]]) -> None:
@@ -64,9 +64,9 @@ def _torch(gpu: bool) -> str:
 def _vllm(gpu: bool) -> str:
     importlib.import_module("vllm")
     platform = importlib.import_module("vllm.platforms").current_platform
-    wanted = "cuda" if gpu else "cpu"
-    if platform.device_type != wanted:
-        raise RuntimeError(f"this vLLM runs on {platform.device_type or 'no device'}, not on {wanted}")
+    device = "cuda" if gpu else "cpu"
+    if platform.device_type != device:
+        raise RuntimeError(f"this vLLM runs on {platform.device_type or 'no device'}, not on {device}")
     choose = getattr(platform, "import_kernels", None)
     parts = (
         _load_parts("vllm", ("_C", "_C_stable_libtorch", "_moe_C")) if gpu or not choose else _load_extension(choose)
@@ -86,10 +86,10 @@ def _load_extension(choose: Callable[[], None]) -> str:
     choose()
     folder = os.path.realpath(next(iter(importlib.import_module("vllm").__path__)))
     with open("/proc/self/maps") as maps:  # noqa: PTH123
-        found = {line.split()[-1].rpartition("/")[2] for line in maps if f" {folder}/_C" in line}
-    if not found:
+        names = {line.split()[-1].rpartition("/")[2] for line in maps if f" {folder}/_C" in line}
+    if not names:
         raise RuntimeError("; ".join(complaints) or "vllm loaded none of its compiled parts")
-    return f"loaded {', '.join('vllm.' + name.partition('.')[0] for name in sorted(found))}"
+    return f"loaded {', '.join('vllm.' + name.partition('.')[0] for name in sorted(names))}"
 
 
 def _lmcache_parts(gpu: bool) -> tuple[str, ...]:
@@ -104,22 +104,22 @@ def _load_parts(package: str, parts: tuple[str, ...]) -> str:
     """
     folders = importlib.import_module(package).__path__
     specs = [(part, importlib.machinery.PathFinder.find_spec(part, folders)) for part in parts]
-    there = {part: str(spec.origin) for part, spec in specs if spec}
-    for part, file in there.items():
+    buffer = {part: str(spec.origin) for part, spec in specs if spec}
+    for part, file in buffer.items():
         importlib.import_module(f"{package}.{part}")
         with open("/proc/self/maps") as maps:  # noqa: PTH123
             if file.endswith(".so") and file not in maps.read():
                 ctypes.CDLL(file)  # says why not
                 raise RuntimeError(f"{package} did without {file}")
-    if not there:
+    if not buffer:
         raise RuntimeError(f"{package} has none of its compiled parts ({', '.join(parts)})")
-    return "loaded " + ", ".join(f"{package}.{part}" for part in there)
+    return "loaded " + ", ".join(f"{package}.{part}" for part in buffer)
 
 
 def _connector(name: str) -> str:
     factory = importlib.import_module("vllm.distributed.kv_transfer.kv_connector.factory").KVConnectorFactory
-    found = factory.get_connector_class_by_name(name)
-    return f"{found.__module__}.{found.__qualname__}"
+    names = factory.get_connector_class_by_name(name)
+    return f"{names.__module__}.{names.__qualname__}"
 
 
 def rates(
@@ -141,25 +141,25 @@ def _copies(gpu: bool) -> Iterator[tuple[str, float]]:
     import torch
 
     host = torch.ones(COPY_BYTES, dtype=torch.uint8, pin_memory=gpu)
-    there = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda" if gpu else "cpu")
-    yield "load", COPY_BYTES / _seconds(gpu, lambda: there.copy_(host, non_blocking=True), rounds=9)
+    buffer = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda" if gpu else "cpu")
+    yield "load", COPY_BYTES / _seconds(gpu, lambda: buffer.copy_(host, non_blocking=True), rounds=9)
     if gpu:
-        yield "store", COPY_BYTES / _seconds(gpu, lambda: host.copy_(there, non_blocking=True), rounds=9)
+        yield "store", COPY_BYTES / _seconds(gpu, lambda: host.copy_(buffer, non_blocking=True), rounds=9)
 
 
 def _seconds(gpu: bool, work: Callable[[], Any], rounds: int) -> float:
     """Median duration of some work, of so many rounds."""
     import torch
 
-    taken: list[float] = []
+    times: list[float] = []
     work()  # allocations and the choice of a kernel
     for _ in range(rounds):
         started = time.perf_counter()
         work()
         if gpu:
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
-    return sorted(taken)[len(taken) // 2]
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
 
 
 def _layers(gpu: bool, shape: dict[str, int], dtype: str, batch: int) -> dict[str, float]:
@@ -190,21 +190,21 @@ def _layers(gpu: bool, shape: dict[str, int], dtype: str, batch: int) -> dict[st
         functional.scaled_dot_product_attention(query, key, key)
 
     with torch.inference_mode():
-        taken = _alternating(gpu, (products, attention))
+        times = _alternating(gpu, (products, attention))
     work = 2.0 * tokens * sum(rows * columns for rows, columns in sizes)
-    return {"matmul": work / taken[0], "attention": 4.0 * heads * head * tokens * keys / taken[1]}
+    return {"matmul": work / times[0], "attention": 4.0 * heads * head * tokens * keys / times[1]}
 
 
 def _alternating(gpu: bool, parts: tuple[Callable[[], None], ...]) -> list[float]:
     """Median duration of each part in the second half of the rounds."""
     import torch
 
-    taken: list[list[float]] = [[] for _ in parts]
+    durations: list[list[float]] = [[] for _ in parts]
     for part in parts:
         part()  # allocations and the choice of a kernel
     began = time.perf_counter()
-    while len(taken[0]) < 3 or time.perf_counter() - began < (SUSTAINED if gpu else SECONDS):
-        for part, times in zip(parts, taken, strict=True):
+    while len(durations[0]) < 3 or time.perf_counter() - began < (SUSTAINED if gpu else SECONDS):
+        for part, times in zip(parts, durations, strict=True):
             if gpu:
                 torch.cuda.synchronize()
             started = time.perf_counter()
@@ -212,29 +212,29 @@ def _alternating(gpu: bool, parts: tuple[Callable[[], None], ...]) -> list[float
             if gpu:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
-    return [sorted(late)[len(late) // 2] for late in (times[len(times) // 2 :] for times in taken)]
+    return [sorted(half)[len(half) // 2] for half in (times[len(times) // 2 :] for times in durations)]
 
 
 def _tokens(path: str, document: str) -> dict[str, float]:
     tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(path)
     with open(document, encoding="utf-8-sig") as stream:  # noqa: PTH123
         text = stream.read()
-    taken = []
+    times = []
     count = 0
     for _ in range(3):  # one alone came out as 69 and as 104 ms within a minute
         began = time.perf_counter()
         count = len(tokenizer.encode(text).ids)
-        taken.append(time.perf_counter() - began)
-    return {"tokens": count, "tokenizing": sorted(taken)[1]}
+        times.append(time.perf_counter() - began)
+    return {"tokens": count, "tokenizing": sorted(times)[1]}
 
 
 def main() -> None:
     """``imports`` or ``rates``, and their arguments as JSON."""
-    what, given = sys.argv[1], json.loads(sys.argv[2])
+    what, parameters = sys.argv[1], json.loads(sys.argv[2])
     if what == "imports":
-        imports(**given)
+        imports(**parameters)
     else:
-        rates(**given)
+        rates(**parameters)
 
 
 if __name__ == "__main__":

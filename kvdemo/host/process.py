@@ -86,9 +86,9 @@ def spawn(  # noqa: PLR0913 (each says another thing about the process)
         )
     except OSError as error:
         raise ServiceError(f"{service}: cannot start its guardian: {error}") from error
-    said = _answer(starter, marks.Mark(str(run_dir), run_id, service, guardian=True))
+    answer = _answer(starter, marks.Mark(str(run_dir), run_id, service, guardian=True))
     if starter.returncode:
-        raise ServiceError(f"{service}: cannot start {argv[0]}: {said}")
+        raise ServiceError(f"{service}: cannot start {argv[0]}: {answer}")
     try:
         return Record.from_json(file.read_text())
     except (OSError, ValueError) as error:
@@ -155,18 +155,18 @@ def members(record: Record) -> list[Identity]:
     if not procfs.is_here(anchor):
         return []
     processes = shim.table()
-    found = _marked_pids(record, processes, anchor) | _session(record, processes)
+    pids = _marked_pids(record, processes, anchor) | _session(record, processes)
     if alive(record.guardian):
-        found |= shim.descendants(processes, [record.guardian.pid])
-    found |= shim.descendants(processes, found)
-    found -= {os.getpid(), record.guardian.pid} if alive(record.guardian) else {os.getpid()}
-    live = (processes[pid] for pid in found if not processes[pid].dead and processes[pid].starttime >= anchor.starttime)
-    ours = (
+        pids |= shim.descendants(processes, [record.guardian.pid])
+    pids |= shim.descendants(processes, pids)
+    pids -= {os.getpid(), record.guardian.pid} if alive(record.guardian) else {os.getpid()}
+    live = (processes[pid] for pid in pids if not processes[pid].dead and processes[pid].starttime >= anchor.starttime)
+    marks = (
         Identity(e.pid, e.starttime, anchor.boot_id, anchor.pidns, anchor.uid)
         for e in live
         if procfs.uid_of(e.pid) == anchor.uid
     )
-    return sorted(ours, key=lambda identity: (identity.starttime, identity.pid))
+    return sorted(marks, key=lambda identity: (identity.starttime, identity.pid))
 
 
 def _marked_pids(record: Record, processes: Mapping[int, shim.Stat], anchor: Identity) -> set[int]:
@@ -220,8 +220,8 @@ def kill(record: Record) -> int:
     """
 
     def find() -> list[shim.Stat]:
-        found = [(identity, shim.stat(identity.pid)) for identity in members(record)]
-        return [entry for identity, entry in found if entry and entry.starttime == identity.starttime]
+        pids = [(identity, shim.stat(identity.pid)) for identity in members(record)]
+        return [entry for identity, entry in pids if entry and entry.starttime == identity.starttime]
 
     killed = shim.sweep(find)
     _signal(record.guardian, signal.SIGCONT)
@@ -236,8 +236,8 @@ def kill(record: Record) -> int:
 
 def _watch(record: Record) -> list[int]:
     """Pidfds whose end is news about this service: its guardian, which outlives the rest, or what outlived it."""
-    while watched := [record.guardian] if alive(record.guardian) else members(record):
-        fds = [fd for one in watched if (fd := shim.pidfd(one.pid, one.starttime)) is not None]
+    while processes := [record.guardian] if alive(record.guardian) else members(record):
+        fds = [fd for one in processes if (fd := shim.pidfd(one.pid, one.starttime)) is not None]
         if fds:
             return fds
     return []
@@ -251,7 +251,7 @@ def wait_exit(records: Iterable[Record], timeout: float, *, first: bool = False)
     deadline = time.monotonic() + timeout
     poll = select.poll()
     owners: dict[int, Record] = {}
-    ended: set[str] = set()
+    services: set[str] = set()
     todo = list(records)
     try:
         while True:
@@ -261,10 +261,10 @@ def wait_exit(records: Iterable[Record], timeout: float, *, first: bool = False)
                 for fd in fds:
                     poll.register(fd, select.POLLIN)
                 if not fds:
-                    ended.add(record.service)
+                    services.add(record.service)
             remaining = deadline - time.monotonic()
-            if not owners or remaining <= 0 or (first and ended):
-                return ended
+            if not owners or remaining <= 0 or (first and services):
+                return services
             todo = []
             for fd, _ in poll.poll(remaining * 1000):
                 poll.unregister(fd)

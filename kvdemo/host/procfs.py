@@ -226,15 +226,15 @@ def shm_maps(pid: int) -> set[str]:
     except OSError:
         return set()
     paths = (line.split(maxsplit=5)[-1] for line in maps.splitlines())
-    held = (path for path in paths if path.startswith(f"{SHM}/") and not path.endswith(" (deleted)"))
-    return {path.removeprefix(f"{SHM}/") for path in held}
+    names = (path for path in paths if path.startswith(f"{SHM}/") and not path.endswith(" (deleted)"))
+    return {path.removeprefix(f"{SHM}/") for path in names}
 
 
 def segments(pids: Collection[int]) -> set[str]:
     """The names in /dev/shm that belong to these processes: mapped by them now, or named after one by a cache."""
     prefixes = tuple(pool.format(pid=pid) for pid in pids for pool in shim.POOLS)
-    named = {path.name for path in SHM.iterdir() if path.name.startswith(prefixes)} if prefixes else set()
-    return named.union(*(shm_maps(pid) for pid in pids))
+    names = {path.name for path in SHM.iterdir() if path.name.startswith(prefixes)} if prefixes else set()
+    return names.union(*(shm_maps(pid) for pid in pids))
 
 
 def remove_segments(names: Collection[str]) -> list[str]:

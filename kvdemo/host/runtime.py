@@ -41,33 +41,33 @@ LARGE, LARGE_STRIDE = 256 * 1024**2, 4 * 1024**2
 def interpreter(python: str) -> Interpreter:
     """Versions of what this interpreter would import; ``problem`` if vllm or torch is not there."""
     if python == sys.executable:
-        held: dict[str, Any] = packages.inventory()
+        inventory: dict[str, Any] = packages.inventory()
     else:
         words = [python, "-c", Path(packages.__file__).read_text(encoding="utf-8")]
         try:
             answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-            held = json.loads(answer.stdout)
+            inventory = json.loads(answer.stdout)
         except subprocess.CalledProcessError as error:
-            said = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
-            return Interpreter(python, problem=f"the interpreter {python} cannot be run ({said[0]})")
+            lines = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+            return Interpreter(python, problem=f"the interpreter {python} cannot be run ({lines[0]})")
         except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({error})")
-    found = held["versions"]
-    versions = {"python": found["python"]}
+    directory = inventory["versions"]
+    versions = {"python": directory["python"]}
     absent = []
     for name, distributions in {**PACKAGES_NEEDED, **CARRYING}.items():
-        if version := next((found[d] for d in distributions if d in found), None):
+        if version := next((inventory[d] for d in distributions if d in inventory), None):
             versions[name] = version
         elif name in PACKAGES_NEEDED:
             absent.append(name)
     if not absent:
-        return Interpreter(python, versions, server=held["server"] or SERVER, stamp=held["stamp"])
+        return Interpreter(python, versions, server=inventory["server"] or SERVER, stamp=inventory["stamp"])
     return Interpreter(
         python,
         versions,
         problem=f"{' and '.join(absent)} not installed for {python}",
-        server=held["server"] or SERVER,
-        stamp=held["stamp"],
+        server=inventory["server"] or SERVER,
+        stamp=inventory["stamp"],
         fix="run scripts/setup, or set runtime.python to an interpreter that has them",
     )
 
@@ -87,32 +87,32 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main", form: F
     ``path`` is None while files are missing that an engine needs; its config may be known already.
     """
     local = name.startswith("/")
-    found = Path(name) if local else _snapshot(name, environ, revision)
-    if local and (found is None or not found.is_dir()):
+    directory = Path(name) if local else _snapshot(name, environ, revision)
+    if local and (directory is None or not directory.is_dir()):
         return Model(name, problem="no such directory", fix="scripts/setup makes the tiny model")
-    if found is None:
+    if directory is None:
         return Model(name)
-    own = _is_mistral(found, form)
-    file = found / (mistral.PARAMS if own else "config.json")
+    own = _is_mistral(directory, form)
+    file = directory / (mistral.PARAMS if own else "config.json")
     if not file.is_file():
-        return Model(name, problem=_formatless(found, file.name)) if local else Model(name)
+        return Model(name, problem=_formatless(directory, file.name)) if local else Model(name)
     try:
         config = json.loads(file.read_text())
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        return Model(name, str(found), problem=f"its {file.name} cannot be read ({error})")
+        return Model(name, str(directory), problem=f"its {file.name} cannot be read ({error})")
     config = mistral.config(config) if own else config
-    files, index = _weights(found, own), _index(found, own)
-    complete = local or _complete(found, files, index)
+    files, index = _weights(directory, own), _index(directory, own)
+    complete = local or _complete(directory, files, index)
     try:
-        digest = _digest(config, "" if local else found.name, files) if complete else ""
+        digest = _digest(config, "" if local else directory.name, files) if complete else ""
         size = index.get("metadata", {}).get("total_size") or sum(file.stat().st_size for file in files)
     except OSError as error:
-        return Model(name, str(found), problem=f"its weights cannot be read ({error})")
-    facts = Model(name, str(found) if complete else None, digest)
+        return Model(name, str(directory), problem=f"its weights cannot be read ({error})")
+    facts = Model(name, str(directory) if complete else None, digest)
     tensors = (weights.tensors(files) if complete else None) or ()
-    return _of_config(facts, config, _json(found / "hf_quant_config.json"), tensors, int(size))
+    return _of_config(facts, config, _json(directory / "hf_quant_config.json"), tensors, int(size))
 
 
 def _of_config(
@@ -125,12 +125,12 @@ def _of_config(
     """The facts with what config and weights say; ``size`` is that of the files."""
     text = shape.text_config(config)
     quantized = "quantization_config" in text or bool(quantization)
-    kept = str(text.get("dtype") or text.get("torch_dtype") or weights.dtype(tensors))
+    stored_dtype = str(text.get("dtype") or text.get("torch_dtype") or weights.dtype(tensors))
     # vLLM computes a float32 checkpoint in bfloat16 unless told otherwise.
-    dtype = "bfloat16" if kept in {"float32", ""} else kept
+    dtype = "bfloat16" if stored_dtype in {"float32", ""} else stored_dtype
     if tensors:
         size = weights.loaded_bytes(tensors, shape.WIDTHS.get(dtype, 2), quantized=quantized)
-    elif kept == "float32" and not quantized:
+    elif stored_dtype == "float32" and not quantized:
         size //= 2
     return replace(
         facts,
@@ -149,10 +149,10 @@ def _of_config(
 
 def is_local(name: str, environ: Mapping[str, str], revision: str, kind: str) -> bool:
     """Whether the local copy of a repository that is no engine's model holds all that is read of it."""
-    found = _snapshot(name, environ, revision)
-    if found is None or any((found.parents[1] / "blobs").glob("*.incomplete")):
+    directory = _snapshot(name, environ, revision)
+    if directory is None or any((directory.parents[1] / "blobs").glob("*.incomplete")):
         return False
-    return kind == "tokenizer" or _complete(found, _weights(found, False), _index(found, False))
+    return kind == "tokenizer" or _complete(directory, _weights(directory, False), _index(directory, False))
 
 
 def _is_mistral(path: Path, form: Format) -> bool:
@@ -216,8 +216,8 @@ def _snapshot(name: str, environ: Mapping[str, str], revision: str) -> Path | No
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps models in this environment."""
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    directory = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or directory / "hub").expanduser()
 
 
 def _digest(config: Mapping[str, Any], identity: str, weights: list[Path]) -> str:

@@ -66,8 +66,8 @@ def stat(pid: int) -> Stat | None:
 
 def table() -> dict[int, Stat]:
     """Every process that is visible here, by pid."""
-    found = (stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
-    return {entry.pid: entry for entry in found if entry}
+    stats = (stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {entry.pid: entry for entry in stats if entry}
 
 
 def descendants(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
@@ -75,13 +75,13 @@ def descendants(processes: dict[int, Stat], roots: Iterable[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for entry in processes.values():
         children.setdefault(entry.ppid, []).append(entry.pid)
-    found: set[int] = set()
+    pids: set[int] = set()
     todo = list(roots)
     while todo:
-        fresh = [pid for pid in children.get(todo.pop(), ()) if pid not in found]
-        found.update(fresh)
+        fresh = [pid for pid in children.get(todo.pop(), ()) if pid not in pids]
+        pids.update(fresh)
         todo.extend(fresh)
-    return found
+    return pids
 
 
 def pidfd(pid: int, starttime: int) -> int | None:
@@ -126,27 +126,27 @@ def sweep(find: Callable[[], list[Stat]], patience: float = SWEEP_PATIENCE) -> s
     What is new is killed before anything is waited for: a process that forks faster than one can wait for its children
     is outrun so. Gives up ``patience`` seconds after the last new process, and after SWEEP_LIMIT seconds in any case.
     """
-    killed: set[int] = set()
-    tried: set[tuple[int, int]] = set()
+    pids: set[int] = set()
+    signalled: set[tuple[int, int]] = set()
     end = time.monotonic() + SWEEP_LIMIT
     deadline = time.monotonic() + patience
-    graced = False
-    while (found := find()) and time.monotonic() < min(deadline, end):
-        trackers = [entry for entry in found if is_tracker(entry.pid)]
-        victims = [entry for entry in found if entry not in trackers] or trackers
-        if victims is trackers and not graced:
-            graced = True
+    waited = False
+    while (entries := find()) and time.monotonic() < min(deadline, end):
+        trackers = [entry for entry in entries if is_tracker(entry.pid)]
+        victims = [entry for entry in entries if entry not in trackers] or trackers
+        if victims is trackers and not waited:
+            waited = True
             await_ends(victims, TRACKER_GRACE)
             continue
-        fresh = [entry for entry in victims if (entry.pid, entry.starttime) not in tried]
+        fresh = [entry for entry in victims if (entry.pid, entry.starttime) not in signalled]
         if fresh:
-            tried.update((entry.pid, entry.starttime) for entry in fresh)
+            signalled.update((entry.pid, entry.starttime) for entry in fresh)
             for at in range(0, len(fresh), BATCH):
-                killed |= send(fresh[at : at + BATCH], signal.SIGKILL)
+                pids |= send(fresh[at : at + BATCH], signal.SIGKILL)
             deadline = time.monotonic() + patience
         else:
             await_ends(victims, 1.0)
-    return killed
+    return pids
 
 
 def send(entries: list[Stat], number: int) -> set[int]:
@@ -346,15 +346,15 @@ class Guardian:
     def watch(self) -> os.waitid_result:
         """Sleep until the leader ends; bury other children meanwhile, pass the first SIGTERM on. Leaves it a zombie."""
         while True:
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                if ended.si_pid == self.leader:
-                    return ended
-                self.bury(ended.si_pid)
+            while status := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                if status.si_pid == self.leader:
+                    return status
+                self.bury(status.si_pid)
             self.mind_the_lease()
-            heard = {signal.SIGCHLD, signal.SIGTERM, signal.SIGIO}
+            signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGIO}
             patience = max(0.0, self.deadline - time.monotonic()) if self.deadline else 86400.0
-            said = signal.sigtimedwait(heard, patience)
-            if said and said.si_signo == signal.SIGTERM:
+            signal_info = signal.sigtimedwait(signals, patience)
+            if signal_info and signal_info.si_signo == signal.SIGTERM:
                 self.tell()
 
     def tell(self) -> None:
@@ -389,9 +389,9 @@ class Guardian:
         for entry in processes.values():
             if entry.dead and entry.ppid == me and entry.pid != self.leader:
                 self.bury(entry.pid)
-        ours = descendants(processes, [me])
+        pids = descendants(processes, [me])
         return [
-            e for e in processes.values() if not e.dead and (e.pid in ours or (self.leader and e.sid == self.leader))
+            e for e in processes.values() if not e.dead and (e.pid in pids or (self.leader and e.sid == self.leader))
         ]
 
     def clear(self) -> set[int]:
@@ -400,30 +400,30 @@ class Guardian:
         A look at /proc misses what is forked during the look, and whose parent ends in it. The kernel misses nothing:
         as the subreaper we have a child for as long as a descendant lives, so we look until it says that there is none.
         """
-        killed = sweep(self.survivors)
+        killed_pids = sweep(self.survivors)
         if self.leader:
             self.bury(self.leader)
             self.leader = 0
-        while children() and not self.survivors_after(killed):
+        while children() and not self.survivors_after(killed_pids):
             pass
-        return killed
+        return killed_pids
 
-    def survivors_after(self, killed: set[int]) -> bool:
+    def survivors_after(self, killed_pids: set[int]) -> bool:
         """Sweep once more, noting what was ``killed``; whether something is left that does not even die of SIGKILL."""
-        killed |= sweep(self.survivors)
+        killed_pids |= sweep(self.survivors)
         return bool(self.survivors())
 
-    def finish(self, ended: os.waitid_result, error: str) -> None:
+    def finish(self, status: os.waitid_result, error: str) -> None:
         """Sweep what the leader left, record how it ended, and stay until nothing is below us any more."""
         at = time.time()
-        killed = self.clear()
-        unlink_kv(killed)
-        by_signal = ended.si_code != os.CLD_EXITED
+        killed_pids = self.clear()
+        unlink_kv(killed_pids)
+        by_signal = status.si_code != os.CLD_EXITED
         self.record["exit"] = {
-            "code": None if by_signal else ended.si_status,
-            "signal": ended.si_status if by_signal else None,
+            "code": None if by_signal else status.si_status,
+            "signal": status.si_status if by_signal else None,
             "at": at,
-            "swept": len(killed),
+            "swept": len(killed_pids),
             "error": error,
             **self.killed_for_memory(),
         }
@@ -523,10 +523,10 @@ def main(arguments: list[str]) -> int:
     os.close(report)
     os.wait()
     with open(answer, encoding="utf-8", errors="replace") as file:
-        said = file.read()
-    if said == "ok":
+        outcome = file.read()
+    if outcome == "ok":
         return 0
-    sys.stderr.write(said or "the guardian was killed before the service ran")
+    sys.stderr.write(outcome or "the guardian was killed before the service ran")
     return 1
 
 

@@ -43,8 +43,8 @@ def root(environ: Mapping[str, str]) -> Path:
 
 def _xdg(environ: Mapping[str, str]) -> Path:
     home = Path(environ["HOME"]) if environ.get("HOME") else Path.home()
-    given = Path(environ.get("XDG_STATE_HOME", ""))
-    return given if given.is_absolute() else home / ".local" / "state"  # the standard says to ignore relative ones
+    path = Path(environ.get("XDG_STATE_HOME", ""))
+    return path if path.is_absolute() else home / ".local" / "state"  # the standard says to ignore relative ones
 
 
 def _machine() -> str:
@@ -65,24 +65,24 @@ def projects(root: Path, *, stores: bool = False) -> list[Project]:
 
 def damaged_paths(root: Path) -> list[tuple[str, str]]:
     """What stands where projects do and cannot be used: its path, and why."""
-    found = []
+    problems = []
     for name in _names(root):
         if not procfs.is_label(name):
             continue
         path = root / name
         try:
             if not stat.S_ISDIR(path.stat().st_mode):
-                found.append((str(path), "it is not a directory"))
+                problems.append((str(path), "it is not a directory"))
                 continue
             next(path.iterdir(), None)
             Project(root, name).load()
         except OSError as error:
-            found.append((str(path), error.strerror or str(error)))
+            problems.append((str(path), error.strerror or str(error)))
         except ServiceError as error:
-            found.append((str(path), str(error)))
+            problems.append((str(path), str(error)))
         else:
-            found += [(str(record), "not a record of a service") for record in Project(root, name).unreadable()]
-    return found
+            problems += [(str(record), "not a record of a service") for record in Project(root, name).unreadable()]
+    return problems
 
 
 def _names(root: Path) -> list[str]:
@@ -153,8 +153,8 @@ class Project:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                stamped = _stamp(fd)
-                what, how = locks.holder(self.name, self.dir, stamped)
+                stamp = _stamp(fd)
+                what, how = locks.holder(self.name, self.dir, stamp)
                 os.close(fd)
             except BaseException:
                 os.close(fd)
@@ -169,10 +169,10 @@ class Project:
                 waiting(what, how)
             if now > looked + LOCK_POLL:
                 looked = now
-                if ended := locks.end_stopped(self.dir):
-                    waiting(ended, "")
+                if text := locks.end_stopped(self.dir):
+                    waiting(text, "")
                     deadline = max(deadline, now + RELEASE_PATIENCE)
-            if now >= deadline or locks.holder_stopped(stamped):
+            if now >= deadline or locks.holder_stopped(stamp):
                 raise LockedError(what, how)
             time.sleep(_LOCK_INTERVAL)
 
@@ -263,10 +263,10 @@ class Project:
 
     def note_secrets(self, names: Collection[str], profile: str) -> None:
         """Keep the names of secrets (never a value) beside the logs, and the profile: who shows a log blanks them."""
-        known = self.secrets()
-        if new := set(names) - known[0]:
+        secrets = self.secrets()
+        if new := set(names) - secrets[0]:
             self._make(self._secrets.parent)
-            document = json.dumps({"names": sorted(known[0] | new), "profile": profile})
+            document = json.dumps({"names": sorted(secrets[0] | new), "profile": profile})
             with _writing(self._secrets):
                 temporary = self._secrets.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(document)

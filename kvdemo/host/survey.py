@@ -84,23 +84,25 @@ def _paths(profile: Profile) -> set[str]:
 
 def _local_repositories(profile: Profile, environ: Mapping[str, str]) -> frozenset[str]:
     """What engines read besides their models, and is here."""
-    wanted = [one for engine in profile.engines.values() for one in repositories.auxiliary(engine)]
+    auxiliaries = [one for engine in profile.engines.values() for one in repositories.auxiliary(engine)]
     return frozenset(
-        one.key for one in wanted if runtime.is_local(one.name, {**environ, **one.engine.env}, one.revision, one.kind)
+        one.key
+        for one in auxiliaries
+        if runtime.is_local(one.name, {**environ, **one.engine.env}, one.revision, one.kind)
     )
 
 
 def _gpus(environ: Mapping[str, str], project: Project, running: bool) -> tuple[Gpu, ...]:
     """The GPUs; what this project's own running fleet holds counts as free, or a second `up` would be refused."""
     before = amounts(project.load(strict=False)) if running else {}
-    found = name_holders(gpus.detect(environ), project.dir.parent)
-    return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in found)
+    visible = name_holders(gpus.detect(environ), project.dir.parent)
+    return tuple(replace(gpu, free=max(gpu.free, gpu.total - before.get(gpu.uuid, gpu.total))) for gpu in visible)
 
 
-def name_holders(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
+def name_holders(visible: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
     """The same GPUs, those holders named that are services of this user's projects."""
-    if not any(gpu.holders for gpu in found):
-        return found
+    if not any(gpu.holders for gpu in visible):
+        return visible
     owners = {
         member.pid: f"service {name} of project {project.name}"
         for project in projects(root)
@@ -109,7 +111,7 @@ def name_holders(found: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
     }
     return tuple(
         replace(gpu, holders=tuple(replace(one, service=owners.get(one.pid, "")) for one in gpu.holders))
-        for gpu in found
+        for gpu in visible
     )
 
 
@@ -130,8 +132,8 @@ def saved_plan(project: Project) -> Plan | None:
 
 def _records(project: Project) -> dict[str, Record]:
     """The records of the project's services, those made anew included whose own are lost."""
-    written = project.records()
-    return {record.service: record for record in marks.in_directory(project.dir, written.values())} | written
+    records = project.records()
+    return {record.service: record for record in marks.in_directory(project.dir, records.values())} | records
 
 
 def _running(project: Project, records: Mapping[str, Record]) -> dict[str, tuple[int, ...]]:
@@ -158,51 +160,51 @@ def _claims(project: Project) -> dict[int, str]:
 def _ports(
     profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]], avoid: Collection[int]
 ) -> tuple[dict[str, int], dict[int, str]]:
-    wanted = wanted_ports(profile)
+    requests = wanted_ports(profile)
     hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
     hosts |= {name: "127.0.0.1" for name in profile.caches if profile.on.ray}
     hosts |= {f"{name}.http": cache.host for name, cache in profile.caches.items()}
-    hosts |= {key: hosts[key.partition(".")[0]] for key in wanted if key not in hosts}
+    hosts |= {key: hosts[key.partition(".")[0]] for key in requests if key not in hosts}
     own = {port for ports in running.values() for port in ports}
     previous = _previous(project)
     claims = _claims(project)
-    fixed = {port for port in wanted.values() if port}
-    assigned: dict[str, int] = {}
+    fixed = {port for port in requests.values() if port}
+    ports: dict[str, int] = {}
     busy: dict[int, str] = {}
     start = int(hashlib.sha256(f"{os.getuid()} {project.name}".encode()).hexdigest(), 16)
     candidates = (FIRST_PORT + (start + step) % PORTS for step in range(PORTS))
-    for key, port in wanted.items():
+    for key, port in requests.items():
         host = hosts[key]
         if port:
-            assigned[key] = port
+            ports[key] = port
             if port not in own and (occupant := claims.get(port) or holder(host, port)):
                 busy[port] = occupant
             continue
-        mine = previous.get(key)
+        last = previous.get(key)
         if (
-            mine
-            and mine not in fixed
-            and mine not in avoid
-            and (mine in own or (mine not in claims and process.port_free(host, mine)))
+            last
+            and last not in fixed
+            and last not in avoid
+            and (last in own or (last not in claims and process.port_free(host, last)))
         ):
-            assigned[key] = mine
+            ports[key] = last
             continue
-        taken = fixed | own | claims.keys() | set(assigned.values()) | set(avoid)
-        assigned[key] = next(free for free in candidates if free not in taken and process.port_free(host, free))
-    return assigned, busy
+        in_use = fixed | own | claims.keys() | set(ports.values()) | set(avoid)
+        ports[key] = next(free for free in candidates if free not in in_use and process.port_free(host, free))
+    return ports, busy
 
 
 def _previous(project: Project) -> dict[str, int]:
     """The ports of the last start, so that a second ``up`` plans the same."""
     plan = saved_plan(project)
-    found: dict[str, int] = {}
+    ports: dict[str, int] = {}
     for spec in plan.services if plan else ():
-        found[spec.name] = spec.ports[0]
+        ports[spec.name] = spec.ports[0]
         if spec.kind == "cache":
-            found[f"{spec.name}.http"] = spec.port
+            ports[f"{spec.name}.http"] = spec.port
             more = backends.of(spec.backend).more_ports
-            found |= {f"{spec.name}.{name}": port for name, port in zip(more, spec.ports[2:], strict=False)}
-    return found
+            ports |= {f"{spec.name}.{name}": port for name, port in zip(more, spec.ports[2:], strict=False)}
+    return ports
 
 
 def holder(host: str, port: int) -> str:

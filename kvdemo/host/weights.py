@@ -26,21 +26,21 @@ def header(file: Path) -> dict[str, Any] | None:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= LARGEST_HEADER:
                 return None
-            found = json.loads(stream.read(length))
+            entries = json.loads(stream.read(length))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return entries if isinstance(entries, dict) else None
 
 
 def tensors(files: Iterable[Path]) -> list[dict[str, Any]] | None:
     """The tensors of all files; None if one of them cannot be read as safetensors."""
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for file in files:
         head = header(file) if file.suffix == ".safetensors" else None
         if head is None:
             return None
-        found += [entry for name, entry in head.items() if name != "__metadata__" and isinstance(entry, dict)]
-    return found
+        entries += [entry for name, entry in head.items() if name != "__metadata__" and isinstance(entry, dict)]
+    return entries
 
 
 def dtype(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -48,8 +48,10 @@ def conditions(text: str) -> Conditions:
         everything = from_json(text, allow_inf_nan=False)
     except ValidationError as error:
         raise ValueError(fault(error)) from None
-    kept = {key: value for key, value in everything.items() if key not in {"kind", *RESULT_KEYS} - {"prompt_tokens"}}
-    return replace(run, everything=kept)
+    unjudged = {
+        key: value for key, value in everything.items() if key not in {"kind", *RESULT_KEYS} - {"prompt_tokens"}
+    }
+    return replace(run, everything=unjudged)
 
 
 def of_mapping(document: Mapping[str, Any]) -> Conditions:
@@ -67,12 +69,12 @@ def to_json(result: Result) -> dict[str, Any]:
 def from_json_text(text: str) -> Result:
     """The result in a summary that some version of kvdemo saved."""
     try:
-        held = from_json(text, allow_inf_nan=False)
-        if not (isinstance(held, dict) and isinstance(held.get("rows"), list)):
+        document = from_json(text, allow_inf_nan=False)
+        if not (isinstance(document, dict) and isinstance(document.get("rows"), list)):
             raise ValueError("it has no rows")
         run = conditions(text)
-        rows = [_unflatten(row) for row in held["rows"]]
-        shaped = {"trials_run": 0, **held, "rows": rows, "conditions": run.everything}
+        rows = [_unflatten(row) for row in document["rows"]]
+        shaped = {"trials_run": 0, **document, "rows": rows, "conditions": run.everything}
         return replace(_RESULT.validate_json(json.dumps(shaped), strict=True), conditions=run)
     except ValidationError as error:
         raise ValueError(fault(error)) from None
@@ -81,17 +83,17 @@ def from_json_text(text: str) -> Result:
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings, tuples as lists."""
     if is_dataclass(value):
-        made: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         for field in fields(value):
-            held = getattr(value, field.name)
-            if field.name in METRICS and (held is None or isinstance(held, Times)):
-                made |= _flat(field.name, held)
-            elif held is not None or not field.metadata.get("absent"):
-                made[field.name] = _plain(held)
-        return made
+            member = getattr(value, field.name)
+            if field.name in METRICS and (member is None or isinstance(member, Times)):
+                members |= _flat(field.name, member)
+            elif member is not None or not field.metadata.get("absent"):
+                members[field.name] = _plain(member)
+        return members
     if isinstance(value, Mapping):
-        return {str(key): _plain(held) for key, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, tuple) else value
+        return {str(key): _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, tuple) else value
 
 
 def _flat(name: str, times: Times | None) -> dict[str, Any]:
@@ -105,13 +107,13 @@ def _unflatten(row: Any) -> Any:
     """A row whose times are mappings again."""
     if not isinstance(row, dict):
         return row
-    made = dict(row)
+    members = dict(row)
     for name in METRICS:
         keys = {field.name: f"{field.name}_{name}_ms" for field in fields(Times)} | {"n": f"n_{name}"}
-        made[name] = {key: row[key_in_row] for key, key_in_row in keys.items() if key_in_row in row}
-        if not made[name].get("n"):
-            made[name] = None
-    return made
+        members[name] = {key: row[key_in_row] for key, key_in_row in keys.items() if key_in_row in row}
+        if not members[name].get("n"):
+            members[name] = None
+    return members
 
 
 def fault(error: ValidationError) -> str:

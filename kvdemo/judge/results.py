@@ -31,13 +31,13 @@ def _of_one_cache(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     longest = max((sample.length for sample in samples), default=0)
     of_length = [sample for sample in samples if sample.length == longest or sample.arm == "decode"]
     of_arms = [s for s in of_length if s.arm in SUPPORTS_SPEEDUP and not s.writer]
-    judged = [(sample, _of_tier(sample, conditions.tier)) for sample in of_arms]
+    judgements = [(sample, _of_tier(sample, conditions.tier)) for sample in of_arms]
     answer = _answer_of_all(conditions, samples, longest)
     mixed = conditions.history or _has_mixed_lengths(of_arms)
     # A wrong answer, however early it comes, is no speed-up; prompts that differ are no trials of one thing.
-    paired = [] if mixed or answer.same is False else judged
+    paired = [] if mixed or answer.same is False else judgements
     keys = dict.fromkeys((sample.engine, sample.arm) for sample in of_arms)
-    rows = [_row(engine, arm, judged, paired, conditions) for engine, arm in keys]
+    rows = [_row(engine, arm, judgements, paired, conditions) for engine, arm in keys]
     rows.sort(key=lambda row: list(SUPPORTS_SPEEDUP).index(row.arm))
     reuse = next((row for row in rows if row.arm == "reuse"), None)
     noise = _ratio(paired, conditions.baseline, "cold", _other_plain(rows, conditions))
@@ -79,22 +79,22 @@ def _points(conditions: Conditions, samples: Sequence[Sample]) -> dict[int, Rati
     lengths = {sample.length: [s for s in samples if s.length == sample.length] for sample in samples if sample.length}
     return {
         length: _ratio(
-            [(sample, judge(sample)) for sample in here], conditions.baseline, "reuse", conditions.reader, invert=True
+            [(sample, judge(sample)) for sample in group], conditions.baseline, "reuse", conditions.reader, invert=True
         )
-        for length, here in lengths.items()
+        for length, group in lengths.items()
     }
 
 
 def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float) -> bool:
     """Whether the interval of the speed-up is within ``share`` of its median already."""
     ratios = _ratios([(sample, judge(sample)) for sample in samples], baseline, "reuse", reader, invert=True)
-    sure = stats.interval(ratios)
-    return sure is not None and sure.width <= share
+    interval = stats.interval(ratios)
+    return interval is not None and interval.width <= share
 
 
-def _row(engine: str, arm: Arm, judged: Judgements, paired: Judgements, conditions: Conditions) -> Row:
+def _row(engine: str, arm: Arm, judgements: Judgements, paired: Judgements, conditions: Conditions) -> Row:
     """One row of ``judged`` samples; ``paired`` are those of which ratios may be made."""
-    own = [(sample, judgement) for sample, judgement in judged if (sample.engine, sample.arm) == (engine, arm)]
+    own = [(sample, judgement) for sample, judgement in judgements if (sample.engine, sample.arm) == (engine, arm)]
     verdicts = Counter(judgement.verdict for _, judgement in own)
     worst = next(verdict for verdict in Verdict if verdict in verdicts)
     supported = worst in SUPPORTS_SPEEDUP[arm]
@@ -169,12 +169,12 @@ def _times(seconds: Sequence[float]) -> Times | None:
     )
 
 
-def _ratio(judged: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool = False) -> Ratio | None:
+def _ratio(judgements: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool = False) -> Ratio | None:
     """``_ratios`` summed up. None where there is no pair."""
-    return stats.ratio(_ratios(judged, baseline, arm, engine, invert=invert))
+    return stats.ratio(_ratios(judgements, baseline, arm, engine, invert=invert))
 
 
-def _ratios(judged: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool) -> list[float]:
+def _ratios(judgements: Judgements, baseline: str, arm: Arm, engine: str, *, invert: bool) -> list[float]:
     """TTFT of this arm over the baseline's cold TTFT, trial by trial (``invert``: how many times faster it is).
 
     Only samples whose verdicts support the comparison take part; of several at once the median.
@@ -183,7 +183,7 @@ def _ratios(judged: Judgements, baseline: str, arm: Arm, engine: str, *, invert:
         return []
     cold: dict[int, list[Sample]] = {}
     other: dict[int, list[Sample]] = {}
-    for sample, judgement in judged:
+    for sample, judgement in judgements:
         if judgement.verdict is Verdict.FAILED and sample.engine == baseline and sample.arm in ("cold", "store"):
             return []  # a baseline that fails is no baseline, whatever its other requests took
         if judgement.verdict not in SUPPORTS_SPEEDUP.get(sample.arm, ()) or not sample.ttft:
@@ -221,9 +221,9 @@ def _answer_of_all(conditions: Conditions, samples: Sequence[Sample], longest: i
     """The answer of the longest prompt; of a sweep a wrong one at any length, and at how many it was checked."""
     by_length: dict[int, Answer] = {}
     for length in sorted({sample.length for sample in samples if sample.arm != "decode"}):
-        here = [sample for sample in samples if sample.length == length]
-        arms = [s for s in here if s.arm in SUPPORTS_SPEEDUP and not s.writer]
-        by_length[length] = _answer(conditions, here, [(sample, _of_tier(sample, conditions.tier)) for sample in arms])
+        group = [sample for sample in samples if sample.length == length]
+        arms = [s for s in group if s.arm in SUPPORTS_SPEEDUP and not s.writer]
+        by_length[length] = _answer(conditions, group, [(sample, _of_tier(sample, conditions.tier)) for sample in arms])
     for length, wrong in by_length.items():
         if wrong.same is False:
             return wrong if length == longest else Answer(False, f"{wrong.text}, at {length:,} prompt tokens")
@@ -234,12 +234,12 @@ def _answer_of_all(conditions: Conditions, samples: Sequence[Sample], longest: i
     return Answer(True, f"{own.text}; equal at {equal} of {len(by_length)} lengths")
 
 
-def _answer(conditions: Conditions, samples: Sequence[Sample], judged: Judgements) -> Answer:
+def _answer(conditions: Conditions, samples: Sequence[Sample], judgements: Judgements) -> Answer:
     controls = [s for s in samples if s.arm == "control"]
-    proved = [(s, judgement.verdict) for s, judgement in judged]
+    proved = [(s, judgement.verdict) for s, judgement in judgements]
     reused = [s for s, verdict in proved if s.arm == "reuse" and verdict is Verdict.SHARED]
     cold = [s for s, verdict in proved if s.arm in ("cold", "store") and verdict is Verdict.COLD]
-    if conditions.history or _has_mixed_lengths([sample for sample, _ in judged]):
+    if conditions.history or _has_mixed_lengths([sample for sample, _ in judgements]):
         return Answer(None, "not checked: the prompts differ")
     if why := answers.why_incomparable(conditions, reused, controls):
         return Answer(None, f"not checked: {why}")

@@ -142,14 +142,14 @@ def lengths(conditions: Conditions, samples: Sequence[Sample], speedups: Mapping
     curve: list[tuple[int, float, float]] = []
     alone = conditions.baseline == conditions.writer
     for length in sorted({sample.length for sample in samples if sample.length}):
-        here = [sample for sample in samples if sample.length == length]
-        cold = _median(here, "store" if alone else "cold", conditions.baseline, Verdict.COLD)
-        reuse = _median(here, "reuse", conditions.reader, Verdict.SHARED)
-        again = _median(here, "again", conditions.reader, Verdict.LOCAL)
+        group = [sample for sample in samples if sample.length == length]
+        cold = _median(group, "store" if alone else "cold", conditions.baseline, Verdict.COLD)
+        reuse = _median(group, "reuse", conditions.reader, Verdict.SHARED)
+        again = _median(group, "again", conditions.reader, Verdict.LOCAL)
         if cold is None or reuse is None:
             continue
         floor = None
-        hit = max((s.cached_tokens or 0) for s in here if s.arm == "reuse")
+        hit = max((s.cached_tokens or 0) for s in group if s.arm == "reuse")
         if again is not None and conditions.kv_bytes_per_token and conditions.memory_bandwidth:
             floor = again + hit * conditions.kv_bytes_per_token / conditions.memory_bandwidth
         in_ms = [None if value is None else round(value * 1000, 3) for value in (cold, reuse, floor)]
@@ -165,8 +165,8 @@ def matrix(conditions: Conditions, samples: Sequence[Sample]) -> Matrix | None:
     """
     groups: dict[tuple[str, str], list[Sample]] = {}
     colds: dict[str, list[float]] = {}
-    asked = [s for s in samples if s.writer and s.arm in ("cold", "store")]
-    failed = {sample.engine for sample in asked if judge(sample).verdict is Verdict.FAILED}
+    writes = [s for s in samples if s.writer and s.arm in ("cold", "store")]
+    failed = {sample.engine for sample in writes if judge(sample).verdict is Verdict.FAILED}
     for sample in samples:
         if not sample.writer or sample.arm == "decode":
             continue
@@ -194,10 +194,10 @@ def matrix(conditions: Conditions, samples: Sequence[Sample]) -> Matrix | None:
 
 def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[float], nodes: Mapping[str, str]) -> Cell:
     """One writer and reader."""
-    promised = Verdict.COLD if not samples[0].expected else Verdict.LOCAL if writer == reader else Verdict.SHARED
+    expected = Verdict.COLD if not samples[0].expected else Verdict.LOCAL if writer == reader else Verdict.SHARED
     judgements = [judge(sample) for sample in samples]
-    broken = {judgement.verdict: judgement.why for judgement in judgements if judgement.verdict is not promised}
-    verdict = next((verdict for verdict in Verdict if verdict in broken), promised)
+    broken = {judgement.verdict: judgement.why for judgement in judgements if judgement.verdict is not expected}
+    verdict = next((verdict for verdict in Verdict if verdict in broken), expected)
     times = [sample.ttft for sample in samples if sample.ttft]
     middle = median(times) if times else None
     same = "same node" if nodes.get(writer) == nodes.get(reader) else "other node"
@@ -206,10 +206,10 @@ def _cell(writer: str, reader: str, samples: Sequence[Sample], cold: Sequence[fl
         reader=reader,
         n=len(samples),
         verdict=verdict,
-        expected=promised,
+        expected=expected,
         why=broken.get(verdict, ""),
         cached_tokens=samples[0].cached_tokens,
         median_ttft_ms=round(middle * 1000, 3) if middle else None,
-        speedup=round(median(cold) / middle, 4) if middle and cold and verdict is promised else None,
+        speedup=round(median(cold) / middle, 4) if middle and cold and verdict is expected else None,
         where=same if nodes else None,
     )

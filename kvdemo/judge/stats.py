@@ -78,12 +78,12 @@ def ratio(values: Sequence[float]) -> Ratio | None:
     """Ratios summed up; None of none."""
     if not values:
         return None
-    summary, sure = summarize(values), interval(values)
+    summary, bounds = summarize(values), interval(values)
     return Ratio(
         n=summary.n,
         median=round(summary.median, 4),
         min=round(summary.min, 4),
         max=round(summary.max, 4),
-        low=round(sure.low, 4) if sure else None,
-        high=round(sure.high, 4) if sure else None,
+        low=round(bounds.low, 4) if bounds else None,
+        high=round(bounds.high, 4) if bounds else None,
     )

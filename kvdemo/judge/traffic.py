@@ -271,11 +271,13 @@ def _sources_complete(requests: Sequence[Request], sources: Sources | None) -> b
 
 
 def _sum(parts: Sequence[Sources | None]) -> Sources | None:
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+    reported = [part for part in parts if part is not None]
+    if len(reported) < len(parts):
         return None
     return Sources(
-        sum(part.computed for part in known), sum(part.local for part in known), sum(part.shared for part in known)
+        sum(part.computed for part in reported),
+        sum(part.local for part in reported),
+        sum(part.shared for part in reported),
     )
 
 
@@ -286,12 +288,12 @@ def _best_rate(limit: Limit, side: str, repetition: int, phases: Sequence[Phase]
     better: a phase of it that only failures kept from the limit measures nothing. Nor does one during which somebody
     else used the engines, or with which this client could not keep up.
     """
-    tried = sorted(
+    attempts = sorted(
         (phase for phase in phases if (phase.side, phase.repetition) == (side, repetition)), key=lambda one: one.rate
     )
     usable = [
         phase
-        for phase in tried
+        for phase in attempts
         if limit.client_kept_up(phase) and _sources_complete(phase.requests, phase.sources) is not False
     ]
     if not usable:
@@ -333,12 +335,12 @@ def _gain(limit: Limit, side: str, phases: Sequence[Phase]) -> Gain | None:
         return None
     ratios, bound = [], False
     for number in _repetitions(phases):
-        mine, plain = _best_rate(limit, side, number, phases), _best_rate(limit, PLAIN, number, phases)
-        if not (mine and plain and mine[0]) or (plain[1] and plain[0] is not None):
+        rate, plain = _best_rate(limit, side, number, phases), _best_rate(limit, PLAIN, number, phases)
+        if not (rate and plain and rate[0]) or (plain[1] and plain[0] is not None):
             continue
         lowest = min(phase.rate for phase in phases if (phase.side, phase.repetition) == (PLAIN, number))
-        ratios.append(mine[0] / (plain[0] or lowest))
-        bound |= plain[0] is None or mine[1]
+        ratios.append(rate[0] / (plain[0] or lowest))
+        bound |= plain[0] is None or rate[1]
     return Gain(side, _spread(ratios), bound) if ratios else None
 
 

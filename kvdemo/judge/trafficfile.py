@@ -94,13 +94,13 @@ def run(path: Path) -> TrafficRun:
     phases: list[Phase] = []
     for number, line in enumerate(lines, 1):
         try:
-            held = json.loads(line)
-            kind = held.pop("kind")
-            if kind == "run" and number > 1 and held.get("run_id") != conditions.get("run_id"):
+            record = json.loads(line)
+            kind = record.pop("kind")
+            if kind == "run" and number > 1 and record.get("run_id") != conditions.get("run_id"):
                 raise ValueError("another run begins here; one file holds one run")
             if kind == "run":
                 _CONDITIONS.validate_json(line, strict=True)
-                conditions = held
+                conditions = record
             elif kind == "phase":
                 phases.append(_PHASE.validate_json(line, strict=True))
             else:

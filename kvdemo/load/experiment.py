@@ -83,13 +83,13 @@ def sides(plan: Plan, engines: int = 0) -> dict[str, list[ServiceSpec]]:
             "the profile must have both (profiles/cpu.yaml has two of each)",
         )
     model = cached[0][0].model
-    chosen = {name: [spec for spec in group if spec.model == model] for name, group in pools.items()}
-    chosen = {name: chosen[name] for name in sorted(chosen, key=lambda name: name != PLAIN) if chosen[name]}
-    fewest = min(map(len, chosen.values()))
+    sides = {name: [spec for spec in group if spec.model == model] for name, group in pools.items()}
+    sides = {name: sides[name] for name in sorted(sides, key=lambda name: name != PLAIN) if sides[name]}
+    fewest = min(map(len, sides.values()))
     if engines > fewest:
-        short = ", ".join(f"{name} has {len(group)}" for name, group in chosen.items())
+        short = ", ".join(f"{name} has {len(group)}" for name, group in sides.items())
         raise UsageError(f"--engines: {engines} on each side are too many: {short}", f"at most {fewest}")
-    return {name: group[: engines or fewest] for name, group in chosen.items()}
+    return {name: group[: engines or fewest] for name, group in sides.items()}
 
 
 class Traffic:
@@ -148,17 +148,17 @@ class Traffic:
         length = len(self._tokens(engine, self.text))
         window = min((spec.context for group in self.sides.values() for spec in group if spec.context), default=0)
         room = window - self.options.max_tokens - 256 * self.options.turns if window else length
-        wanted = self.options.document_tokens or min(length, room)
-        if window and wanted > room:
+        target = self.options.document_tokens or min(length, room)
+        if window and target > room:
             raise UsageError(
-                f"--document-tokens: {wanted:,} tokens do not fit: the model's window is {window:,}, of which "
+                f"--document-tokens: {target:,} tokens do not fit: the model's window is {window:,}, of which "
                 f"question and answer take some {window - room:,}",
                 f"at most {room:,}",
             )
         text = self.text
-        while length < wanted:
+        while length < target:
             text, length = f"{text}\n{text}", 2 * length
-        self.text = text[: int(len(text) * wanted / length)]
+        self.text = text[: int(len(text) * target / length)]
         return len(self._tokens(engine, self.text))
 
     def _tokens(self, engine: ServiceSpec, text: str) -> list[int]:
@@ -197,37 +197,37 @@ class Traffic:
             raise ServiceError(f"{engine.name}: {reply.error or 'no token came'}", "kvdemo logs shows what it says")
         return reply.ttft
 
-    def run(self, prepared: WarmUp) -> Generator[Doing | Phase]:
+    def run(self, warm_up: WarmUp) -> Generator[Doing | Phase]:
         """Every repetition: one side after the other, in an order that alternates, each at its rates."""
         for repetition in range(1, self.options.repetitions + 1):
             order = list(self.sides)[:: 1 if repetition % 2 else -1]
             if self.options.rates:
                 for rate in self.options.rates:
                     for side in order:
-                        yield from self._phase(prepared, side, rate, repetition)
+                        yield from self._phase(warm_up, side, rate, repetition)
                     order.reverse()
             else:
                 for side in order:
-                    yield from self._search(prepared, side, repetition)
+                    yield from self._search(warm_up, side, repetition)
 
-    def _search(self, prepared: WarmUp, side: str, repetition: int) -> Generator[Doing | Phase]:
-        start = float(f"{len(self.sides[side]) / prepared.service[PLAIN].cold / 2:.2g}")
+    def _search(self, warm_up: WarmUp, side: str, repetition: int) -> Generator[Doing | Phase]:
+        start = float(f"{len(self.sides[side]) / warm_up.service[PLAIN].cold / 2:.2g}")
         finder = search.rates(start)
         rate = next(finder)
         with suppress(StopIteration):
             while side not in self.dead:
-                kept = False
-                for event in self._phase(prepared, side, rate, repetition):
+                met = False
+                for event in self._phase(warm_up, side, rate, repetition):
                     if isinstance(event, Phase):
-                        kept = prepared.limit.kept(event)
-                        if not prepared.limit.client_kept_up(event):
+                        met = warm_up.limit.kept(event)
+                        if not warm_up.limit.client_kept_up(event):
                             self.late.add(side)
                     yield event
                 if side in self.late:
                     return  # a higher rate would only show this client's limits
-                rate = finder.send(kept)
+                rate = finder.send(met)
 
-    def _phase(self, prepared: WarmUp, side: str, rate: float, repetition: int) -> Generator[Doing | Phase]:
+    def _phase(self, warm_up: WarmUp, side: str, rate: float, repetition: int) -> Generator[Doing | Phase]:
         if side in self.dead:
             return
         options, engines = self.options, self.sides[side]
@@ -241,13 +241,13 @@ class Traffic:
         # Under salts of its own: what an earlier phase left in any cache is of no use to this one.
         self._read(side, name)
         ready = runner.flights(arrivals, engines, options.key, options.documents, partial(self.body, phase=name))
-        phase = runner.run(side, rate, repetition, duration, ready, prepared.limit, options.key, self.finishing)
+        phase = runner.run(side, rate, repetition, duration, ready, warm_up.limit, options.key, self.finishing)
         cacheserver.forget(self.plan, f"kvdemo-{options.run_id}-{name}-*")
         if phase.died:
             self.dead.add(side)
         yield phase
 
-    def conditions(self, prepared: WarmUp) -> Mapping[str, Any]:
+    def conditions(self, warm_up: WarmUp) -> Mapping[str, Any]:
         """What the result needs beside the phases."""
         options = self.options
         caches = {
@@ -259,11 +259,11 @@ class Traffic:
             "sides": {side: [spec.name for spec in engines] for side, engines in self.sides.items()},
             "gpus": {spec.name: list(spec.gpus) for engines in self.sides.values() for spec in engines},
             "model_id": self.sides[PLAIN][0].model,
-            "slo_ttft": prepared.limit.ttft,
-            "slo_share": prepared.limit.share,
+            "slo_ttft": warm_up.limit.ttft,
+            "slo_share": warm_up.limit.share,
             "slo_chosen": "asked for" if options.slo_ttft else "twice the cold TTFT measured here",
             "documents": options.documents,
-            "document_tokens": prepared.tokens,
+            "document_tokens": warm_up.tokens,
             "reuse": options.reuse,
             "popularity": options.popularity,
             "turns": options.turns,
@@ -272,12 +272,12 @@ class Traffic:
             "repetitions": options.repetitions,
             "run_id": options.run_id,
             "kv_bytes_per_token": next((size for size in sizes if size), None),
-            "own_tokens": prepared.own,
+            "own_tokens": warm_up.own,
             "l1_bytes": {pool: size for pool, size in l1.items() if size},
-            "notes": _notes(l1, (options.documents, prepared.tokens), sizes),
+            "notes": _notes(l1, (options.documents, warm_up.tokens), sizes),
             "single_ttft": {
                 side: {"cold": one.cold, "local": one.local, "shared": one.shared}
-                for side, one in prepared.service.items()
+                for side, one in warm_up.service.items()
             },
         }
 

@@ -73,14 +73,14 @@ def ttfts(
     free = [0.0] * traffic.engines
     times = []
     for arrival in arrivals:
-        mine = own[arrival.engine]
-        if mine.holds(arrival.document):
+        cache = own[arrival.engine]
+        if cache.holds(arrival.document):
             seconds = service.local
         elif shared.holds(arrival.document):
             seconds = service.shared
         else:
             seconds = service.cold
-        mine.put(arrival.document)
+        cache.put(arrival.document)
         shared.put(arrival.document)
         free[arrival.engine] = max(free[arrival.engine], arrival.at) + seconds
         times.append(free[arrival.engine] - arrival.at)
@@ -109,34 +109,39 @@ def capacity(
     best: float | None = None
     rate = next(finder)
     while True:
-        kept = share_within(limit, traffic, service, caches, rate, requests) >= limit.share
-        if kept:
+        met = share_within(limit, traffic, service, caches, rate, requests) >= limit.share
+        if met:
             best = max(rate, best or 0.0)
         try:
-            rate = finder.send(kept)
+            rate = finder.send(met)
         except StopIteration:
             return best
 
 
-def of_run(about: Mapping[str, Any], side: str) -> tuple[schedule.Traffic, Service, Caches]:
+def of_run(conditions: Mapping[str, Any], side: str) -> tuple[schedule.Traffic, Service, Caches]:
     """Traffic, single-request times and cache sizes of a saved run, for one side. Raises KeyError for what is missing.
 
     An own cache whose size nobody knows is taken to hold all documents.
     """
-    times, tokens, documents = about["single_ttft"][side], about["document_tokens"], about["documents"]
+    times, tokens, documents = conditions["single_ttft"][side], conditions["document_tokens"], conditions["documents"]
     traffic = schedule.Traffic(
-        documents, about["reuse"], about["popularity"], about["turns"], len(about["sides"][side]), about["seed"]
+        documents,
+        conditions["reuse"],
+        conditions["popularity"],
+        conditions["turns"],
+        len(conditions["sides"][side]),
+        conditions["seed"],
     )
-    own = (about.get("own_tokens") or {}).get(side)
-    per_document = (about.get("kv_bytes_per_token") or 0) * tokens
-    l1 = (about.get("l1_bytes") or {}).get(side)
+    own = (conditions.get("own_tokens") or {}).get(side)
+    per_document = (conditions.get("kv_bytes_per_token") or 0) * tokens
+    l1 = (conditions.get("l1_bytes") or {}).get(side)
     shared = 0 if side == PLAIN else int(l1 // per_document) if l1 and per_document else documents
     return traffic, Service(**times), Caches(own // tokens if own else documents, shared)
 
 
-def curve(about: Mapping[str, Any], limit: Limit, side: str, rates: Sequence[float]) -> list[tuple[float, float]]:
+def curve(conditions: Mapping[str, Any], limit: Limit, side: str, rates: Sequence[float]) -> list[tuple[float, float]]:
     """For each rate (requests/s) the TTFT in seconds that the limit's share of simulated requests does not exceed."""
-    traffic, service, caches = of_run(about, side)
+    traffic, service, caches = of_run(conditions, side)
     points = []
     for rate in rates:
         arrivals = schedule.arrivals(traffic, rate, REQUESTS / rate)
@@ -146,6 +151,6 @@ def curve(about: Mapping[str, Any], limit: Limit, side: str, rates: Sequence[flo
     return points
 
 
-def estimate(about: Mapping[str, Any], limit: Limit, side: str) -> float | None:
+def estimate(conditions: Mapping[str, Any], limit: Limit, side: str) -> float | None:
     """The capacity (requests/s) that the queue would have with this run's single-request times."""
-    return capacity(limit, *of_run(about, side))
+    return capacity(limit, *of_run(conditions, side))

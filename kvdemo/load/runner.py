@@ -134,16 +134,16 @@ def flights(
     arrivals: Sequence[Arrival],
     engines: Sequence[ServiceSpec],
     key: str,
-    known: int,
+    known_documents: int,
     body: Callable[[ServiceSpec, Arrival], Mapping[str, Any]],
 ) -> list[Flight]:
-    """Every request of a phase, ready to leave; documents from ``known`` on have not been read before."""
+    """Every request of a phase, ready to leave; documents from ``known_documents`` on have not been read before."""
     return [
         Flight(
             arrival,
             engine := engines[arrival.engine],
             json.dumps(body(engine, arrival)).encode(),
-            arrival.document >= known,
+            arrival.document >= known_documents,
             Client(engine.url, key),
         )
         for arrival in arrivals
@@ -166,56 +166,56 @@ def run(
     """
     engines = list({flight.engine.name: flight.engine for flight in ready}.values())
     before = [health.counters(engine.url, key) for engine in engines]
-    gone: list[Flight] = []
+    flights: list[Flight] = []
     pool = ThreadPoolExecutor(max_workers=max(1, len(ready)), thread_name_prefix="load")
     try:
         with Watch(engines, key) as watch, without_gc():
             began = time.perf_counter()
             for flight in ready:
                 flight.due = began + flight.arrival.at
-                if _wait(flight.due, gone, limit, len(ready)):
+                if _wait(flight.due, flights, limit, len(ready)):
                     break
-                gone.append(flight)
+                flights.append(flight)
                 pool.submit(flight.fly)
-            while not all(flight.over for flight in gone) and not _limit_out_of_reach(gone, limit, len(ready)):
+            while not all(flight.over for flight in flights) and not _limit_out_of_reach(flights, limit, len(ready)):
                 time.sleep(TICK)
     except KeyboardInterrupt:
-        finishing(sum(not flight.over and bool(flight.engine.cache) for flight in gone))
+        finishing(sum(not flight.over and bool(flight.engine.cache) for flight in flights))
         raise
     finally:
-        _land(gone, pool)
+        _land(flights, pool)
     died = settle(engines, key)
     after = [health.counters(engine.url, key) for engine in engines]
-    requests = tuple(flight.request() for flight in gone)
+    requests = tuple(flight.request() for flight in flights)
     return Phase(side, rate, repetition, duration, requests, _sources(before, after), tuple(watch.waiting), died)
 
 
-def _land(gone: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
+def _land(flights: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
     """End what is under way, and wait until it has ended; another Ctrl-C hangs up everything."""
-    for flight in gone:
+    for flight in flights:
         if not flight.engine.cache:
             flight.hang_up()
     try:
         pool.shutdown(wait=True, cancel_futures=True)
     except KeyboardInterrupt:
-        for flight in gone:
+        for flight in flights:
             flight.hang_up()
         pool.shutdown(wait=True)
         raise
 
 
-def _wait(due: float, gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
+def _wait(due: float, flights: Sequence[Flight], limit: Limit, sent: int) -> bool:
     """Until the time has come; ends early, with True, once the limit is lost."""
-    while (left := due - time.perf_counter()) > 0:
-        if left > 2 * TICK and _limit_out_of_reach(gone, limit, sent):
+    while (remaining := due - time.perf_counter()) > 0:
+        if remaining > 2 * TICK and _limit_out_of_reach(flights, limit, sent):
             return True
-        time.sleep(min(left, TICK))
+        time.sleep(min(remaining, TICK))
     return False
 
 
-def _limit_out_of_reach(gone: Sequence[Flight], limit: Limit, sent: int) -> bool:
+def _limit_out_of_reach(flights: Sequence[Flight], limit: Limit, sent: int) -> bool:
     now = time.perf_counter()
-    return limit.out_of_reach(sent, sum(flight.missed(limit, now) for flight in gone))
+    return limit.out_of_reach(sent, sum(flight.missed(limit, now) for flight in flights))
 
 
 def own_tokens(engine: ServiceSpec, key: str) -> int | None:

