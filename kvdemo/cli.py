@@ -65,7 +65,7 @@ def up(
 
     if preheat and not wait:
         raise UsageError("--preheat cannot be combined with --no-wait", "an engine that is not ready cannot read")
-    path, chosen = workdir.arguments(profile, services or ())
+    path, targets = workdir.arguments(profile, services or ())
     project = scope.project_of(path, project_name)
     with project.lock("up") as lock:
         plan = scope.plan(path, project, fetch=True)
@@ -74,7 +74,7 @@ def up(
             raise PreflightError(
                 f"this machine cannot run the plan:\n  {problems}", "kvdemo plan PROFILE shows it whole"
             )
-        names, heat = chosen, None
+        names, preheating = targets, None
         for question in guard.questions(plan, names, os.environ):
             terminal.err.print(question.text, markup=False)
             if doubt := guard.refuse(question):
@@ -82,12 +82,14 @@ def up(
         if preheat:
             from kvdemo.bench.preheat import Preheat
 
-            heat = Preheat(plan, project, os.environ, names)
+            preheating = Preheat(plan, project, os.environ, names)
         invocation.show(
-            fleet.up(plan, project, os.environ, lock, names=names, wait=wait, keep=keep, timeout=timeout, then=heat)
+            fleet.up(
+                plan, project, os.environ, lock, names=names, wait=wait, keep=keep, timeout=timeout, then=preheating
+            )
         )
-    if heat:
-        heat.check()
+    if preheating:
+        preheating.check()
     if wait:
         terminal.out.print(
             f"Ready. Next: kvdemo bench -p {project.name} (or kvdemo ui), then kvdemo down -p {project.name}"
@@ -107,11 +109,11 @@ def plan(
     from kvdemo.report import terminal
 
     path = workdir.profile(profile)
-    planned = scope.plan(path, scope.project_of(path, project_name))
+    plan = scope.plan(path, scope.project_of(path, project_name))
     if format == "json":
-        typer.echo(json.dumps(planned.to_json(), indent=2))
+        typer.echo(json.dumps(plan.to_json(), indent=2))
     else:
-        terminal.out.print(terminal.plan_text(planned))
+        terminal.out.print(terminal.plan_text(plan))
 
 
 @app.command()
@@ -216,12 +218,12 @@ def logs(
 
     project = scope.project(project_name, logs=True)
     begin = logtime.moment(since, datetime.now()) if since else None
-    chosen = logbook.select(project, services or (), previous=previous)
+    targets = logbook.select(project, services or (), previous=previous)
     for service, text in logbook.lines(
-        project, chosen, os.environ, tail=tail, follow=follow, previous=previous, since=begin
+        project, targets, os.environ, tail=tail, follow=follow, previous=previous, since=begin
     ):
-        terminal.log_line(service, text, sorted(chosen), prefix=not no_log_prefix)
-    for event in [] if previous else fleet.exits(project, os.environ, chosen):
+        terminal.log_line(service, text, sorted(targets), prefix=not no_log_prefix)
+    for event in [] if previous else fleet.exits(project, os.environ, targets):
         terminal.ending(event)
 
 
@@ -290,11 +292,11 @@ def down(
             raise UsageError("SERVICE cannot be combined with --volumes or --all", "both are about whole projects")
         invocation.take_down(scope.project(project_name), False, timeout, services)
         return
-    chosen = scope.to_stop(project_name, everything=all_projects, stores=volumes)
-    if not chosen:
+    targets = scope.to_stop(project_name, everything=all_projects, stores=volumes)
+    if not targets:
         terminal.out.print("Nothing was running.")
     try:
-        invocation.take_all_down(chosen, volumes, timeout)
+        invocation.take_all_down(targets, volumes, timeout)
     finally:
         if all_projects:
             scope.name_damaged()

@@ -17,9 +17,9 @@ def directory() -> Path:
     Raises:
         FileNotFoundError: the package was copied without them.
     """
-    beside = Path(__file__).resolve().parent.parent / "profiles"
-    if (beside / MARK).is_file():
-        return beside
+    checkout = Path(__file__).resolve().parent.parent / "profiles"
+    if (checkout / MARK).is_file():
+        return checkout
     for file in metadata.files("kvdemo") or ():
         if file.name == MARK:
             return Path(str(file.locate())).resolve().parent

@@ -76,8 +76,8 @@ def printable(text: str) -> str:
     """Text for a terminal: what would move its cursor, colour it or turn the direction of writing is replaced."""
     if text.isprintable():
         return text
-    kept = (c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else REPLACEMENT for c in text)
-    return "".join(kept)
+    characters = (c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else REPLACEMENT for c in text)
+    return "".join(characters)
 
 
 def count(number: int, what: str) -> str:

@@ -276,8 +276,8 @@ class LMCache(Backend):
 
     def lookups(self, counters: Mapping[str, float]) -> Lookups | None:
         """Also of tokens that the engine turned out to have itself."""
-        known = ASKED.key in counters and HIT.key in counters
-        return Lookups(counters[ASKED.key], counters[HIT.key]) if known else None
+        adapters = ASKED.key in counters and HIT.key in counters
+        return Lookups(counters[ASKED.key], counters[HIT.key]) if adapters else None
 
     def asked(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
         """0.5.6 tells."""
@@ -303,14 +303,14 @@ def _since(name: str, before: Mapping[str, float], after: Mapping[str, float]) -
 
 def _l2_adapter(server: Server) -> dict[str, Any]:
     """The adapter's fields: what the profile gives, on top of the defaults of its type or of the best that works."""
-    given = server.adapter
+    adapter = server.adapter
     if store.is_server(server.store):
         host, port = store.server(server.store)
         # Name and password come from LMCACHE_RESP_USERNAME and LMCACHE_RESP_PASSWORD: secrets of the profile.
-        return {"type": "resp", "host": host, "port": port, **given}
+        return {"type": "resp", "host": host, "port": port, **adapter}
     number = tuple(int(part) for part in re.findall(r"[0-9]+", server.version)[:3])
-    known = {adapter["type"]: adapter for adapter in (NATIVE, PYTHON)}
-    kind = given.get("type", (NATIVE if number >= FIRST_NATIVE else PYTHON)["type"])
+    adapters = {adapter["type"]: adapter for adapter in (NATIVE, PYTHON)}
+    kind = adapter.get("type", (NATIVE if number >= FIRST_NATIVE else PYTHON)["type"])
     # By default the servers of all nodes would write the same chunk under the same temporary name.
     own = {"relative_tmp_dir": f"tmp-{server.node}"} if server.node else {}
-    return {**known.get(kind, {"shared": True}), "type": kind, **own, **given, "base_path": server.store}
+    return {**adapters.get(kind, {"shared": True}), "type": kind, **own, **adapter, "base_path": server.store}

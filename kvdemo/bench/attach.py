@@ -58,15 +58,15 @@ def plan(targets: Targets, key: str) -> Plan:
             "name every engine by its own address; behind a router nobody can tell which one answered",
         )
     writer, reader = _pair(list(urls), targets.writer, targets.reader)
-    offered = {name: _models(name, url, key) for name, url in urls.items()}
-    model = _common(offered, targets.model)
+    models = {name: _models(name, url, key) for name, url in urls.items()}
+    model = _common(models, targets.model)
     cache = _cache(targets)
     engines = [
         ServiceSpec(
             **_unknown(name, "engine", url),
             cache=CACHE if name in (writer, reader) else "",
             model=model,
-            context=offered[name][model],
+            context=models[name][model],
             backend=cache.backend if name in (writer, reader) else "",
             chunk_size=cache.chunk_size if name in (writer, reader) else None,
             secrets=("VLLM_API_KEY",) if key else (),
@@ -154,18 +154,18 @@ def _models(name: str, url: str, key: str) -> dict[str, int | None]:
     return {model: length if isinstance(length, int) else None for model, length in windows.items()}
 
 
-def _common(offered: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
+def _common(models: Mapping[str, Mapping[str, Any]], model: str) -> str:
     """The model to ask for: all targets must have it."""
-    common = set.intersection(*(set(models) for models in offered.values()))
-    if wanted and wanted not in common:
-        lack = next(name for name, models in offered.items() if wanted not in models)
-        raise UsageError(f"--target-model: {lack} has no {wanted}", f"it offers {', '.join(sorted(offered[lack]))}")
+    common = set.intersection(*(set(models) for models in models.values()))
+    if model and model not in common:
+        lack = next(name for name, models in models.items() if model not in models)
+        raise UsageError(f"--target-model: {lack} has no {model}", f"it offers {', '.join(sorted(models[lack]))}")
     if not common:
-        offers = "; ".join(f"{name}: {', '.join(sorted(models))}" for name, models in offered.items())
+        offers = "; ".join(f"{name}: {', '.join(sorted(models))}" for name, models in models.items())
         raise UsageError(f"the targets have no model in common ({offers})", "engines share KV of one model only")
-    if not wanted and len(common) > 1:
+    if not model and len(common) > 1:
         raise UsageError(f"the targets offer several models: {', '.join(sorted(common))}", "say which: --target-model")
-    return wanted or common.pop()
+    return model or common.pop()
 
 
 def _cache(targets: Targets) -> ServiceSpec:

@@ -35,8 +35,8 @@ def shorten(session: Session) -> str:
         raise ServiceError(f"{engine.name} does not answer: {reply.error or 'its usage has no prompt tokens'}")
     whole = session.make_prompt(text).tokens
     limits = [whole + pace.ROOM, session.window, room_in_cache(session.meter, session.roles.reader)]
-    wanted = pace.document_tokens(rate, session.chunk, min(filter(None, limits)))
-    session.document = pace.beginning(text, whole, wanted)
+    target = pace.document_tokens(rate, session.chunk, min(filter(None, limits)))
+    session.document = pace.beginning(text, whole, target)
     tokens = session.make_prompt(session.document).tokens
     seconds = units.approximate_duration(tokens * rate.prefill)
     what = f"{tokens:,} tokens of the shipped handbook"
@@ -61,27 +61,27 @@ def run(session: Session) -> Generator[Doing | Estimate | Sample]:
 
     Raises ReplacedError when an engine is no longer the process that it was.
     """
-    picked = modes.select(session.options)
-    work = sum((mode.work(session) for mode in picked), Work())
-    announced = yield from _warm_up(session, picked, work)
-    for mode in picked:
+    run_modes = modes.select(session.options)
+    work = sum((mode.work(session) for mode in run_modes), Work())
+    first_estimate = yield from _warm_up(session, run_modes, work)
+    for mode in run_modes:
         for event in mode.samples(session):
             yield event
-            if announced and isinstance(event, Sample) and (rate := pace.of_sample(event)):
+            if first_estimate and isinstance(event, Sample) and (rate := pace.of_sample(event)):
                 # The warm-up paid for what comes once: the first prompt that is computed shows the pace without that.
-                revised = pace.estimate(rate, work, session.options.max_tokens)
-                if abs(revised.seconds - announced) > pace.OTHERWISE * announced:
-                    yield revised
-                announced = 0.0
+                estimate = pace.estimate(rate, work, session.options.max_tokens)
+                if abs(estimate.seconds - first_estimate) > pace.OTHERWISE * first_estimate:
+                    yield estimate
+                first_estimate = 0.0
 
 
-def _warm_up(session: Session, picked: Sequence[Mode], work: Work) -> Generator[Doing | Estimate, None, float]:
+def _warm_up(session: Session, run_modes: Sequence[Mode], work: Work) -> Generator[Doing | Estimate, None, float]:
     """Throwaways; the first of them shows how fast this machine is, and so how long the run will take.
 
     Returns the seconds that were announced; 0 if the run is too short to be announced.
     """
-    engines = list(dict.fromkeys(engine.name for mode in picked for engine in mode.engines(session)))
-    announced, options = 0.0, session.options
+    engines = list(dict.fromkeys(engine.name for mode in run_modes for engine in mode.engines(session)))
+    seconds, options = 0.0, session.options
     for number, name in enumerate(engines):
         engine = session.plan.service(name)
         yield Doing(f"warming up {name}", engine=name)
@@ -91,9 +91,9 @@ def _warm_up(session: Session, picked: Sequence[Mode], work: Work) -> Generator[
         if number == 0 and (rate := pace.of(reply)):
             estimate = pace.estimate(rate, work, options.max_tokens, (len(engines) - 1) * (reply.e2el or 0.0))
             if estimate.seconds > pace.WORTH_SAYING:
-                announced = estimate.seconds
+                seconds = estimate.seconds
                 yield estimate
-    return announced
+    return seconds
 
 
 def warm_up(

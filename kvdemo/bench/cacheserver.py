@@ -75,9 +75,9 @@ def wait_until_stored(cache: ServiceSpec, stored: int, before: Mapping[str, floa
     arrived, progress = 0, time.monotonic()
     while True:
         now = counters(cache)
-        seen = max(backend.written(before, now), objects(cache) - stored)
-        if seen > arrived:
-            arrived, progress = seen, time.monotonic()
+        arrived_now = max(backend.written(before, now), objects(cache) - stored)
+        if arrived_now > arrived:
+            arrived, progress = arrived_now, time.monotonic()
         patience = STORE_PATIENCE if backend.pending(now) > 0 else IDLE_PATIENCE
         if arrived >= chunks or not now or time.monotonic() - progress > patience:
             return arrived
@@ -102,13 +102,13 @@ def _with_servers(plan: Plan) -> list[ServiceSpec]:
 
 def wait_for_files(plan: Plan, salt: str, chunks: int) -> int:
     """L2 is written in the background: wait until all chunks of this salt are there. How many are?"""
-    filed, progress = 0, time.monotonic()
-    while filed < chunks and time.monotonic() - progress < STORE_PATIENCE:
+    files, progress = 0, time.monotonic()
+    while files < chunks and time.monotonic() - progress < STORE_PATIENCE:
         time.sleep(POLL)
         now = len(files_of(plan, salt)) + sum(len(keystore.keys(one, salt, os.environ)) for one in _with_servers(plan))
-        if now > filed:
-            filed, progress = now, time.monotonic()
-    return filed
+        if now > files:
+            files, progress = now, time.monotonic()
+    return files
 
 
 def clear_l1(cache: ServiceSpec) -> bool:

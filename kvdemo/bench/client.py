@@ -262,8 +262,8 @@ def _add(event: dict[str, Any], at: float, last: float | None, reply: Reply) -> 
         delta = choice.get("delta") or {}
         reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
         text = (choice.get("text") or "") + reasoning + (delta.get("content") or "")
-        named = _tokens(choice.get("logprobs") or {}, reply)
-        if not (text or named or delta.get("tool_calls")):
+        tokens = _tokens(choice.get("logprobs") or {}, reply)
+        if not (text or tokens or delta.get("tool_calls")):
             continue
         reply.text += text
         if last is None:
@@ -278,12 +278,12 @@ def _tokens(logprobs: Mapping[str, Any], reply: Reply) -> bool:
     """Token ids and log-probabilities, in the chat form or the completions form. Was any token named?"""
     chat = [(entry["token"], entry["logprob"]) for entry in logprobs.get("content") or []]
     plain = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=False)
-    named = [*chat, *plain]
-    for token, logprob in named:
+    tokens = [*chat, *plain]
+    for token, logprob in tokens:
         if token.startswith("token_id:"):
             reply.token_ids.append(int(token.removeprefix("token_id:")))
             reply.logprobs.append(float(logprob))
-    return bool(named)
+    return bool(tokens)
 
 
 def _words(error: BaseException) -> str:

@@ -70,10 +70,10 @@ Event = Doing | Estimate | Notice | Sample | Saved | Failure
 def to_json(event: Event) -> dict[str, Any]:
     """The event as ``--progress json`` prints it; its kind is under ``event``."""
     if isinstance(event, Sample):
-        named = {"engine": event.engine, "arm": event.arm, "trial": event.trial, "writer": event.writer}
+        sample_keys = {"engine": event.engine, "arm": event.arm, "trial": event.trial, "writer": event.writer}
         return {
             "event": "sample",
-            **named,
+            **sample_keys,
             "ttft": event.ttft,
             "cached_tokens": event.cached_tokens,
             "error": event.error,

@@ -105,7 +105,7 @@ class Meter:
         cache_before = cacheserver.counters(server)
         stored_before = cacheserver.objects(server) if chunks and server else 0
         reply = self.client(step.engine).stream(path, body, reply)
-        ended = time.monotonic()
+        end = time.monotonic()
         reply.on_token(reply)
         sample = replace(_sample(step, reply, body), streams=step.engine.name in self.streaming)
         self.notice(step.engine, reply)
@@ -117,7 +117,7 @@ class Meter:
                 arrived = cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
             self.stored[step.salt] = StoreOutcome(chunks, arrived, cache_before, failed=reply.error)
             if arrived >= chunks:
-                sample = replace(sample, stored_after=time.monotonic() - ended)
+                sample = replace(sample, stored_after=time.monotonic() - end)
         after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
         cache_after = cacheserver.counters(server) if step.expected else {}
         sample = replace(

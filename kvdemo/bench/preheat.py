@@ -42,8 +42,8 @@ def text(plan: Plan) -> str:
 
 def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
     """Let an engine read as much of the text as it can; None if it has read enough already."""
-    enough = min(PREHEAT_TOKENS, spec.context // TOKEN) if spec.context else PREHEAT_TOKENS
-    if health.counters(spec.url, meter.key).get(series.PROMPT_TOKENS.key, 0) >= enough:
+    tokens = min(PREHEAT_TOKENS, spec.context // TOKEN) if spec.context else PREHEAT_TOKENS
+    if health.counters(spec.url, meter.key).get(series.PROMPT_TOKENS.key, 0) >= tokens:
         return None
     # A character is at most a token in nearly all texts: so many fit.
     reply = bench.warm_up(meter, spec, meter.plan.bench.get("system", ""), text[: spec.context], salt)

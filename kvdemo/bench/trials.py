@@ -26,21 +26,21 @@ def run(session: Session, prompt: Prompt, length: int = 0, part: tuple[int, int]
     """
     options, roles = session.options, session.roles
     most = max(options.max_trials, options.trials)
-    seen: list[Sample] = []
+    samples: list[Sample] = []
     for number, steps in enumerate(workload.trial_orders(most, roles, options.seed), 1):
         if number > options.trials and all(
-            results.is_tight(seen, roles.baseline.name, pair.reader.name, TIGHT) for pair in roles.pairs
+            results.is_tight(samples, roles.baseline.name, pair.reader.name, TIGHT) for pair in roles.pairs
         ):
             return
-        for done, (arm, engine) in enumerate(steps):
+        for behind, (arm, engine) in enumerate(steps):
             if arm == "again" and options.concurrency > 1:
                 continue  # the counters could not tell who hit what
             where = f" at {length:,} tokens" if length else ""
-            share = (part[0] + (number - 1 + done / len(steps)) / most) / part[1]
+            share = (part[0] + (number - 1 + behind / len(steps)) / most) / part[1]
             text = f"trial {number} of {most}{where}: {engine.name} {arm}"
             yield Doing(text, share, number, most, engine.name, arm)
             for sample in ask(session, prompt, number, arm, engine, length):
-                seen.append(sample)
+                samples.append(sample)
                 yield sample
         # A document of 30,000 tokens is 4 GB of a 7B model's KV: kept for all trials they would fill the disk.
         cacheserver.forget(session.plan, session.salt(f"{length}-{number}-*"))
@@ -73,8 +73,8 @@ def make_loadable(
     if tier != "l2" and writer.cache == reader.cache:
         return
     for salt in salts:
-        filed = cacheserver.wait_for_files(session.plan, salt, chunks)
-        meter.stored[salt] = replace(meter.stored[salt], files_in_l2=filed)
+        files = cacheserver.wait_for_files(session.plan, salt, chunks)
+        meter.stored[salt] = replace(meter.stored[salt], files_in_l2=files)
     if tier != "l2":
         return
     if cache := meter.cache(reader):

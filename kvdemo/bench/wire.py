@@ -64,10 +64,10 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self.line.deadline - time.monotonic()
-        if left <= 0:
+        remaining = self.line.deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError
-        self.sock.settimeout(left)
+        self.sock.settimeout(remaining)
         self.line.reads += 1
         return cast("int | None", self.raw.readinto(buffer))
 
@@ -93,8 +93,8 @@ def events(response: http.client.HTTPResponse, began: int) -> Iterator[Event]:
     while piece := response.read1(BUFFER):
         at = (time.perf_counter_ns() - began) / 1e9
         *lines, pending = (pending + piece).split(b"\n")
-        for ended in lines:
-            line = ended.removesuffix(b"\r")
+        for complete_line in lines:
+            line = complete_line.removesuffix(b"\r")
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif line.startswith(b"event:"):

@@ -28,16 +28,16 @@ Resolve = Callable[[str], str]
 
 def args(value: Any, info: ValidationInfo) -> dict[str, Any]:
     """Flags and values, every flag as in ``max-num-seqs``, every ``no-`` form as False, every path absolute."""
-    given: dict[str, Any] = {}
-    for written, item in mapping(value).items():
-        flag, setting = _plain(written, item)
+    result: dict[str, Any] = {}
+    for key, item in mapping(value).items():
+        flag, setting = _plain(key, item)
         if not re.fullmatch(_FLAG, flag):
-            refuse("not a flag: write it as max-num-seqs or max_num_seqs", written, key=True)
-        if flag in given:
-            refuse(f"the flag --{flag} is given twice", written, key=True)
-        _check(written, flag, setting)
-        given[flag] = _located(flag, setting, lambda text: absolute_path(text, info))
-    return given
+            refuse("not a flag: write it as max-num-seqs or max_num_seqs", key, key=True)
+        if flag in result:
+            refuse(f"the flag --{flag} is given twice", key, key=True)
+        _check(key, flag, setting)
+        result[flag] = _located(flag, setting, lambda text: absolute_path(text, info))
+    return result
 
 
 def env(value: Any, info: ValidationInfo) -> dict[str, str]:
@@ -58,20 +58,20 @@ def env(value: Any, info: ValidationInfo) -> dict[str, str]:
 
 def adapter(value: Any, info: ValidationInfo) -> dict[str, Any]:
     """Fields of an L2 adapter, except the one that kvdemo gives it."""
-    given = mapping(value)
-    if "base_path" in given:
+    result = mapping(value)
+    if "base_path" in result:
         refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
-    if not isinstance(given.get("type", ""), str):
-        refuse(f"expected text such as fs, got {describe(given['type'])}", "type")
-    located: dict[str, Any] = _inside(given, lambda text: absolute_path(text, info))
+    if not isinstance(result.get("type", ""), str):
+        refuse(f"expected text such as fs, got {describe(result['type'])}", "type")
+    located: dict[str, Any] = _inside(result, lambda text: absolute_path(text, info))
     return located
 
 
-def _plain(written: str, item: Any) -> tuple[str, Any]:
+def _plain(key: str, item: Any) -> tuple[str, Any]:
     """The flag's long name and its value: ``no-enforce-eager: true`` is ``enforce-eager: false``, "true" is true."""
-    if (level := _LEVEL.fullmatch(written)) and item in (None, True):
+    if (level := _LEVEL.fullmatch(key)) and item in (None, True):
         return "optimization-level", int(level[1])
-    flag = flags.canonical(written)
+    flag = flags.canonical(key)
     if isinstance(item, str) and item.lower() in ("true", "false"):
         item = item.lower() == "true"
     if flag.startswith("no-") and isinstance(item, bool):
@@ -79,17 +79,17 @@ def _plain(written: str, item: Any) -> tuple[str, Any]:
     return flag, item
 
 
-def _check(written: str, flag: str, item: Any) -> None:
+def _check(key: str, flag: str, item: Any) -> None:
     """Refuse what cannot be a flag's value."""
     if not isinstance(item, list):
         return
     if not item and flag not in flags.JSON_LISTS:
-        refuse("the list is empty; leave the flag out", written)
+        refuse("the list is empty; leave the flag out", key)
     for index, word in enumerate(item):
         if word is None or isinstance(word, list):
-            refuse(f"expected text, a number or a mapping, got {describe(word)}", written, index)
+            refuse(f"expected text, a number or a mapping, got {describe(word)}", key, index)
         if isinstance(word, str) and word.startswith("-") and not _NUMBER.fullmatch(word):
-            refuse(f"{describe(word)} would be read as a flag; every flag is a key of its own", written, index)
+            refuse(f"{describe(word)} would be read as a flag; every flag is a key of its own", key, index)
 
 
 def _located(flag: str, item: Any, resolve: Resolve) -> Any:

@@ -159,9 +159,9 @@ class Bench(Part):
 
     def with_values(self, values: Mapping[str, Any]) -> Bench:
         """These options with some replaced. Raises UsageError that names the flag of a wrong value."""
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         try:
-            return Bench.model_validate({**self.model_dump(mode="json"), **given})
+            return Bench.model_validate({**self.model_dump(mode="json"), **plain})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             message = first.get("ctx", {}).get("message", first["msg"])

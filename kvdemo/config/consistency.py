@@ -47,20 +47,20 @@ def _check_names(document: Document, profile: Profile) -> None:
     caches = [keys[1] for keys in document.values if len(keys) == 2 and keys[0] == "caches"]
     for name, engine in profile.engines.items():
         if engine.cache and engine.cache not in caches and ("caches",) not in document.broken:
-            near = difflib.get_close_matches(engine.cache, [str(cache) for cache in caches], 1, 0.5)
-            there = f"there is: {', '.join(map(str, caches))}" if caches else "there is none"
-            meant = f"did you mean '{near[0]}'?" if near else there
+            matches = difflib.get_close_matches(engine.cache, [str(cache) for cache in caches], 1, 0.5)
+            existing = f"there is: {', '.join(map(str, caches))}" if caches else "there is none"
+            remedy = f"did you mean '{matches[0]}'?" if matches else existing
             document.find(
-                _nearest(document, "engines", name, "cache"), f"no cache is called '{engine.cache}' ({meant})"
+                _nearest(document, "engines", name, "cache"), f"no cache is called '{engine.cache}' ({remedy})"
             )
 
 
 def _check_models(document: Document, profile: Profile) -> None:
-    tried = {("model",), ("defaults", "engine", "model"), ("defaults", "engine"), ("defaults",)} & document.broken
+    ways = {("model",), ("defaults", "engine", "model"), ("defaults", "engine"), ("defaults",)} & document.broken
     without = [
         name
         for name, engine in profile.engines.items()
-        if not engine.model and not tried and ("engines", name, "model") not in document.broken
+        if not engine.model and not ways and ("engines", name, "model") not in document.broken
     ]
     if without:
         message = "no model: give 'model' here, under defaults.engine or at the top"
@@ -136,10 +136,10 @@ def _check_adapters(document: Document, profile: Profile) -> None:
 def _check_cluster(document: Document, profile: Profile) -> None:
     """What means something on one machine only, or on a cluster only."""
     for name, engine in profile.engines.items():
-        counted, keys = "auto" in engine.gpus, _nearest(document, "engines", name, "gpus")
-        if profile.on.ray and engine.gpus and not counted:
+        numbered, keys = "auto" in engine.gpus, _nearest(document, "engines", name, "gpus")
+        if profile.on.ray and engine.gpus and not numbered:
             document.find(keys, f"on a cluster GPUs are counted, not named: write {len(engine.gpus)}")
-        if not profile.on.ray and counted and engine.gpus != "auto":
+        if not profile.on.ray and numbered and engine.gpus != "auto":
             document.find(
                 keys, "a number of GPUs is for a cluster; on one machine name them, such as [0], or write auto"
             )
@@ -161,8 +161,10 @@ def _check_parallel(document: Document, profile: Profile) -> None:
         flag, text = parallel.problem(arguments, gpus)
         if flag:
             ways: tuple[Keys, ...] = ("engines", name, "args"), ("defaults", "engine", "args")
-            found = [keys for way in ways for keys in document.keys if keys[:-1] == way and _is(flag, keys)]
-            document.find(found[0] if found else ("engines", name), text, at_key=True, about=("engines", name))
+            keys_of_flag = [keys for way in ways for keys in document.keys if keys[:-1] == way and _is(flag, keys)]
+            document.find(
+                keys_of_flag[0] if keys_of_flag else ("engines", name), text, at_key=True, about=("engines", name)
+            )
 
 
 def _is(flag: str, keys: Keys) -> bool:

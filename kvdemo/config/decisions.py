@@ -190,9 +190,9 @@ def _name(flag: str, own: Mapping[str, str], rules: Mapping[str, Any], program: 
         yield f"{program} reads this as --{whole}: write a flag's whole name"
 
 
-def _abbreviation_of(flag: str, *known: Mapping[str, Any]) -> str:
+def _abbreviation_of(flag: str, *tables: Mapping[str, Any]) -> str:
     """The flag that a parser would take this beginning of its name for; empty if it is a name of its own."""
-    names = {name for names in known for name in names}
+    names = {name for names in tables for name in names}
     if flag in names or flag in _WHOLE:
         return ""
     return next((name for name in sorted(names) if name.startswith(flag)), "")

@@ -95,12 +95,12 @@ class Source:
         column = index - start
         # A window of a long line.
         first = max(0, column - 80)
-        shown = _clean(line)[first:]
-        shown = ("…" if first else "") + shown[bool(first) :]
-        shown = shown if len(shown) <= _WIDTH else shown[: _WIDTH - 1] + "…"
+        text = _clean(line)[first:]
+        text = ("…" if first else "") + text[bool(first) :]
+        text = text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
         width = column - first
-        indent = "".join("\t" if c == "\t" else " " for c in shown[:width].ljust(width))
-        excerpt = f"{row + 1:>5} | {shown}\n{'':>5} | {indent}^" if line.strip() else ""
+        indent = "".join("\t" if c == "\t" else " " for c in text[:width].ljust(width))
+        excerpt = f"{row + 1:>5} | {text}\n{'':>5} | {indent}^" if line.strip() else ""
         return Finding(self.file, row + 1, column + 1, _clean(secrecy.blank_secrets(message)), excerpt, keys)
 
 
@@ -172,8 +172,8 @@ def read(path: Path, *, private: bool = False) -> Source:
     try:
         data = _once(path) if is_stream(path) else _read_file(path)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [file.name for file in _siblings(path)], 1, 0.5)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else ""
+        matches = difflib.get_close_matches(path.name, [file.name for file in _siblings(path)], 1, 0.5)
+        hint = f"did you mean {path.with_name(matches[0])}?" if matches else ""
         raise ProfileError(f"{path}: no such file", hint) from None
     except IsADirectoryError:
         raise ProfileError(f"{path}: is a directory, not a file") from None
@@ -189,5 +189,5 @@ def read(path: Path, *, private: bool = False) -> Source:
     try:
         return Source(str(path), data.decode("utf-8-sig"), private)
     except UnicodeDecodeError as error:
-        good = Source(str(path), data[: error.start].decode("utf-8-sig", "replace"), private)
-        raise failure([good.finding(error.start, f"byte 0x{data[error.start]:02x} is not UTF-8 text")]) from None
+        source = Source(str(path), data[: error.start].decode("utf-8-sig", "replace"), private)
+        raise failure([source.finding(error.start, f"byte 0x{data[error.start]:02x} is not UTF-8 text")]) from None

@@ -63,15 +63,15 @@ def problem(args: Mapping[str, Any], gpus: int) -> tuple[str, str]:
             size(args, flag)
         except ValueError:
             return flag, f"expected a whole number of at least 1, got {args[flag]!r}"
-    given = [flag for flag in (TENSOR, PIPELINE, DATA, PREFILL) if flag in args]
-    wanted = of(args, gpus)
-    if not given or not gpus or wanted.gpus == gpus or any(flag in args for flag in ELSEWHERE):
+    flags = [flag for flag in (TENSOR, PIPELINE, DATA, PREFILL) if flag in args]
+    layout = of(args, gpus)
+    if not flags or not gpus or layout.gpus == gpus or any(flag in args for flag in ELSEWHERE):
         return "", ""
-    terms = {TENSOR: wanted.tensor, PIPELINE: wanted.pipeline, DATA: wanted.data, PREFILL: wanted.prefill}
-    product = " x ".join(f"{flag.removesuffix('-size')} {number}" for flag, number in terms.items() if flag in given)
-    have = f"this engine has {gpus} GPU{'' if gpus == 1 else 's'}"
-    if TENSOR not in given:
-        return given[
+    terms = {TENSOR: layout.tensor, PIPELINE: layout.pipeline, DATA: layout.data, PREFILL: layout.prefill}
+    product = " x ".join(f"{flag.removesuffix('-size')} {number}" for flag, number in terms.items() if flag in flags)
+    problem = f"this engine has {gpus} GPU{'' if gpus == 1 else 's'}"
+    if TENSOR not in flags:
+        return flags[
             -1
-        ], f"{have}, which {product} does not divide; give it a multiple of {wanted.gpus // wanted.tensor}"
-    return given[-1], f"{product} takes {wanted.gpus} GPU{'' if wanted.gpus == 1 else 's'}, but {have}"
+        ], f"{problem}, which {product} does not divide; give it a multiple of {layout.gpus // layout.tensor}"
+    return flags[-1], f"{product} takes {layout.gpus} GPU{'' if layout.gpus == 1 else 's'}, but {problem}"

@@ -82,22 +82,22 @@ def _validate(document: Document, context: Mapping[str, Any]) -> Settings:
 
 def _add_finding(document: Document, entry: Any) -> Keys:
     """Add the finding for this error of pydantic; the way to the value that it is about."""
-    told = entry.get("ctx", {})
+    context = entry.get("ctx", {})
     keys: Keys = ()
-    for key in (*entry["loc"], *told.get("at", ())):
+    for key in (*entry["loc"], *context.get("at", ())):
         # pydantic names branches of a union on the way, too.
         keys = (*keys, key) if (*keys, key) in document.values else keys
     document.broken.add(keys)
     if entry["type"] == "extra_forbidden":
-        near = _closest_key(keys)
+        close = _closest_key(keys)
         # Whoever misspelt a key must not be told that the right one is missing.
-        document.broken.add((*keys[:-1], near))
-        meant = f"did you mean '{near}'?" if near else _where_it_belongs(keys)
-        document.find(keys, f"unknown key '{keys[-1]}' ({meant})", at_key=True, about=keys[:-1])
+        document.broken.add((*keys[:-1], close))
+        remedy = f"did you mean '{close}'?" if close else _where_it_belongs(keys)
+        document.find(keys, f"unknown key '{keys[-1]}' ({remedy})", at_key=True, about=keys[:-1])
     elif "[key]" in entry["loc"]:
-        document.find(keys, told["message"], at_key=True, about=keys[:-1])
+        document.find(keys, context["message"], at_key=True, about=keys[:-1])
     else:
-        document.find(keys, told.get("message", entry["msg"]), at_key=told.get("key", False))
+        document.find(keys, context.get("message", entry["msg"]), at_key=context.get("key", False))
     return keys
 
 
@@ -127,9 +127,9 @@ def _part(keys: Keys) -> type[Part]:
 def _closest_key(keys: Keys) -> str:
     """The known key that is most like this one; empty if none is."""
     part, flag = _part(keys[:-1]), str(keys[-1]).lower().replace("_", "-")
-    known = {name.replace("_", "-"): name for name in part.model_fields} | dict(own_keys(part))
-    near = difflib.get_close_matches(flag, known, 1, 0.6)
-    return known[near[0]] if near else ""
+    names = {name.replace("_", "-"): name for name in part.model_fields} | dict(own_keys(part))
+    close = difflib.get_close_matches(flag, names, 1, 0.6)
+    return names[close[0]] if close else ""
 
 
 def _where_it_belongs(keys: Keys) -> str:
@@ -147,15 +147,15 @@ def _where_it_belongs(keys: Keys) -> str:
 
 def _merge(service: _Service, base: _Service, top: Settings) -> _Service:
     """The service with its defaults: its own values, then ``defaults``, then those of the profile."""
-    given = {name: getattr(part, name) for part in (base, service) for name in part.model_fields_set}
-    given["args"] = {**base.args, **service.args}
-    given["env"] = {**top.env, **base.env, **service.env}
-    given["runtime"] = Runtime(python=service.runtime.python or base.runtime.python or top.runtime.python)
-    given.setdefault("host", top.host)
+    values = {name: getattr(part, name) for part in (base, service) for name in part.model_fields_set}
+    values["args"] = {**base.args, **service.args}
+    values["env"] = {**top.env, **base.env, **service.env}
+    values["runtime"] = Runtime(python=service.runtime.python or base.runtime.python or top.runtime.python)
+    values.setdefault("host", top.host)
     if isinstance(service, Engine):
-        given["model"] = service.model or top.defaults.engine.model or top.model or ""
-        given["served_model_name"] = given.get("served_model_name") or top.served_model_name
-    return service.model_copy(update=given)
+        values["model"] = service.model or top.defaults.engine.model or top.model or ""
+        values["served_model_name"] = values.get("served_model_name") or top.served_model_name
+    return service.model_copy(update=values)
 
 
 if __name__ == "__main__":

@@ -55,69 +55,71 @@ def between(low: int, high: int, what: str = "a whole number") -> Callable[[Any]
     """A check for whole numbers between these limits."""
 
     def checked(value: Any) -> int:
-        given = number(value)
-        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
+        result = number(value)
+        if isinstance(result, bool) or not isinstance(result, int) or not low <= result <= high:
             limits = f" from {low} to {high}" if high < 2**31 else f" of at least {low}"
             refuse(f"expected {what}{limits}, got {describe(value)}")
-        return given
+        return result
 
     return checked
 
 
 def size(value: Any) -> int:
     """Bytes, from a number or text with a unit."""
-    given = number(value)
-    if isinstance(given, str) and (match := _SIZE.fullmatch(given.strip())):
+    result = number(value)
+    if isinstance(result, str) and (match := _SIZE.fullmatch(result.strip())):
         amount, unit = float(match[1]), match[2].lower()
         if unit in _UNITS and amount * _UNITS[unit] < 2**63:
-            given = int(amount * _UNITS[unit])
+            result = int(amount * _UNITS[unit])
         elif unit and unit in "kmgt":
-            refuse(f"'{given}' can mean two sizes: write {match[1]}{unit.upper()}iB or {match[1]}{unit.upper()}B")
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
+            refuse(f"'{result}' can mean two sizes: write {match[1]}{unit.upper()}iB or {match[1]}{unit.upper()}B")
+    if isinstance(result, bool) or not isinstance(result, int) or not 0 <= result < 2**63:
         refuse(f"expected a size such as 8GiB, 512MiB or 1.5GB, got {describe(value)}")
-    if given < SMALLEST_SIZE:
-        meant = f"; is {given}GiB meant?" if 0 < given <= 4096 else ", which is too small"
-        refuse(f"{describe(value)} means {given} bytes{meant}")
-    return given
+    if result < SMALLEST_SIZE:
+        hint = f"; is {result}GiB meant?" if 0 < result <= 4096 else ", which is too small"
+        refuse(f"{describe(value)} means {result} bytes{hint}")
+    return result
 
 
 def context(value: Any) -> int | str:
     """Tokens as vLLM counts them (16k is 16,000, 16K is 16,384), or ``auto`` for the longest sequence that fits."""
-    given = number(value)
-    if given == -1 or (isinstance(given, str) and given.strip().lower() in ("auto", "-1")):
+    result = number(value)
+    if result == -1 or (isinstance(result, str) and result.strip().lower() in ("auto", "-1")):
         return "auto"
-    if isinstance(given, str) and (match := re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kKmMgG])", given.strip())):
+    if isinstance(result, str) and (
+        match := re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kKmMgG])", result.strip())
+    ):
         base, power = (1000 if match[2].islower() else 1024), "kmg".index(match[2].lower()) + 1
         if base == 1024 and "." in match[1]:
             remedy = f"{match[1]}{match[2].lower()} does"
             refuse(f"{describe(value)}: {match[2]} counts in 1,024 and takes no decimals; {remedy}")
-        given = int(float(match[1]) * base**power)
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given < 2**31:
+        result = int(float(match[1]) * base**power)
+    if isinstance(result, bool) or not isinstance(result, int) or not 1 <= result < 2**31:
         refuse(f"expected a number of tokens such as 32768 or 32k, or auto, got {describe(value)}")
-    return given
+    return result
 
 
 def memory(value: Any) -> float | int:
     """A fraction of a GPU (float, up to 1.0) or bytes (int)."""
-    given = number(value)
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        if 0 < given <= 1:
-            return float(given)
-        if given < SMALLEST_SIZE:
-            meant = f" (is {given}GiB meant?)" if 1 < given <= 4096 else ""
-            refuse(f"expected a fraction of the GPU up to 1.0, or a size such as 20GiB, got {given}{meant}")
-    elif not isinstance(given, str) or not _SIZE.fullmatch(given.strip()):
+    result = number(value)
+    if isinstance(result, int | float) and not isinstance(result, bool):
+        if 0 < result <= 1:
+            return float(result)
+        if result < SMALLEST_SIZE:
+            hint = f" (is {result}GiB meant?)" if 1 < result <= 4096 else ""
+            refuse(f"expected a fraction of the GPU up to 1.0, or a size such as 20GiB, got {result}{hint}")
+    elif not isinstance(result, str) or not _SIZE.fullmatch(result.strip()):
         refuse(f"expected a fraction of the GPU such as 0.6, or a size such as 20GiB, got {describe(value)}")
     return size(value)
 
 
 def seconds(value: Any) -> float:
     """Seconds, from a number or text with units."""
-    given = number(value)
-    if isinstance(given, str) and re.fullmatch(rf"(?:{_DURATION.pattern})+", given.strip()):
-        given = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION.findall(given))
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    result = number(value)
+    if isinstance(result, str) and re.fullmatch(rf"(?:{_DURATION.pattern})+", result.strip()):
+        result = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION.findall(result))
+    if isinstance(result, bool) or not isinstance(result, int | float):
         refuse(f"expected a duration such as 90s, 15m or 2h, got {describe(value)}")
-    if not 0 < given < 1e9:
+    if not 0 < result < 1e9:
         refuse(f"expected a duration above zero, got {describe(value)}")
-    return float(given)
+    return float(result)

@@ -201,8 +201,8 @@ def model(value: Any, info: ValidationInfo) -> str | None:
         return absolute_path(text, info)
     if text and not re.fullmatch(_REPOSITORY, text):
         page = re.fullmatch(rf"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({_REPOSITORY})(/.*)?", text)
-        meant = f" (is {page[1]} meant?)" if page else ""
-        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {describe(text)}{meant}")
+        hint = f" (is {page[1]} meant?)" if page else ""
+        refuse(f"expected a Hugging Face id, or a directory beginning with ./ ../ / or ~, got {describe(text)}{hint}")
     return text
 
 
@@ -223,8 +223,8 @@ def gpus(value: Any) -> Any:
         refuse(f"expected a list such as [0] or [0, 1], [] for none, or auto, got {describe(value)}")
     gpus = [number(item) for item in value]
     for index, gpu in enumerate(gpus):
-        named = isinstance(gpu, str) and re.fullmatch(r"(GPU|MIG)-[-/0-9A-Za-z]+", gpu)
-        if not named and (isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < 1024):
+        is_uuid = isinstance(gpu, str) and re.fullmatch(r"(GPU|MIG)-[-/0-9A-Za-z]+", gpu)
+        if not is_uuid and (isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < 1024):
             refuse(f"expected the index of a GPU (from 0), or its UUID (GPU-...), got {describe(gpu)}", index)
         if gpu in gpus[:index]:
             refuse(f"GPU {gpu} is named twice", index)

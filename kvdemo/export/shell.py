@@ -128,12 +128,12 @@ def _start(spec: ServiceSpec) -> str:
     env += [f'{name}="${{{name}:?set it first}}"' for name in containers.secrets(spec, fetches=not offline)]
     words = " \\\n  ".join([" ".join(env), *(_group_flags(spec.argv))])
     folder = containers.directory(spec)
-    made = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
+    mkdir = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
     array = "caches" if spec.kind == "cache" else "engines"
     # setsid: Ctrl-C reaches this script alone, and the whole group of a service can be found by its id.
     ports = " ".join(map(str, spec.ports))
     return (
-        f"# {spec.kind} {spec.name}\nfree {spec.name} {ports}\n{made}"
+        f"# {spec.kind} {spec.name}\nfree {spec.name} {ports}\n{mkdir}"
         f"setsid env {words} >{spec.name}.log 2>&1 </dev/null &\n"
         f'{_variable(spec.name)}=$!\n{array}+=("$!")\nnames[$!]={spec.name}\n'
     )

@@ -69,7 +69,7 @@ def slurm(plan: Plan, nodes: int = 1) -> str:
     """The script for this many nodes."""
     used = [gpu for spec in plan.engines for gpu in spec.gpus]
     each = -(-len(used) // nodes) if plan.on else max(used, default=-1) + 1
-    wanted = dict.fromkeys(
+    names = dict.fromkeys(
         name
         for spec in plan.engines
         for name in containers.secrets(spec, fetches=spec.env.get("HF_HUB_OFFLINE") != "1")
@@ -79,7 +79,7 @@ def slurm(plan: Plan, nodes: int = 1) -> str:
         project=plan.project,
         nodes=nodes,
         gpus=f"#SBATCH --gpus-per-node={each}\n" if each else "",
-        secrets="".join(f': "${{{name}:?set it where you call sbatch}}"\n' for name in wanted),
+        secrets="".join(f': "${{{name}:?set it where you call sbatch}}"\n' for name in names),
         profile=shlex.quote(plan.profile),
         start=ray if plan.on else _LOCAL,
     )

@@ -52,11 +52,11 @@ def interpreter(python: str) -> Interpreter:
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({lines[0]})")
         except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             return Interpreter(python, problem=f"the interpreter {python} cannot be run ({error})")
-    directory = inventory["versions"]
-    versions = {"python": directory["python"]}
+    distributions_here = inventory["versions"]
+    versions = {"python": distributions_here["python"]}
     absent = []
     for name, distributions in {**PACKAGES_NEEDED, **CARRYING}.items():
-        if version := next((inventory[d] for d in distributions if d in inventory), None):
+        if version := next((distributions_here[d] for d in distributions if d in distributions_here), None):
             versions[name] = version
         elif name in PACKAGES_NEEDED:
             absent.append(name)

@@ -31,8 +31,8 @@ class Assignment:
 
 def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
     """Give every engine its GPUs; ``auto`` takes the one with most memory left, then with the fewest engines."""
-    chosen = _pick_gpus(profile, facts)
-    users = Counter(gpu for gpus in chosen.values() for gpu in gpus)
+    gpus_by_engine = _pick_gpus(profile, facts)
+    users = Counter(gpu for gpus in gpus_by_engine.values() for gpu in gpus)
     by_index = {gpu.index: gpu for gpu in facts.gpus}
     return {
         name: Assignment(
@@ -41,24 +41,24 @@ def assign(profile: Profile, facts: Facts) -> dict[str, Assignment]:
             uuids=tuple(by_index[gpu].uuid for gpu in gpus if gpu in by_index),
             memory=_fraction(profile.engines[name], [by_index[gpu] for gpu in gpus if gpu in by_index], users, gpus),
         )
-        for name, gpus in chosen.items()
+        for name, gpus in gpus_by_engine.items()
     }
 
 
 def _pick_gpus(profile: Profile, facts: Facts) -> dict[str, tuple[int, ...]]:
-    chosen: dict[str, tuple[int, ...]] = {}
+    gpus_by_engine: dict[str, tuple[int, ...]] = {}
     for name, engine in profile.engines.items():
         if engine.gpus != "auto":
-            chosen[name] = tuple(gpu if isinstance(gpu, int) else _index(gpu, facts) for gpu in engine.gpus)
+            gpus_by_engine[name] = tuple(gpu if isinstance(gpu, int) else _index(gpu, facts) for gpu in engine.gpus)
     automatic = [name for name, engine in profile.engines.items() if engine.gpus == "auto"]
     # Without a GPU in sight, plan for a machine that has one for each.
-    count = len({gpu for gpus in chosen.values() for gpu in gpus}) + len(automatic)
+    count = len({gpu for gpus in gpus_by_engine.values() for gpu in gpus}) + len(automatic)
     pool = facts.gpus or tuple(Gpu(n, str(n), "", "", 0, 0) for n in range(count))
     for name in automatic:
-        kept = facts.kept.get(name, ())
-        stays = kept and {*kept} <= {gpu.index for gpu in pool}
-        chosen[name] = kept if stays else (_roomiest(profile, facts, chosen, pool),)
-    return {name: chosen[name] for name in profile.engines}
+        previous = facts.kept.get(name, ())
+        stays = previous and {*previous} <= {gpu.index for gpu in pool}
+        gpus_by_engine[name] = previous if stays else (_roomiest(profile, facts, gpus_by_engine, pool),)
+    return {name: gpus_by_engine[name] for name in profile.engines}
 
 
 def _index(uuid: str, facts: Facts) -> int:
@@ -67,19 +67,21 @@ def _index(uuid: str, facts: Facts) -> int:
     return fits[0] if len(fits) == 1 else -1
 
 
-def _roomiest(profile: Profile, facts: Facts, chosen: Mapping[str, tuple[int, ...]], pool: Sequence[Gpu]) -> int:
+def _roomiest(
+    profile: Profile, facts: Facts, gpus_by_engine: Mapping[str, tuple[int, ...]], pool: Sequence[Gpu]
+) -> int:
     """The GPU with most memory left, in tenths of it: small differences must not move an engine at the next `up`."""
-    users = Counter(gpu for gpus in chosen.values() for gpu in gpus)
-    planned: Counter[int] = Counter()
-    for name, gpus in chosen.items():
+    users = Counter(gpu for gpus in gpus_by_engine.values() for gpu in gpus)
+    reserved: Counter[int] = Counter()
+    for name, gpus in gpus_by_engine.items():
         engine = profile.engines[name]
         need = demand.of(engine, compatibility.model_of(engine, facts), len(gpus), pool[0])
         for gpu in gpus:
-            planned[gpu] += need.fixed + (engine.kv_cache or need.kv or 0)
+            reserved[gpu] += need.fixed + (engine.kv_cache or need.kv or 0)
 
     def order(gpu: Gpu) -> tuple[float, int, int]:
-        left = round(10 * (gpu.free - planned[gpu.index]) / gpu.total) if gpu.total else 0
-        return -left, users[gpu.index], gpu.index
+        tenths = round(10 * (gpu.free - reserved[gpu.index]) / gpu.total) if gpu.total else 0
+        return -tenths, users[gpu.index], gpu.index
 
     return min(pool, key=order).index
 
@@ -99,19 +101,27 @@ def _fraction(engine: Engine, gpus: list[Gpu], users: Mapping[int, int], indices
     return round(0.9 / sharing, 2) if sharing > 1 else None
 
 
-def absent(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Problem]:
+def absent(profile: Profile, facts: Facts, assignments: Mapping[str, Assignment]) -> Iterator[Problem]:
     """GPUs that engines want and this machine does not have."""
-    here = {gpu.index for gpu in facts.gpus}
+    indices = {gpu.index for gpu in facts.gpus}
     parts = {gpu.index for gpu in facts.gpus if gpu.parent}
-    have = f"this machine has {len(here) or 'no'} usable GPU{'' if len(here) == 1 else 's'}"
-    for name, assignment in assigned.items():
+    problem = f"this machine has {len(indices) or 'no'} usable GPU{'' if len(indices) == 1 else 's'}"
+    for name, assignment in assignments.items():
         if len(assignment.gpus) > 1 and parts & {*assignment.gpus}:
             yield Problem(
                 "gpu", f"engine {name}: a process can use one MIG instance only", "give it one, or whole GPUs", name
             )
-        for index, wanted in zip(assignment.gpus, _requested_gpus(profile.engines[name], assignment), strict=True):
-            if index not in here:
-                yield Problem("gpu", f"engine {name}: GPU {wanted} is not here ({have})", "", name, f"GPU {wanted}")
+        for index, index_or_uuid in zip(
+            assignment.gpus, _requested_gpus(profile.engines[name], assignment), strict=True
+        ):
+            if index not in indices:
+                yield Problem(
+                    "gpu",
+                    f"engine {name}: GPU {index_or_uuid} is not here ({problem})",
+                    "",
+                    name,
+                    f"GPU {index_or_uuid}",
+                )
 
 
 def _requested_gpus(engine: Engine, assignment: Assignment) -> tuple[int | str, ...]:

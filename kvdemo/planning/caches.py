@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from kvdemo.config.profile import Cache
 
 
-def argv(cache: Cache, *, python: str, **decided: Any) -> tuple[str, ...]:
+def argv(cache: Cache, *, python: str, **values: Any) -> tuple[str, ...]:
     """The command that runs this cache server."""
-    return (*command(cache, python), *flags.words(options(cache, **decided)))
+    return (*command(cache, python), *flags.words(options(cache, **values)))
 
 
 def command(cache: Cache, python: str) -> tuple[str, ...]:

@@ -64,10 +64,10 @@ def of_run(tier: str, bound: Limit, *, differs: bool = True) -> str:
     loading = bound.floor / bound.efficiency - local
     if tier != "disk" or bound.efficiency <= BEYOND or loading <= 0:
         return sentence(tier, bound, differs=differs)
-    moved, measured, needed = (rate / 1e9 for rate in (bound.kv_bytes / loading, bound.bandwidth, bound.needed))
+    achieved, measured, needed = (rate / 1e9 for rate in (bound.kv_bytes / loading, bound.bandwidth, bound.needed))
     takes = f" Beating computing takes {units.digits(needed)} GB/s here." if differs and needed < float("inf") else ""
     return (
-        f"Loading moved {units.digits(moved)} GB/s, more than the {units.digits(measured)} GB/s that the disk was "
+        f"Loading moved {units.digits(achieved)} GB/s, more than the {units.digits(measured)} GB/s that the disk was "
         f"measured at: the files' pages were in memory, or the disk's rate changes.{takes}"
     )
 

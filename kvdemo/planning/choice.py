@@ -82,8 +82,8 @@ def _one_each(gpus: Sequence[Gpu], model: str, reasons: tuple[str, ...]) -> Choi
         edits["memory: 0.6 "] = "memory: 0.9 "
     if least and least * share < ROOMY:
         model, reasons = _smaller(model, reasons, f"{least / GIB:.0f} GiB are free of the smallest GPU")
-    named = ", ".join(str(gpu.index) for gpu in best) or "0, 1, 2, 3 (none is visible here)"
-    return Choice("demo4", model, edits, (f"an engine on each of the GPUs {named}", *reasons))
+    indices = ", ".join(str(gpu.index) for gpu in best) or "0, 1, 2, 3 (none is visible here)"
+    return Choice("demo4", model, edits, (f"an engine on each of the GPUs {indices}", *reasons))
 
 
 def _spread(gpus: Sequence[Gpu], model: str, reasons: tuple[str, ...]) -> Choice:
@@ -107,5 +107,5 @@ def _spread(gpus: Sequence[Gpu], model: str, reasons: tuple[str, ...]) -> Choice
 def _smaller(model: str, reasons: tuple[str, ...], why: str) -> tuple[str, tuple[str, ...]]:
     if model == SMALL:
         return model, reasons
-    kept = tuple(reason for reason in reasons if reason != f"model {model}")
-    return SMALL, (*kept, f"not {model}: {why}", "model SmolLM2-135M-Instruct, which is small")
+    remaining = tuple(reason for reason in reasons if reason != f"model {model}")
+    return SMALL, (*remaining, f"not {model}: {why}", "model SmolLM2-135M-Instruct, which is small")

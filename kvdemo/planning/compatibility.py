@@ -66,8 +66,8 @@ def dtype_of(engine: Engine, facts: Facts) -> str:
     weights go with a half-precision dtype only.
     """
     arguments = engines.normalize(engine.args)
-    if given := str(arguments.get("dtype", "")):
-        return {"auto": "", "half": "float16", "float": "float32"}.get(given, given)
+    if dtype := str(arguments.get("dtype", "")):
+        return {"auto": "", "half": "float16", "float": "float32"}.get(dtype, dtype)
     model = facts.models.get(model_key(engine))
     quantized = "quantization" in arguments or (model is not None and model.quantized)
     return "" if engine.gpus or facts.wide or quantized else "float32"
@@ -75,16 +75,16 @@ def dtype_of(engine: Engine, facts: Facts) -> str:
 
 def absent(profile: Profile, facts: Facts) -> list[Repository]:
     """What must be downloaded, each repository once: models, then draft models, adapters and tokenizers."""
-    wanted: dict[str, Repository] = {}
+    by_key: dict[str, Repository] = {}
     for engine in profile.engines.values():
-        known = model_of(engine, facts)
-        if not (known.path or known.problem):
-            wanted.setdefault(model_key(engine), repositories.model(engine))
+        model = model_of(engine, facts)
+        if not (model.path or model.problem):
+            by_key.setdefault(model_key(engine), repositories.model(engine))
     for engine in profile.engines.values():
         for other in repositories.auxiliary(engine):
             if other.key not in facts.others:
-                wanted.setdefault(other.key, other)
-    return list(wanted.values())
+                by_key.setdefault(other.key, other)
+    return list(by_key.values())
 
 
 def complete(engine: Engine, facts: Facts) -> bool:
@@ -97,9 +97,9 @@ def fingerprint(engine: Engine, model: Model, interpreter: Interpreter, package:
 
     ``package`` is that of the backend which carries it.
     """
-    given = engines.normalize(engine.args)
+    values = engines.normalize(engine.args)
     facts = {"model": engine.model, "digest": model.digest, "dtype": model.dtype}
-    facts |= {flag: json.dumps(given[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in given}
+    facts |= {flag: json.dumps(values[flag], sort_keys=True) for flag in NUMERIC_FLAGS if flag in values}
     return facts | {name: interpreter.versions[name] for name in (*COMPUTING, package) if name in interpreter.versions}
 
 
@@ -116,23 +116,27 @@ def fingerprints_of(
     for name, engine in profile.engines.items():
         if engine.cache != cache:
             continue
-        here = (of_nodes or {}).get(name, facts)
-        interpreter = here.interpreters[python_of(profile, name, here)]
-        mine = fingerprint(engine, model_of(engine, here), interpreter, backend.package)
-        other, theirs = prints.setdefault(engine.model, (name, mine))
-        if mine != theirs:
-            differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        node_facts = (of_nodes or {}).get(name, facts)
+        interpreter = node_facts.interpreters[python_of(profile, name, node_facts)]
+        own_print = fingerprint(engine, model_of(engine, node_facts), interpreter, backend.package)
+        other, other_print = prints.setdefault(engine.model, (name, own_print))
+        if own_print != other_print:
+            differ = sorted(
+                key for key in own_print.keys() | other_print.keys() if own_print.get(key) != other_print.get(key)
+            )
             raise ProfileError(
                 f"engines {other} and {name} share cache '{cache}' but differ in "
-                + ", ".join(f"{key} ({theirs.get(key, 'default')} / {mine.get(key, 'default')})" for key in differ)
+                + ", ".join(
+                    f"{key} ({other_print.get(key, 'default')} / {own_print.get(key, 'default')})" for key in differ
+                )
                 + ": KV of one would silently be wrong in the other",
                 "make them equal, or give each its own cache",
             )
     extra = backend.fingerprint(settings.l2_adapter)
-    return {model: json.dumps({**mine, **extra}, sort_keys=True) for model, (_, mine) in prints.items()}
+    return {model: json.dumps({**own_print, **extra}, sort_keys=True) for model, (_, own_print) in prints.items()}
 
 
-def store_of(l2: str | None, kin: Mapping[str, str]) -> str:
+def store_of(l2: str | None, fingerprints: Mapping[str, str]) -> str:
     """L2 for exactly these weights, flags and versions, none of which the backend's own key knows.
 
     On disk that is a directory of their own. A server has no directories: whoever starts on it claims it for them
@@ -140,7 +144,7 @@ def store_of(l2: str | None, kin: Mapping[str, str]) -> str:
     """
     if not l2 or is_server(l2):
         return l2 or ""
-    return str(Path(l2) / digest(json.dumps(sorted(kin.values()))))
+    return str(Path(l2) / digest(json.dumps(sorted(fingerprints.values()))))
 
 
 def digest(text: str) -> str:

@@ -110,10 +110,10 @@ def kv_width(engine: Engine, model: Model) -> int | None:
 
     What the profile says wins over what the checkpoint asks for, and that over the engine's dtype.
     """
-    asked = str(normalize(engine.args).get("kv-cache-dtype") or "auto")
-    if asked == "auto":
-        asked = model.kv_dtype
-    return KV_WIDTHS.get(asked) if asked else model.width
+    dtype = str(normalize(engine.args).get("kv-cache-dtype") or "auto")
+    if dtype == "auto":
+        dtype = model.kv_dtype
+    return KV_WIDTHS.get(dtype) if dtype else model.width
 
 
 def kv_bytes_per_token(engine: Engine, model: Model) -> int | None:
@@ -138,8 +138,8 @@ class _Kv:
             return None
         if self.model.layers:
             return self._stage(self.model.layers.values(self.spread.tensor)) * self.width
-        whole, asked = self.model.kv_bytes_per_token, KV_WIDTHS.get(self.model.kv_dtype, self.model.width)
-        return -(-self._stage(whole) // self.spread.tensor) * self.width // asked if whole else None
+        whole, dtype = self.model.kv_bytes_per_token, KV_WIDTHS.get(self.model.kv_dtype, self.model.width)
+        return -(-self._stage(whole) // self.spread.tensor) * self.width // dtype if whole else None
 
     def at_least(self, context: int | None) -> int:
         if self.width is None or context is None or self.model.layers is None:
@@ -147,8 +147,8 @@ class _Kv:
         return self.model.layers.at_least(context, self.spread.tensor) // self.spread.pipeline * self.width
 
     def uniform(self, context: int | None) -> bool:
-        kept = self.model.layers
-        return kept is not None and context is not None and kept.uniform(context)
+        layers = self.model.layers
+        return layers is not None and context is not None and layers.uniform(context)
 
     def _stage(self, values: int) -> int:
         """The part of a pipeline stage: of layers that do not divide evenly the larger part."""

@@ -41,15 +41,15 @@ def normalize(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {flags.canonical(name): value for name, value in arguments.items()}
 
 
-def argv(engine: Engine, *, command: Sequence[str], **decided: Any) -> tuple[str, ...]:
+def argv(engine: Engine, *, command: Sequence[str], **values: Any) -> tuple[str, ...]:
     """The command that runs this engine: the words that start vLLM's server, then its ``options``."""
-    return (*command, *flags.words(options(engine, **decided)))
+    return (*command, *flags.words(options(engine, **values)))
 
 
 def options(
     engine: Engine,
     *,
-    served: Sequence[str],
+    model_names: Sequence[str],
     port: int,
     devices: int,
     memory: float | None,
@@ -63,7 +63,7 @@ def options(
     """
     arguments: dict[str, Any] = {
         "model": engine.model,
-        "served-model-name": list(served),
+        "served-model-name": list(model_names),
         "host": engine.host,
         "port": port,
         "max-model-len": engine.max_model_len,
@@ -80,8 +80,8 @@ def options(
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
     arguments |= dict(wiring.arguments)
     # A null leaves a default out; but GPUs that the engine was given must not stay empty.
-    wanted = normalize(engine.args).items()
-    return arguments | {name: value for name, value in wanted if value is not None or name != parallel.TENSOR}
+    pairs = normalize(engine.args).items()
+    return arguments | {name: value for name, value in pairs if value is not None or name != parallel.TENSOR}
 
 
 def env(

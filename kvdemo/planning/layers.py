@@ -49,8 +49,8 @@ class Layers:
 
     def at_least(self, context: int, tensor: int = 1) -> int:
         """Values that a sequence of ``context`` tokens takes at least: behind a window they may be dropped."""
-        kept = ((layer, min(context, layer.window or context)) for layer in self.attending)
-        return sum(layer.per_rank(tensor) * tokens for layer, tokens in kept) + self.state // tensor
+        lengths = ((layer, min(context, layer.window or context)) for layer in self.attending)
+        return sum(layer.per_rank(tensor) * tokens for layer, tokens in lengths) + self.state // tensor
 
     def uniform(self, context: int) -> bool:
         """Whether ``context`` tokens take exactly ``context`` times what one takes."""
@@ -272,8 +272,8 @@ def kv_heads(config: Config) -> int | list[int]:
         return 1
     for key in ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num"):
         if key in config:
-            named = config[key]
-            return named if isinstance(named, list) else int(named or config["num_attention_heads"])
+            names = config[key]
+            return names if isinstance(names, list) else int(names or config["num_attention_heads"])
     if kind not in KV_HEADS:
         raise UnknownFormError
     return KV_HEADS[kind] or int(config["num_attention_heads"])

@@ -36,19 +36,19 @@ _ROUTED = {
 
 def config(params: Mapping[str, Any]) -> dict[str, Any]:
     """The same sizes in the names of a ``config.json``."""
-    renamed = {_NAMES.get(name, name): value for name, value in params.items()}
-    renamed.setdefault("max_position_embeddings", _WINDOW)
-    renamed.setdefault("max_seq_len", renamed["max_position_embeddings"])
+    config = {_NAMES.get(name, name): value for name, value in params.items()}
+    config.setdefault("max_position_embeddings", _WINDOW)
+    config.setdefault("max_seq_len", config["max_position_embeddings"])
     experts = params.get("moe")
     if isinstance(experts, Mapping):
         names = _ROUTED if experts.get("num_shared_experts") else _EXPERTS
-        renamed |= {names[name]: value for name, value in experts.items() if name in names}
+        config |= {names[name]: value for name, value in experts.items() if name in names}
     windows = params.get("sliding_window")
     if isinstance(windows, list):
-        renamed["sliding_window"] = next((window for window in windows if window), None)
+        config["sliding_window"] = next((window for window in windows if window), None)
     if params.get("quantization"):
-        renamed["quantization_config"] = params["quantization"]
+        config["quantization_config"] = params["quantization"]
     yarn = params.get("yarn")
     if isinstance(yarn, Mapping):
-        renamed["rope_parameters"] = {"rope_type": "yarn", **yarn}
-    return renamed
+        config["rope_parameters"] = {"rope_type": "yarn", **yarn}
+    return config

@@ -12,13 +12,13 @@ from kvdemo.planning.plan import ServiceSpec
 
 def at_start(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:
     """Every engine before it that measures the memory of one of its GPUs; its cache, if it measures too."""
-    found = {spec.cache} if spec.cache and measures(spec) else set()
+    dependencies = {spec.cache} if spec.cache and measures(spec) else set()
     for other in services:
         if other.name == spec.name:
             break
         if measures(other) and set(other.gpus) & set(spec.gpus) and other.kind == spec.kind == "engine":
-            found.add(other.name)
-    return found & {other.name for other in services}
+            dependencies.add(other.name)
+    return dependencies & {other.name for other in services}
 
 
 def in_export(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:

@@ -22,8 +22,8 @@ _OTHERS = {one.package: one.install for one in backends.BACKENDS.values() if one
 
 def advice(*, gpu: bool) -> str:
     """What to install, and how."""
-    wanted, how = (GPU, "scripts/setup --gpu") if gpu else (CPU, "scripts/setup")
-    names = " ".join(f"{name}=={version}" for name, version in wanted.items())
+    versions, how = (GPU, "scripts/setup --gpu") if gpu else (CPU, "scripts/setup")
+    names = " ".join(f"{name}=={version}" for name, version in versions.items())
     return f"install versions that do ({how} installs {names}); docs/gpu.md lists pairs, scripts/check_pair judges any"
 
 

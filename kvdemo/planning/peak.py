@@ -64,8 +64,8 @@ def sequences(engine: Engine, gpu: Gpu | None) -> int:
     The default is that of ``EngineArgs.get_batch_defaults`` for a server: 1,024 from 70 GiB on but for an A100, else
     256 (vLLM 0.32).
     """
-    given = number(normalize(engine.args).get("max-num-seqs"))
-    return given or (1024 if _large(gpu) else 256)
+    value = number(normalize(engine.args).get("max-num-seqs"))
+    return value or (1024 if _large(gpu) else 256)
 
 
 def batched_tokens(engine: Engine, gpu: Gpu | None, context: int | None) -> int:
@@ -76,8 +76,8 @@ def batched_tokens(engine: Engine, gpu: Gpu | None, context: int | None) -> int:
     without chunked prefill, and never more than all sequences hold.
     """
     arguments = normalize(engine.args)
-    if given := number(arguments.get("max-num-batched-tokens")):
-        return given
+    if value := number(arguments.get("max-num-batched-tokens")):
+        return value
     tokens = 16384 if gpu and gpu.total >= 160 * GIB else 8192 if _large(gpu) else SMALL_BATCH
     if arguments.get("performance-mode") == "throughput":
         tokens *= 2

@@ -114,25 +114,27 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
     return ports | {name: engine.port for name, engine in profile.engines.items()}
 
 
-def make(profile: Profile, facts: Facts, kin: Kin | None = None) -> Plan:
+def make(profile: Profile, facts: Facts, fingerprints: Kin | None = None) -> Plan:
     """Plan the fleet of one machine. Raises ProfileError for combinations that could never run right anywhere.
 
-    ``kin`` says for each cache whose KV it holds, if more than this machine's engines share it.
+    ``fingerprints`` say for each cache whose KV it holds, if more than this machine's engines share it.
     """
-    assigned = budget.assign(profile, facts)
-    kin = kin or {name: compatibility.fingerprints_of(profile, name, facts) for name in profile.caches}
-    specs = [_cache(profile, name, facts, assigned, kin[name]) for name in profile.caches]
-    specs += [_engine(profile, name, facts, assigned[name], kin) for name in profile.engines]
+    assignments = budget.assign(profile, facts)
+    fingerprints = fingerprints or {
+        name: compatibility.fingerprints_of(profile, name, facts) for name in profile.caches
+    }
+    specs = [_cache(profile, name, facts, assignments, fingerprints[name]) for name in profile.caches]
+    specs += [_engine(profile, name, facts, assignments[name], fingerprints) for name in profile.engines]
     interpreters = {compatibility.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({repository.name for repository in compatibility.absent(profile, facts)})
-    counted = list(sums.sums(profile, facts, assigned))
-    problems = [*_problems(profile, facts, assigned, bool(fetch)), *(one.problem for one in counted if not one.fits)]
+    rows = list(sums.sums(profile, facts, assignments))
+    problems = [*_problems(profile, facts, assignments, bool(fetch)), *(one.problem for one in rows if not one.fits)]
     return Plan(
         project=profile.name,
         profile=str(profile.path),
         services=tuple(specs),
         problems=tuple(dict.fromkeys(problems)),
-        sums=tuple(str(s) for s in counted if s.fits),
+        sums=tuple(str(s) for s in rows if s.fits),
         fetch=tuple(fetch),
         bench=profile.bench.model_dump(mode="json"),
         versions={p: dict(facts.interpreters[p].versions) for p in sorted(interpreters) if p in facts.interpreters},
@@ -142,7 +144,7 @@ def make(profile: Profile, facts: Facts, kin: Kin | None = None) -> Plan:
 
 
 def _problems(
-    profile: Profile, facts: Facts, assigned: Mapping[str, budget.Assignment], fetching: bool
+    profile: Profile, facts: Facts, assignments: Mapping[str, budget.Assignment], fetching: bool
 ) -> Iterator[Problem]:
     for name in (*profile.caches, *profile.engines):
         interpreter = facts.interpreters.get(compatibility.python_of(profile, name, facts))
@@ -150,7 +152,7 @@ def _problems(
             yield Problem("interpreter", f"{name}: {interpreter.problem}", interpreter.fix, name, interpreter.python)
     yield from _of_backends(profile, facts)
     for name, engine in profile.engines.items():
-        yield from _of_model(name, engine, compatibility.model_of(engine, facts), len(assigned[name].gpus), facts)
+        yield from _of_model(name, engine, compatibility.model_of(engine, facts), len(assignments[name].gpus), facts)
         for flag, path in repositories.files(engine):
             if path in facts.absent:
                 yield Problem("file", f"{name}: {flag} names {path}, which is not there", "", name, path)
@@ -163,8 +165,8 @@ def _problems(
         if port in facts.busy:
             owner = key.partition(".")[0]
             yield Problem("port", f"port {port} ({owner}) is taken: {facts.busy[port]}", "", owner, f"port {port}")
-    yield from budget.absent(profile, facts, assigned)
-    yield from sums.too_small(profile, facts, assigned)
+    yield from budget.absent(profile, facts, assignments)
+    yield from sums.too_small(profile, facts, assignments)
 
 
 def _of_backends(profile: Profile, facts: Facts) -> Iterator[Problem]:
@@ -203,12 +205,12 @@ def _of_model(name: str, engine: Engine, model: Model, gpus: int, facts: Facts) 
 
 
 def _cache(
-    profile: Profile, name: str, facts: Facts, assigned: Mapping[str, budget.Assignment], kin: Mapping[str, str]
+    profile: Profile, name: str, facts: Facts, assignments: Mapping[str, budget.Assignment], prints: Mapping[str, str]
 ) -> ServiceSpec:
     cache, inner = profile.caches[name], _inner(profile, name)
     backend = backends.of(cache.kind)
-    store = compatibility.store_of(cache.l2, kin)
-    users = [assigned[engine] for engine, settings in profile.engines.items() if settings.cache == name]
+    store = compatibility.store_of(cache.l2, prints)
+    users = [assignments[engine] for engine, settings in profile.engines.items() if settings.cache == name]
     gpus = {gpu: device for user in users for gpu, device in zip(user.gpus, user.devices, strict=True)}
     ports = (facts.ports[name], *(facts.ports[f"{name}.{each}"] for each in ("http", *backend.more_ports)))
     python = compatibility.python_of(profile, name, facts)
@@ -240,7 +242,7 @@ def _cache(
         gpus=tuple(sorted(gpus)),
         chunk_size=cache.chunk_size,
         store=store,
-        kin={model: compatibility.digest(text) for model, text in kin.items()},
+        kin={model: compatibility.digest(text) for model, text in prints.items()},
         node=facts.node,
         pool=name.removesuffix(f"-{facts.node}"),
         start_timeout=profile.start_timeout,
@@ -257,8 +259,8 @@ def _inner(profile: Profile, cache: str) -> str:
     return "127.0.0.1" if profile.on.ray else profile.caches[cache].host
 
 
-def _wiring(profile: Profile, name: str, facts: Facts, kin: Mapping[str, str]) -> Wiring:
-    """What the backend of its cache gives this engine, whose KV is right for those of the same ``kin``."""
+def _wiring(profile: Profile, name: str, facts: Facts, fingerprints: Mapping[str, str]) -> Wiring:
+    """What the backend of its cache gives this engine, whose KV is right for those of the same fingerprint."""
     engine = profile.engines[name]
     if not engine.cache:
         return engines.UNWIRED
@@ -269,7 +271,7 @@ def _wiring(profile: Profile, name: str, facts: Facts, kin: Mapping[str, str]) -
         chunk_size=cache.chunk_size,
         own_port=facts.ports[name],
         sockets=facts.sockets,
-        kin=compatibility.digest(kin[engine.model]),
+        kin=compatibility.digest(fingerprints[engine.model]),
     )
     return backends.of(cache.kind).wiring(address)
 
@@ -303,17 +305,17 @@ def _server(python: str, facts: Facts) -> tuple[str, ...]:
     return (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
 
 
-def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, kin: Kin) -> ServiceSpec:
+def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, fingerprints: Kin) -> ServiceSpec:
     engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
     if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache = profile.caches.get(engine.cache or "")
-    wiring = _wiring(profile, name, facts, kin.get(engine.cache or "", {}))
+    wiring = _wiring(profile, name, facts, fingerprints.get(engine.cache or "", {}))
     command = _server(compatibility.python_of(profile, name, facts), facts)
     options = engines.options(
         engine,
-        served=served,
+        model_names=served,
         port=facts.ports[name],
         devices=len(assignment.gpus),
         memory=assignment.memory,

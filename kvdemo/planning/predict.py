@@ -95,8 +95,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """As a JSON document."""
         document = asdict(self)
-        for tier, found in zip(document["tiers"], self.tiers, strict=True):
-            tier["wins"] = found.wins
+        for tier, tier_facts in zip(document["tiers"], self.tiers, strict=True):
+            tier["wins"] = tier_facts.wins
         return document
 
 
@@ -133,9 +133,9 @@ def from_results(
             fits.append((str(document["date"]), name, cold / 1000, local / 1000, int(document["prompt_tokens"])))
     if not fits:
         return None
-    _, name, cold, local, there = max(fits)
-    work = [shape.linear_flops(n) + shape.attention_flops(n) for n in (tokens, there)]
-    scaled = f", scaled from {there:,} tokens" if there != tokens else ""
+    _, name, cold, local, tokens_measured = max(fits)
+    work = [shape.linear_flops(n) + shape.attention_flops(n) for n in (tokens, tokens_measured)]
+    scaled = f", scaled from {tokens_measured:,} tokens" if tokens_measured != tokens else ""
     return Times(local + (cold - local) * work[0] / work[1], local, f"measured in {name}{scaled}")
 
 
@@ -160,7 +160,7 @@ def sentence(tier: Tier, cold: float) -> str:
     """What to expect of one tier, in plain words."""
     speed = f"{tier.name}: {tier.bandwidth / 1e9:.3g} GB/s, loading takes {units.duration(tier.load * 1000)}"
     if not tier.wins:
-        enough = f"; {tier.needed / 1e9:.2g} GB/s would" if tier.needed != float("inf") else ""
-        return f"{speed}: reuse cannot beat computing ({units.duration(cold * 1000)}){enough}"
+        remedy = f"; {tier.needed / 1e9:.2g} GB/s would" if tier.needed != float("inf") else ""
+        return f"{speed}: reuse cannot beat computing ({units.duration(cold * 1000)}){remedy}"
     faster = f"{units.ratio(tier.speedup)} faster (TTFT) than computing"
     return f"{speed}: first token after {units.duration(tier.reuse * 1000)}, {faster}"

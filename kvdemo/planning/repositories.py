@@ -62,17 +62,17 @@ def model(engine: Engine) -> Repository:
 def auxiliary(engine: Engine) -> tuple[Repository, ...]:
     """Draft models, adapters, tokenizers and configs of other repositories than the model's, each once."""
     arguments = _arguments(engine)
-    named = [*_drafts(engine, arguments), *_adapters(engine, arguments), *_tokenizers(engine, arguments)]
-    return tuple({one.key: one for one in named if _REPOSITORY.fullmatch(one.name)}.values())
+    reads = [*_drafts(engine, arguments), *_adapters(engine, arguments), *_tokenizers(engine, arguments)]
+    return tuple({one.key: one for one in reads if _REPOSITORY.fullmatch(one.name)}.values())
 
 
 def files(engine: Engine) -> tuple[tuple[str, str], ...]:
     """Flag and path of whatever an engine reads from this machine because its args say so."""
     arguments = _arguments(engine)
-    named = [(flag, _text(arguments, flag)) for flag in _FILE_FLAGS]
+    pairs = [(flag, _text(arguments, flag)) for flag in _FILE_FLAGS]
     parts = (("speculative-config", _drafts), ("lora-modules", _adapters), ("tokenizer", _tokenizers))
-    named += [(flag, one.name) for flag, of in parts for one in of(engine, arguments) if flag in arguments]
-    return tuple(dict.fromkeys((flag, path) for flag, path in named if path.startswith("/")))
+    pairs += [(flag, one.name) for flag, of in parts for one in of(engine, arguments) if flag in arguments]
+    return tuple(dict.fromkeys((flag, path) for flag, path in pairs if path.startswith("/")))
 
 
 def paths(engine: Engine) -> tuple[str, ...]:
@@ -116,8 +116,8 @@ def _tokenizers(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[Reposi
 
 
 def _format(arguments: Mapping[str, Any]) -> Format:
-    told = {_text(arguments, "config-format"), _text(arguments, "load-format")}
-    return "mistral" if "mistral" in told else "hf" if told & {"hf", "safetensors", "fastsafetensors"} else ""
+    formats = {_text(arguments, "config-format"), _text(arguments, "load-format")}
+    return "mistral" if "mistral" in formats else "hf" if formats & {"hf", "safetensors", "fastsafetensors"} else ""
 
 
 def _arguments(engine: Engine) -> dict[str, Any]:

@@ -87,11 +87,11 @@ def kv_dtype(config: Config, quantization: Config | None = None) -> str:
     vLLM takes it for ``kv-cache-dtype: auto``: compressed-tensors' ``kv_cache_scheme`` and ModelOpt's
     ``kv_cache_quant_algo``, in config.json or in hf_quant_config.json (``quantization``).
     """
-    asked = {**(config.get("quantization_config") or {}), **((quantization or {}).get("quantization") or {})}
-    nested = asked.get("quantization")
+    settings = {**(config.get("quantization_config") or {}), **((quantization or {}).get("quantization") or {})}
+    nested = settings.get("quantization")
     inner = nested.get("kv_cache_quant_algo") if isinstance(nested, Mapping) else None
-    algorithm = asked.get("kv_cache_quant_algo") or inner
-    scheme = asked.get("kv_cache_scheme")
+    algorithm = settings.get("kv_cache_quant_algo") or inner
+    scheme = settings.get("kv_cache_scheme")
     if algorithm:
         return "fp8" if str(algorithm).upper() == "FP8" else "unknown"
     if isinstance(scheme, Mapping):
@@ -104,12 +104,12 @@ def kv_bytes_per_token(config: Config, quantization: Config | None = None) -> in
 
     Of attention that is 2 x KV heads x head size a layer; of MLA one latent vector, exactly as long as it is stored.
     """
-    asked = kv_dtype(config, quantization)
+    settings = kv_dtype(config, quantization)
     keeps = layers.of(config)
-    if keeps is None or asked == "unknown":
+    if keeps is None or settings == "unknown":
         return None
     # A float32 checkpoint is computed in bfloat16, so its KV is kept in that.
-    return keeps.values() * (1 if asked == "fp8" else min(2, width(config)))
+    return keeps.values() * (1 if settings == "fp8" else min(2, width(config)))
 
 
 def of(config: Config) -> Shape | None:
@@ -146,10 +146,10 @@ def _of(config: Config) -> Shape | None:
         kv_heads, head, attention = heads, int(config["qk_nope_head_dim"]), _latent_attention(config, hidden, heads)
         head += int(config["qk_rope_head_dim"])
     else:
-        named = layers.kv_heads(config)
-        if isinstance(named, list):
+        size = layers.kv_heads(config)
+        if isinstance(size, list):
             return None
-        kv_heads, head = named, layers.head_size(config)
+        kv_heads, head = size, layers.head_size(config)
         attention = hidden * head * (2 * heads + 2 * kv_heads)
     tied = config.get("tie_word_embeddings", bool(TIED.match(kind)))
     outer = vocabulary * hidden * (1 if tied else 2)
@@ -173,10 +173,10 @@ def _of(config: Config) -> Shape | None:
 
 def _latent_attention(config: Config, hidden: int, heads: int) -> int:
     """Parameters of MLA: queries (through their own latent vector, if they have one), latent, expansion, output."""
-    nope, rope, value = (int(config[key]) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    no_rope, rope, value = (int(config[key]) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
     latent, of_queries = int(config["kv_lora_rank"]), config.get("q_lora_rank")
-    queries = int(of_queries) * (hidden + heads * (nope + rope)) if of_queries else hidden * heads * (nope + rope)
-    return queries + hidden * (latent + rope) + latent * heads * (nope + value) + heads * value * hidden
+    queries = int(of_queries) * (hidden + heads * (no_rope + rope)) if of_queries else hidden * heads * (no_rope + rope)
+    return queries + hidden * (latent + rope) + latent * heads * (no_rope + value) + heads * value * hidden
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ HARMLESS = re.compile(
 def _mlps(config: Config, count: int, hidden: int) -> list[Mlp]:
     """The MLP of each layer. Raises UnknownFormError if some have experts, and nobody knows which or how many."""
     numbers = {int(config[key]) for key in NUMBERS_OF_EXPERTS if config.get(key)}
-    odd = [key for key, value in config.items() if re.search("expert|moe", key) and value and key not in UNDERSTOOD]
-    if len(numbers) > 1 or any(not HARMLESS.search(key) for key in odd):
+    unknown = [key for key, value in config.items() if re.search("expert|moe", key) and value and key not in UNDERSTOOD]
+    if len(numbers) > 1 or any(not HARMLESS.search(key) for key in unknown):
         raise layers.UnknownFormError
     experts = max(numbers, default=1)
     of_layer = _with_experts(config, count) if experts > 1 else [False] * count
@@ -219,13 +219,13 @@ def _mlps(config: Config, count: int, hidden: int) -> list[Mlp]:
     dense = Mlp(3 * hidden * dense_inner, 3 * hidden * dense_inner, dense_inner, 3 * dense_inner)
     if not dense_inner and not all(of_layer):
         raise layers.UnknownFormError
-    return [sparse if sparse and has else dense for has in of_layer]
+    return [sparse if sparse and is_sparse else dense for is_sparse in of_layer]
 
 
 def _sparse(config: Config, hidden: int, experts: int) -> Mlp:
     """The MLP of a layer with experts: gate, experts, and those that every token passes (shared)."""
-    chosen = int(next((config[key] for key in EXPERTS_PER_TOKEN if config.get(key)), 0))
-    if not chosen:
+    active = int(next((config[key] for key in EXPERTS_PER_TOKEN if config.get(key)), 0))
+    if not active:
         raise layers.UnknownFormError
     inner = int(config.get("moe_intermediate_size") or config["intermediate_size"])
     if config.get("interleave_moe_layer_step"):
@@ -238,28 +238,30 @@ def _sparse(config: Config, hidden: int, experts: int) -> Mlp:
     always = 3 * hidden * shared + hidden * experts
     one = 3 * hidden * inner
     # The buffers of vLLM's fused_moe: the first two products share one, for each chosen expert.
-    values = chosen * (max(2 * inner, hidden) + inner) + 3 * shared
-    return Mlp(always + experts * one, always + chosen * one, inner, values)
+    values = active * (max(2 * inner, hidden) + inner) + 3 * shared
+    return Mlp(always + experts * one, always + active * one, inner, values)
 
 
 def _with_experts(config: Config, count: int) -> list[bool]:
     """Which layers have experts: all, unless a key says otherwise."""
     numbers = range(count)
     if names := config.get("mlp_layer_types"):
-        has = [{"sparse": True, "dense": False}[name] for name in names]
+        sparse_layers = [{"sparse": True, "dense": False}[name] for name in names]
     elif step := config.get("interleave_moe_layer_step"):
-        has = [number in (config.get("moe_layers") or range(step - 1, count, step)) for number in numbers]
+        sparse_layers = [number in (config.get("moe_layers") or range(step - 1, count, step)) for number in numbers]
     elif period := config.get("expert_layer_period"):
-        has = [number % period == config["expert_layer_offset"] for number in numbers]
+        sparse_layers = [number % period == config["expert_layer_offset"] for number in numbers]
     elif step := config.get("decoder_sparse_step"):
-        has = [(number + 1) % step == 0 and number not in (config.get("mlp_only_layers") or ()) for number in numbers]
+        sparse_layers = [
+            (number + 1) % step == 0 and number not in (config.get("mlp_only_layers") or ()) for number in numbers
+        ]
     elif "moe_k" in config:
-        has = _of_ernie(config, count)
+        sparse_layers = _of_ernie(config, count)
     else:
-        has = _after_dense(config, count)
-    if len(has) != count:
+        sparse_layers = _after_dense(config, count)
+    if len(sparse_layers) != count:
         raise layers.UnknownFormError
-    return has
+    return sparse_layers
 
 
 def _of_ernie(config: Config, count: int) -> list[bool]:

@@ -74,11 +74,11 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.0f} MiB"
 
 
-def sums(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Sum]:
+def sums(profile: Profile, facts: Facts, assignments: Mapping[str, Assignment]) -> Iterator[Sum]:
     """Everything that is counted: each GPU in use, host memory, /dev/shm, the disks of L2."""
     for gpu in facts.gpus:
-        if found := _gpu(profile, facts, gpu, assigned):
-            yield found
+        if row := _gpu(profile, facts, gpu, assignments):
+            yield row
     cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
     l1 = sum(cache.l1 for cache in profile.caches.values())
     kinds = {name: backends.of(cache.kind) for name, cache in profile.caches.items()}
@@ -106,33 +106,37 @@ def _disks(profile: Profile, facts: Facts) -> Iterator[Sum]:
     for name, free in facts.disks.items():
         users = [engine for engine in profile.engines.values() if engine.cache == name]
         needs = [demand.of(engine, compatibility.model_of(engine, facts), 1) for engine in users]
-        need, context = max(((one.kv or 0, one.context or 0) for one in needs), default=(0, 0))
+        requirement, context = max(((one.kv or 0, one.context or 0) for one in needs), default=(0, 0))
         advice = "set caches.*.l2 to a larger disk, lower max_model_len, or leave l2 out"
-        if need:
+        if requirement:
             hard = any(engine.max_model_len for engine in users)
-            yield Sum("disk", f"L2 of {name}", need, free, (f"one document of {context:,} tokens",), advice, hard=hard)
+            yield Sum(
+                "disk", f"L2 of {name}", requirement, free, (f"one document of {context:,} tokens",), advice, hard=hard
+            )
 
 
-def _share(engine: Engine, need: demand.Demand, assignment: Assignment, gpu: Gpu) -> int:
+def _share(engine: Engine, requirement: demand.Demand, assignment: Assignment, gpu: Gpu) -> int:
     """What an engine will take of its GPU: its share, but never less than it needs."""
     if engine.kv_cache:
-        return need.fixed + engine.kv_cache
-    return max(int((VLLM_MEMORY if assignment.memory is None else assignment.memory) * gpu.total), need.least)
+        return requirement.fixed + engine.kv_cache
+    return max(int((VLLM_MEMORY if assignment.memory is None else assignment.memory) * gpu.total), requirement.least)
 
 
-def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assignment]) -> Sum | None:
-    tenants = {name: profile.engines[name] for name, one in assigned.items() if gpu.index in one.gpus}
+def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assignments: Mapping[str, Assignment]) -> Sum | None:
+    tenants = {name: profile.engines[name] for name, one in assignments.items() if gpu.index in one.gpus}
     if not tenants or not gpu.total:
         return None
     caches = {engine.cache for engine in tenants.values() if engine.cache}
     kinds = Counter(backends.of(profile.caches[name].kind) for name in caches)
     each = {backend: count * backend.gpu_bytes for backend, count in kinds.items()}
     servers = sum(each.values())
-    needs = {n: demand.of(e, compatibility.model_of(e, facts), len(assigned[n].gpus), gpu) for n, e in tenants.items()}
-    shares = {n: _share(e, needs[n], assigned[n], gpu) for n, e in tenants.items()}
+    needs = {
+        n: demand.of(e, compatibility.model_of(e, facts), len(assignments[n].gpus), gpu) for n, e in tenants.items()
+    }
+    shares = {n: _share(e, needs[n], assignments[n], gpu) for n, e in tenants.items()}
     parts = _equal({name: f"{_gib(share)}{_made_of(tenants[name], needs[name])}" for name, share in shares.items()})
     parts += [f"{kinds[backend]} {backend.title} server(s) {_gib(size)}" for backend, size in each.items()]
-    held = f"; held by {', '.join(map(str, gpu.holders))}" if gpu.holders else ""
+    holders = f"; held by {', '.join(map(str, gpu.holders))}" if gpu.holders else ""
     fixed = {name: share for name, share in shares.items() if tenants[name].kv_cache}
     room = gpu.free - servers
     if len(fixed) == len(tenants):
@@ -147,7 +151,7 @@ def _gpu(profile: Profile, facts: Facts, gpu: Gpu, assigned: Mapping[str, Assign
         gpu.free,
         tuple(parts),
         advice,
-        held,
+        holders,
     )
 
 
@@ -159,16 +163,20 @@ def _equal(texts: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(same)} {'each ' * (len(same) > 1)}{text}" for text, same in names.items()]
 
 
-def _made_of(engine: Engine, need: demand.Demand) -> str:
-    if not need.weights:
+def _made_of(engine: Engine, requirement: demand.Demand) -> str:
+    if not requirement.weights:
         return ""
     kv = _gib(engine.kv_cache) if engine.kv_cache else "in what remains"
-    return f" = {_fixed_parts(need)} + KV {kv}"
+    return f" = {_fixed_parts(requirement)} + KV {kv}"
 
 
-def _fixed_parts(need: demand.Demand) -> str:
-    batch = f"{_gib(need.activations)} for {need.batch:,} tokens at once"
-    parts = [f"weights {_gib(need.weights or 0)}", f"overhead {_gib(need.overhead)}", *[batch] * bool(need.activations)]
+def _fixed_parts(requirement: demand.Demand) -> str:
+    batch = f"{_gib(requirement.activations)} for {requirement.batch:,} tokens at once"
+    parts = [
+        f"weights {_gib(requirement.weights or 0)}",
+        f"overhead {_gib(requirement.overhead)}",
+        *[batch] * bool(requirement.activations),
+    ]
     return " + ".join(parts)
 
 
@@ -177,14 +185,18 @@ def _that_fits(needs: Collection[demand.Demand], room: int, total: int = 0) -> s
 
     With fewer tokens at once if whole contexts fit so, else with a shorter context, else not at all.
     """
-    smaller = [need.smaller_batch() for need in needs]
-    fewer = f"`max-num-batched-tokens: {max(need.batch for need in smaller)}` and " if smaller != [*needs] else ""
+    smaller = [requirement.smaller_batch() for requirement in needs]
+    fewer = (
+        f"`max-num-batched-tokens: {max(requirement.batch for requirement in smaller)}` and "
+        if smaller != [*needs]
+        else ""
+    )
     choices = [(each, words, *_fitting_kv_cache(each, room, total)) for each, words in ((needs, ""), (smaller, fewer))]
     for each, words, kv, value in choices:
-        if kv > 0 and all(kv >= (need.kv or 0) for need in each):
+        if kv > 0 and all(kv >= (requirement.kv or 0) for requirement in each):
             return f"{words}{value} for each engine here would fit"
     for each, words, kv, value in choices:
-        tokens = min((most for need in each if (most := need.tokens(kv)) is not None), default=0)
+        tokens = min((most for requirement in each if (most := requirement.tokens(kv)) is not None), default=0)
         if kv > 0 and tokens > 0:
             return f"{words}{value} with `max_model_len: {_round(tokens)}` for each engine here would fit"
     return "run fewer engines here, or a smaller model"
@@ -194,8 +206,8 @@ def _fitting_kv_cache(needs: Collection[demand.Demand], room: int, total: int) -
     """KV cache of each engine if all are to fit, and the key that says so."""
     if total:
         fraction = int(100 * room / total / len(needs)) / 100
-        return int(fraction * total) - max(need.fixed for need in needs), f"`memory: {fraction:g}`"
-    each = (room - sum(need.fixed for need in needs)) // len(needs)
+        return int(fraction * total) - max(requirement.fixed for requirement in needs), f"`memory: {fraction:g}`"
+    each = (room - sum(requirement.fixed for requirement in needs)) // len(needs)
     each -= each % (GIB // 4)
     return each, f"`kv_cache: {each / GIB:g}GiB`"
 
@@ -205,53 +217,57 @@ def _round(tokens: int) -> int:
     return tokens // 1024 * 1024 or tokens
 
 
-def too_small(profile: Profile, facts: Facts, assigned: Mapping[str, Assignment]) -> Iterator[Problem]:
+def too_small(profile: Profile, facts: Facts, assignments: Mapping[str, Assignment]) -> Iterator[Problem]:
     """What vLLM itself would refuse: a KV cache that cannot hold one sequence of full length, too few open files."""
-    here = {gpu.index: gpu for gpu in facts.gpus if gpu.total}
+    by_index = {gpu.index: gpu for gpu in facts.gpus if gpu.total}
     for name, engine in profile.engines.items():
-        assignment = assigned[name]
-        gpu = min((here[n] for n in assignment.gpus if n in here), key=lambda one: one.total, default=None)
-        need = demand.of(engine, compatibility.model_of(engine, facts), len(assignment.gpus), gpu)
+        assignment = assignments[name]
+        gpu = min((by_index[n] for n in assignment.gpus if n in by_index), key=lambda one: one.total, default=None)
+        requirement = demand.of(engine, compatibility.model_of(engine, facts), len(assignment.gpus), gpu)
         if engine.kv_cache or not assignment.gpus:
-            yield from _small_cache(name, engine, need, on_gpu=bool(assignment.gpus))
+            yield from _small_cache(name, engine, requirement, on_gpu=bool(assignment.gpus))
         elif gpu:
-            yield from _small_share(name, need, int((assignment.memory or VLLM_MEMORY) * gpu.total), gpu.total)
+            yield from _small_share(name, requirement, int((assignment.memory or VLLM_MEMORY) * gpu.total), gpu.total)
     if facts.open_files is not None and facts.open_files < FEW_FILES:
         few = f"a process may have {facts.open_files:,}, engines need {FEW_FILES:,}"
         yield Problem("limit", f"open files: {few}", "raise it: ulimit -Hn 65535")
 
 
-def _small_cache(name: str, engine: Engine, need: demand.Demand, *, on_gpu: bool) -> Iterator[Problem]:
-    if not need.kv or not need.context:
+def _small_cache(name: str, engine: Engine, requirement: demand.Demand, *, on_gpu: bool) -> Iterator[Problem]:
+    if not requirement.kv or not requirement.context:
         return
     # The CPU build counts whole GiB.
-    have = engine.kv_cache or GIB
-    have = have if on_gpu else -(-have // GIB) * GIB
-    if have >= need.kv:
+    size = engine.kv_cache or GIB
+    size = size if on_gpu else -(-size // GIB) * GIB
+    if size >= requirement.kv:
         return
     step = GIB // 4 if on_gpu else GIB
-    enough = f"`kv_cache: {-(-need.kv // step) * step / GIB:g}GiB`"
-    tokens = need.tokens(have)
-    full = f"{_gib(need.kv)} KV cache of {need.context:,} tokens"
-    if have >= need.kv - need.block * (need.per_token or 0):
-        full += f" and the block of {need.block} tokens that vLLM keeps back"
-    text = f"{name}: kv_cache is {_gib(have)}, but needs {full}"
-    yield Problem("kv-cache", text, _or_shorter(enough, tokens), name)
+    remedy = f"`kv_cache: {-(-requirement.kv // step) * step / GIB:g}GiB`"
+    tokens = requirement.tokens(size)
+    full = f"{_gib(requirement.kv)} KV cache of {requirement.context:,} tokens"
+    if size >= requirement.kv - requirement.block * (requirement.per_token or 0):
+        full += f" and the block of {requirement.block} tokens that vLLM keeps back"
+    text = f"{name}: kv_cache is {_gib(size)}, but needs {full}"
+    yield Problem("kv-cache", text, _or_shorter(remedy, tokens), name)
 
 
-def _small_share(name: str, need: demand.Demand, share: int, total: int) -> Iterator[Problem]:
-    if share >= need.least or not need.weights:
+def _small_share(name: str, requirement: demand.Demand, share: int, total: int) -> Iterator[Problem]:
+    if share >= requirement.least or not requirement.weights:
         return
-    enough = f"`memory: {-(-100 * need.least // total) / 100:g}`" if need.least <= total else ""
-    full = f" + {_gib(need.kv)} KV cache of {need.context:,} tokens" if need.kv and need.context else ""
-    tokens = _round(need.tokens(share - need.fixed) or 0)
-    needs = f"{_gib(need.least)} ({_fixed_parts(need)}{full})"
+    remedy = f"`memory: {-(-100 * requirement.least // total) / 100:g}`" if requirement.least <= total else ""
+    full = (
+        f" + {_gib(requirement.kv)} KV cache of {requirement.context:,} tokens"
+        if requirement.kv and requirement.context
+        else ""
+    )
+    tokens = _round(requirement.tokens(share - requirement.fixed) or 0)
+    needs = f"{_gib(requirement.least)} ({_fixed_parts(requirement)}{full})"
     # An estimate: within its error vLLM may still start, and says itself whether it can.
-    hard = need.least - share > UNCERTAIN
+    hard = requirement.least - share > UNCERTAIN
     text = f"{name}: its share of the GPU is {_gib(share)}, but needs {needs}"
-    yield Problem("gpu-memory", text, _or_shorter(enough, tokens), name, hard=hard)
+    yield Problem("gpu-memory", text, _or_shorter(remedy, tokens), name, hard=hard)
 
 
-def _or_shorter(enough: str, tokens: int | None) -> str:
+def _or_shorter(remedy: str, tokens: int | None) -> str:
     shorter = f"`max_model_len: {tokens}`" if tokens and tokens > 0 else ""
-    return f"{' or '.join(filter(None, (enough, shorter))) or 'another GPU or a smaller model'} would fit"
+    return f"{' or '.join(filter(None, (remedy, shorter))) or 'another GPU or a smaller model'} would fit"

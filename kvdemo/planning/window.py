@@ -49,15 +49,15 @@ def of_config(config: Mapping[str, Any]) -> int | None:
 
 def limit(config: Mapping[str, Any]) -> int | None:
     """More than this no vLLM takes without an override; None if unknown."""
-    longest, written = of_config(config), _context_in_config(config)
-    if longest is None or written is None:
+    longest, in_config = of_config(config), _context_in_config(config)
+    if longest is None or in_config is None:
         return None
     stretched = [
         int(_factor(rope) * original)
         for rope in _ropes(config)
-        if isinstance(original := rope.get("original_max_position_embeddings", written), int)
+        if isinstance(original := rope.get("original_max_position_embeddings", in_config), int)
     ]
-    return max([longest, written, *stretched])
+    return max([longest, in_config, *stretched])
 
 
 def of_engine(engine: Engine, model: Model) -> int | None:

@@ -121,21 +121,21 @@ def _speedup(old: SavedRun, new: SavedRun) -> Line:
     before, after = (run.result.speedup.median if run.result.speedup else None for run in (old, new))
     pairs = [sides.paired_ratios(run) for run in (old, new)]
     ratio, difference = sides.change(*pairs)
-    lost = "the new run proves no reuse" if before is not None and after is None else ""
+    warning = "the new run proves no reuse" if before is not None and after is None else ""
     sizes = (len(pairs[0]), len(pairs[1]))
-    return Line("speed-up of reuse", before, after, sizes, ratio, difference, more_is_better=True, lost=lost)
+    return Line("speed-up of reuse", before, after, sizes, ratio, difference, more_is_better=True, lost=warning)
 
 
-def _with_foreign(ours: SavedRun, theirs: ForeignRun, arm: str, *, foreign_first: bool) -> Comparison:
+def _with_foreign(run: SavedRun, other: ForeignRun, arm: str, *, foreign_first: bool) -> Comparison:
     """One side is of ``vllm bench serve``: TTFT of one arm only."""
-    arms = sides.arms(ours)
+    arms = sides.arms(run)
     own = arms.get((arm, ""))
     if own is None or own.median is None:
         proved = ", ".join(key[0] for key, side in arms.items() if side.median is not None and not key[1])
-        raise UsageError(f"{ours.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
-    foreign, notes = sides.foreign(theirs)
+        raise UsageError(f"{run.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
+    foreign, notes = sides.foreign(other)
     pair = (foreign, own) if foreign_first else (own, foreign)
-    model = f"its model is {sides.short(theirs.document.get('model_id'))}, here {ours.result.conditions.model_id}"
+    model = f"its model is {sides.short(other.document.get('model_id'))}, here {run.result.conditions.model_id}"
     return Comparison((_line(_name((arm, "")), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
 
 
@@ -145,16 +145,16 @@ def gate(comparison: Comparison, limit: float) -> str:
     Raises UsageError if not a single line has an interval: then nothing could ever fail.
     """
     worse_lines = [line.lost for line in comparison.lines if line.lost]
-    judged = [line for line in comparison.lines if line.ratio]
-    if not worse_lines and not judged:
+    lines = [line for line in comparison.lines if line.ratio]
+    if not worse_lines and not lines:
         raise UsageError(f"--max-regress needs {sides.FEWEST_SAMPLES} samples on each side: nothing could be judged")
-    for line in judged:
+    for line in lines:
         change, ratio = line.change, line.ratio
         if change is None or ratio is None:
             continue
         worse = 1 - change if line.more_is_better else change - 1
-        sure = ratio.high < 1 if line.more_is_better else ratio.low > 1
-        if worse > limit and sure:
+        certain = ratio.high < 1 if line.more_is_better else ratio.low > 1
+        if worse > limit and certain:
             word = "smaller" if line.more_is_better else "longer"
             worse_lines.append(
                 f"{line.name} is {100 * worse:.3g} % {word} ({_value(line, line.old)} to {_value(line, line.new)}; "

@@ -26,9 +26,9 @@ def _tick(value: float) -> str:
     return f"{value / 1000:g} s" if value >= 1000 else f"{value:g} ms"
 
 
-def section(title: str, say: object, *children: object) -> Markup:
+def section(title: str, caption: object, *children: object) -> Markup:
     """A section with a heading and a sentence that says what is seen."""
-    return tag("section", tag("h2", title), tag("p", say, class_="say") if say else "", *children)
+    return tag("section", tag("h2", title), tag("p", caption, class_="say") if caption else "", *children)
 
 
 def arm_name(row: Row) -> Markup:
@@ -50,29 +50,29 @@ def counts(sample: Sample) -> bool:
 def requests(result: Result, samples: Sequence[Sample]) -> Markup:
     """Every request as a dot."""
     rows = []
-    hollow = False
+    has_hollow = False
     for row in result.rows:
-        drawn = []
+        plots = []
         for sample in samples_of(row, samples):
             if sample.ttft:
                 judgement, time = judge(sample), units.duration(sample.ttft * 1000)
                 title = f"trial {sample.trial}: {time}, {judgement.verdict} {judgement.why}".strip()
-                drawn.append(svg.Dot(sample.ttft * 1000, title, counts(sample)))
-        hollow = hollow or not all(dot.counts for dot in drawn)
-        rows.append(svg.Row(arm_name(row), drawn, row.arm, row.ttft.median if row.ttft else None))
+                plots.append(svg.Dot(sample.ttft * 1000, title, counts(sample)))
+        has_hollow = has_hollow or not all(dot.counts for dot in plots)
+        rows.append(svg.Row(arm_name(row), plots, row.arm, row.ttft.median if row.ttft else None))
     figure = svg.dots(rows, _tick)
     if not figure:
         return Markup()
     values = [dot.value for row in rows for dot in row.dots]
     log = " The scale is logarithmic." if svg.Scale.over(values).log else ""
-    empty = " Hollow dots do not count: their tokens did not come from where they should." if hollow else ""
-    say = f"One dot is one request, its time to first token; the line is the median.{log}{empty}"
-    return section("Every request", say, figure)
+    empty = " Hollow dots do not count: their tokens did not come from where they should." if has_hollow else ""
+    caption = f"One dot is one request, its time to first token; the line is the median.{log}{empty}"
+    return section("Every request", caption, figure)
 
 
 def waterfall(result: Result) -> Markup:
     """What each arm's time to first token is made of, as far as the engines tell."""
-    drawn: list[tuple[svg.Bar, float]] = []
+    plots: list[tuple[svg.Bar, float]] = []
     for row in result.rows:
         parts = [part for part in sections.parts(row) if part.milliseconds > 0]
         if parts:
@@ -81,18 +81,18 @@ def waterfall(result: Result) -> Markup:
                 for part in parts
             )
             bar = svg.Bar(arm_name(row), [(part.milliseconds, part.style) for part in parts], under)
-            drawn.append((bar, sum(part.milliseconds for part in parts)))
-    if not drawn:
+            plots.append((bar, sum(part.milliseconds for part in parts)))
+    if not plots:
         return Markup()
-    longest = max(total for _, total in drawn)
-    short = [(bar, total) for bar, total in drawn if total * SHORT < longest]
+    longest = max(total for _, total in plots)
+    short = [(bar, total) for bar, total in plots if total * SHORT < longest]
     magnified: list[Markup] = []
     if short:
         factor = longest / max(total for _, total in short)
         bare = svg.bars([svg.Bar(bar.name, bar.parts) for bar, _ in short])
         magnified = [tag("h3", f"The short ones, magnified {factor:.0f} times"), bare]
     legend = svg.legend(list(sections.PARTS.values()))
-    return section("Where the time goes", sections.WATERFALL, legend, svg.bars([bar for bar, _ in drawn]), *magnified)
+    return section("Where the time goes", sections.WATERFALL, legend, svg.bars([bar for bar, _ in plots]), *magnified)
 
 
 def lengths(result: Result) -> Markup:
@@ -110,9 +110,13 @@ def lengths(result: Result) -> Markup:
     mark = (float(even), f"break-even: {even:,} tokens") if even is not None and even > shortest else None
     plot = svg.curves(lines, (lambda x: f"{x:,.0f}", _tick), mark)
     table = _table(sections.LENGTHS, [sections.point(result, point) for point in points])
-    say = f"Time to first token over the length of the prompt in tokens. {sections.break_even(result, result.lengths)}"
+    caption = (
+        f"Time to first token over the length of the prompt in tokens. {sections.break_even(result, result.lengths)}"
+    )
     legend = svg.legend([key for key, values in curves.items() if values])
-    return section("By length of the prompt", say, legend, plot, tag("details", tag("summary", "As a table"), table))
+    return section(
+        "By length of the prompt", caption, legend, plot, tag("details", tag("summary", "As a table"), table)
+    )
 
 
 def matrix(result: Result) -> Markup:
@@ -124,19 +128,19 @@ def matrix(result: Result) -> Markup:
     best = max([cell.speedup or 1.0 for cell in one.cells] + [1.0])
     rows = [tag("tr", tag("th"), *(tag("th", name, scope="col", class_="n") for name in one.engines))]
     for writer in one.engines:
-        drawn = [_cell(cells.get((writer, reader)), best) for reader in one.engines]
-        rows.append(tag("tr", tag("th", writer, scope="row"), *drawn))
-    heat = tag("div", tag("table", *rows, class_="heat"), class_="wide")
-    return section("From every writer to every reader", sections.matrix(one), heat)
+        plots = [_cell(cells.get((writer, reader)), best) for reader in one.engines]
+        rows.append(tag("tr", tag("th", writer, scope="row"), *plots))
+    table = tag("div", tag("table", *rows, class_="heat"), class_="wide")
+    return section("From every writer to every reader", sections.matrix(one), table)
 
 
 def _cell(cell: Cell | None, best: float) -> Markup:
     words = sections.cell(cell)
     if cell is None:
         return tag("td", words)
-    heat = math.log(cell.speedup) / math.log(best) if cell.speedup and cell.speedup > 1 and best > 1 else 0.0
+    shade = math.log(cell.speedup) / math.log(best) if cell.speedup and cell.speedup > 1 and best > 1 else 0.0
     small = tag("small", units.duration(cell.median_ttft_ms))
-    return tag("td", tag("span", words, class_=words.tone), small, style=f"--heat:{0.55 * heat:.3f}")
+    return tag("td", tag("span", words, class_=words.tone), small, style=f"--heat:{0.55 * shade:.3f}")
 
 
 def costs(result: Result) -> Markup:

@@ -34,8 +34,8 @@ def tag(name: str, /, *children: object, **attributes: Attribute) -> Markup:
         if value is None or value is False:
             continue
         label = key.rstrip("_").replace("_", "-")
-        written = f"{value:.6g}" if isinstance(value, float) else value
-        parts.append(label if value is True else f'{label}="{text(written)}"')
+        content = f"{value:.6g}" if isinstance(value, float) else value
+        parts.append(label if value is True else f'{label}="{text(content)}"')
     opening = " ".join(parts)
     return Markup(f"<{opening}>" if name == "meta" else f"<{opening}>{join(*children)}</{name}>")
 
@@ -47,10 +47,10 @@ def join(*children: object) -> Markup:
 
 def data(document: Any) -> Markup:
     """JSON for a ``<script type="application/json">``: strict (NaN becomes null), and nothing in it can end it."""
-    dumped = json.dumps(_finite(document), allow_nan=False)
+    text = json.dumps(_finite(document), allow_nan=False)
     for character in "<>&":
-        dumped = dumped.replace(character, f"\\u{ord(character):04x}")
-    return Markup(dumped)
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _finite(value: Any) -> Any:

@@ -75,7 +75,7 @@ def render(result: Result, samples: Sequence[Sample]) -> str:
         tag("title", f"kvdemo: {run.model_id} on {run.device}"),
         tag("style", STYLE),
     )
-    written = document.to_json(result)
+    conditions = document.to_json(result)
     main = tag(
         "main",
         _headline(result),
@@ -87,8 +87,8 @@ def render(result: Result, samples: Sequence[Sample]) -> str:
         figures.costs(result),
         figures.limit(result),
         _answers(result, samples),
-        _conditions(written),
-        _raw(written, samples),
+        _conditions(conditions),
+        _raw(conditions, samples),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', main, tag('script', SCRIPT)), lang='en')}\n"
 
@@ -124,8 +124,10 @@ def _latency(result: Result) -> Markup:
     ]
     complaints = [tag("p", line, class_="warn") for line in findings.complaints(result)]
     notes = tag("p", " ".join(findings.notes(result)), class_="dim", style="margin-top:14px")
-    say = "Medians; each token's source is proved by the engine's own counters."
-    return section("Time to first token", say, tag("div", tag("table", head, *rows), class_="wide"), notes, *complaints)
+    caption = "Medians; each token's source is proved by the engine's own counters."
+    return section(
+        "Time to first token", caption, tag("div", tag("table", head, *rows), class_="wide"), notes, *complaints
+    )
 
 
 def _pieces(pieces: Sequence[Piece]) -> list[Markup]:
@@ -141,22 +143,22 @@ def _answers(result: Result, samples: Sequence[Sample]) -> Markup:
     question = result.conditions.question
     if not answers or not question:
         return Markup()
-    folded = tag("details", tag("summary", "The answers, each arm's first"), *answers)
-    say = exchange.MEANINGLESS if result.conditions.random_weights else ""
-    return section("Question and answers", say, tag("blockquote", question), folded)
+    details = tag("details", tag("summary", "The answers, each arm's first"), *answers)
+    caption = exchange.MEANINGLESS if result.conditions.random_weights else ""
+    return section("Question and answers", caption, tag("blockquote", question), details)
 
 
-def _conditions(written: Mapping[str, Any]) -> Markup:
-    flat = {key: value for key, value in written.items() if key not in ELSEWHERE}
+def _conditions(conditions: Mapping[str, Any]) -> Markup:
+    flat = {key: value for key, value in conditions.items() if key not in ELSEWHERE}
     order = [key for key in LABELS if key in flat] + [key for key in flat if key not in LABELS]
     pairs = [pair for key in order for pair in _facts(LABELS.get(key, key.replace("_", " ")), flat[key])]
-    listed = join(*(join(tag("dt", name), tag("dd", value)) for name, value in pairs))
+    entries = join(*(join(tag("dt", name), tag("dd", value)) for name, value in pairs))
     flags = [
         join(tag("h3", name), tag("pre", " ".join(map(str, words)).replace(" --", "\n--")))
-        for name, words in (written.get("flags") or {}).items()
+        for name, words in (conditions.get("flags") or {}).items()
     ]
-    folded = tag("details", tag("summary", "Flags of every service"), *flags) if flags else ""
-    return section("Conditions", "", tag("dl", listed), folded)
+    details = tag("details", tag("summary", "Flags of every service"), *flags) if flags else ""
+    return section("Conditions", "", tag("dl", entries), details)
 
 
 def _facts(name: str, value: Any) -> list[tuple[str, str]]:
@@ -172,10 +174,12 @@ def _facts(name: str, value: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _raw(written: Mapping[str, Any], samples: Sequence[Sample]) -> Markup:
+def _raw(conditions: Mapping[str, Any], samples: Sequence[Sample]) -> Markup:
     """Everything as JSON, to look at elsewhere; the link makes a file of it without a server."""
-    whole = {"result": written, "samples": [asdict(sample) for sample in samples]}
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"kvdemo-{written.get('project', 'run')}-{written.get('run_id', '')}")[:80]
+    whole = {"result": conditions, "samples": [asdict(sample) for sample in samples]}
+    name = re.sub(
+        r"[^A-Za-z0-9._-]+", "-", f"kvdemo-{conditions.get('project', 'run')}-{conditions.get('run_id', '')}"
+    )[:80]
     link = tag("a", "Download result and samples as JSON", id="download", download=f"{name}.json", href="#raw")
     block = tag("script", data(whole), type="application/json", id="raw")
     return join(tag("p", link, class_="dim screen"), block)

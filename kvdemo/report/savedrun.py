@@ -42,13 +42,15 @@ class ForeignRun:
 def run(path: Path) -> SavedRun:
     """A run judged again from its samples. Raises UsageError for anything but the JSONL of a run."""
     if path.suffix == ".json":
-        beside = path.with_suffix(".jsonl")
-        hint = f"its samples are beside it: {beside}" if beside.exists() else "give the .jsonl file of the run"
+        samples_path = path.with_suffix(".jsonl")
+        hint = (
+            f"its samples are beside it: {samples_path}" if samples_path.exists() else "give the .jsonl file of the run"
+        )
         raise UsageError(f"{path}: a summary: a run is judged from its samples", hint)
-    held = record.read(path)
-    if not held.samples:
+    saved = record.read(path)
+    if not saved.samples:
         raise UsageError(f"{path}: holds no samples: the run ended before its first request")
-    return SavedRun(path, results.summarize(held.conditions, held.samples), held.samples)
+    return SavedRun(path, results.summarize(saved.conditions, saved.samples), saved.samples)
 
 
 def any_result(path: Path) -> SavedRun | ForeignRun:
@@ -57,16 +59,16 @@ def any_result(path: Path) -> SavedRun | ForeignRun:
         return run(path)
     try:
         text = path.read_text(encoding="utf-8")
-        held = json.loads(text)
+        saved = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if isinstance(held, dict) and isinstance(held.get("rows"), list):
+    if isinstance(saved, dict) and isinstance(saved.get("rows"), list):
         return _summary(path, text)
-    if isinstance(held, dict) and number(held.get("median_ttft_ms")) is not None:
-        return ForeignRun(path, held)
-    if isinstance(held, dict) and held.get("mode") == trafficfile.MODE:
+    if isinstance(saved, dict) and number(saved.get("median_ttft_ms")) is not None:
+        return ForeignRun(path, saved)
+    if isinstance(saved, dict) and saved.get("mode") == trafficfile.MODE:
         raise UsageError(
             f"{path}: a summary of `kvdemo load`: runs are compared by their phases", "give the .jsonl file"
         )
@@ -82,8 +84,8 @@ def _summary(path: Path, text: str) -> SavedRun:
         result = document.from_json_text(text)
     except ValueError as error:
         raise UsageError(f"{path}: not a result of kvdemo bench: {error}") from None
-    beside = path.with_suffix(".jsonl")
-    if beside.exists() and (whole := run(beside)).result.conditions.run_id == result.conditions.run_id:
+    samples_path = path.with_suffix(".jsonl")
+    if samples_path.exists() and (whole := run(samples_path)).result.conditions.run_id == result.conditions.run_id:
         return whole
     return SavedRun(path, result)
 

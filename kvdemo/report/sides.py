@@ -61,17 +61,17 @@ class Arm:
 
 def arms(run: SavedRun) -> dict[Key, Arm]:
     """What each arm measured. Only samples whose verdict supports their arm count."""
-    made: dict[Key, Arm] = {}
+    arms: dict[Key, Arm] = {}
     for row in run.result.rows:
         key = (row.arm, row.engine if row.arm == "cold" and row.engine != run.result.conditions.baseline else "")
-        if key in made:
+        if key in arms:
             continue
         values = tuple(sample.ttft * 1000 for sample in supporting(run, row) if sample.ttft)
         median = statistics.median(values) if values else None
         if run.samples is None and row.ttft and row.verdict in SUPPORTS_SPEEDUP.get(row.arm, ()):
             median = row.ttft.median
-        made[key] = Arm(median, values, row.verdict)
-    return made
+        arms[key] = Arm(median, values, row.verdict)
+    return arms
 
 
 def supporting(run: SavedRun, row: Row) -> list[Sample]:
@@ -118,12 +118,12 @@ def change(old: Sequence[float], new: Sequence[float]) -> tuple[Change | None, C
         ratio = Change(other / one, min(new) / max(old), max(new) / min(old), RANGE)
         return ratio, Change(other - one, lowest, highest, RANGE)
     generator = random.Random(SEED)  # noqa: S311 (statistics, not secrets)
-    drawn = [
+    resamples = [
         [statistics.median(generator.choices(values, k=len(values))) for values in (old, new)] for _ in range(RESAMPLES)
     ]
     low, high = int(0.025 * RESAMPLES), int(0.975 * RESAMPLES) - 1
-    ratios = sorted(b / a for a, b in drawn)
-    differences = sorted(b - a for a, b in drawn)
+    ratios = sorted(b / a for a, b in resamples)
+    differences = sorted(b - a for a, b in resamples)
     return (
         Change(other / one, ratios[low], ratios[high], INTERVAL),
         Change(other - one, differences[low], differences[high], INTERVAL),
@@ -149,6 +149,6 @@ def foreign(run: ForeignRun) -> tuple[Arm, list[str]]:
         notes.append(f"it sent {at_once or 'any number of'} requests at once: its TTFT holds waiting for each other")
     if not values:
         notes.append("it holds no single times (--save-detailed): no interval")
-    if bad := sum(bool(error) for error in errors):
-        notes.append(f"{bad} of its requests failed and do not count")
+    if failures := sum(bool(error) for error in errors):
+        notes.append(f"{failures} of its requests failed and do not count")
     return Arm(median, values, ""), notes

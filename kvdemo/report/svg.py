@@ -70,8 +70,8 @@ class Scale:
         low, high = min(values), max(values)
         if low > 0 and high / low > 10:
             return cls(low / 1.3, high * 1.3, log=True)
-        air = (high - low or abs(high) or 1.0) * 0.06
-        return cls(0.0 if zero and low >= 0 else low - air, high + air, log=False)
+        margin = (high - low or abs(high) or 1.0) * 0.06
+        return cls(0.0 if zero and low >= 0 else low - margin, high + margin, log=False)
 
     def at(self, value: float) -> float:
         """Where a value lies, 0 to 1 within the scale."""
@@ -133,7 +133,7 @@ def dots(rows: Sequence[Row], form: Format) -> Markup:
     grid = [_line(scale.at(tick), 0, STRIP, "grid") for tick in scale.ticks()]
     strips = []
     for row in rows:
-        drawn = [
+        elements = [
             tag(
                 "circle",
                 tag("title", dot.title),
@@ -146,7 +146,7 @@ def dots(rows: Sequence[Row], form: Format) -> Markup:
         ]
         middle = [] if row.median is None else [_line(scale.at(row.median), 4, STRIP - 4, "median")]
         label = f"{len(row.dots)} requests"
-        strips.append(_row(row.name, _svg(STRIP, *grid, *drawn, *middle, label=label)))
+        strips.append(_row(row.name, _svg(STRIP, *grid, *elements, *middle, label=label)))
     return tag("figure", *strips, _axis(scale, form))
 
 
@@ -160,17 +160,17 @@ def bars(rows: Sequence[Bar]) -> Markup:
     longest = max((sum(value for value, _ in row.parts) for row in rows), default=0.0)
     if longest <= 0:
         return Markup()
-    drawn = []
+    elements = []
     for row in rows:
-        left, parts = 0.0, []
+        offset, parts = 0.0, []
         for value, colour in row.parts:
             width = value / longest
             parts.append(
-                tag("rect", x=_percent(left), y=2, width=_percent(width), height=BAR - 4, class_=f"part {colour}")
+                tag("rect", x=_percent(offset), y=2, width=_percent(width), height=BAR - 4, class_=f"part {colour}")
             )
-            left += width
-        drawn.append(_row(row.name, _svg(BAR, *parts, label="parts of a request"), row.under))
-    return tag("figure", *drawn)
+            offset += width
+        elements.append(_row(row.name, _svg(BAR, *parts, label="parts of a request"), row.under))
+    return tag("figure", *elements)
 
 
 def curves(lines: Sequence[Curve], forms: tuple[Format, Format], mark: tuple[float, str] | None = None) -> Markup:
@@ -184,15 +184,15 @@ def curves(lines: Sequence[Curve], forms: tuple[Format, Format], mark: tuple[flo
     def down(y: float) -> float:
         return CURVES * (1 - upward.at(y))
 
-    drawn = []
+    elements = []
     for tick in upward.ticks():
-        drawn.append(tag("line", x1="0%", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
-        drawn.append(tag("text", forms[1](tick), x=0, y=down(tick) - 4))
+        elements.append(tag("line", x1="0%", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
+        elements.append(tag("text", forms[1](tick), x=0, y=down(tick) - 4))
     if mark:
         where = across.at(mark[0])
-        drawn.append(_line(where, 0, CURVES, "mark"))
+        elements.append(_line(where, 0, CURVES, "mark"))
         anchor = "end" if where > 0.5 else "start"
-        drawn.append(
+        elements.append(
             tag(
                 "text",
                 mark[1],
@@ -205,7 +205,7 @@ def curves(lines: Sequence[Curve], forms: tuple[Format, Format], mark: tuple[flo
         )
     for curve in lines:
         for (x1, y1), (x2, y2) in pairwise(curve.points):
-            drawn.append(
+            elements.append(
                 tag(
                     "line",
                     x1=_percent(across.at(x1)),
@@ -216,11 +216,11 @@ def curves(lines: Sequence[Curve], forms: tuple[Format, Format], mark: tuple[flo
                 )
             )
         for x, y in curve.points:
-            drawn.append(tag("circle", cx=_percent(across.at(x)), cy=down(y), r=3.5, class_=curve.colour))
+            elements.append(tag("circle", cx=_percent(across.at(x)), cy=down(y), r=3.5, class_=curve.colour))
     for tick in across.ticks():
         share = across.at(tick)
-        drawn.append(tag("text", forms[0](tick), x=_percent(share), y=CURVES + 18, text_anchor=_anchor(share)))
-    return tag("figure", _svg(CURVES + 26, *drawn, label="curves"))
+        elements.append(tag("text", forms[0](tick), x=_percent(share), y=CURVES + 18, text_anchor=_anchor(share)))
+    return tag("figure", _svg(CURVES + 26, *elements, label="curves"))
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:

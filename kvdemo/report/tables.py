@@ -54,8 +54,8 @@ def result(one: Result, samples: Sequence[Sample] = (), *, verbose: bool = False
     if verbose and (bars := waterfall(one)):
         parts += [bars, ""]
     parts += [part for part in (matrix(one), lengths(one)) if part]
-    spoken = exchange.lines(one, samples)
-    parts += [*map(text, spoken), *([""] if spoken else [])]
+    lines = exchange.lines(one, samples)
+    parts += [*map(text, lines), *([""] if lines else [])]
     return Group(*parts, *map(text, findings.lines(one)), *map(text, findings.details(one) if verbose else ()))
 
 
@@ -97,12 +97,12 @@ def latency(one: Result) -> Table:
 
 def waterfall(one: Result) -> Table | None:
     """Each arm's median TTFT as a bar of its parts."""
-    drawn = [(row, parts) for row in one.rows if (parts := sections.parts(row))]
-    if not drawn:
+    rows = [(row, parts) for row in one.rows if (parts := sections.parts(row))]
+    if not rows:
         return None
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    longest = max(sum(part.milliseconds for part in parts) for _, parts in drawn) or 1
-    for row, parts in drawn:
+    longest = max(sum(part.milliseconds for part in parts) for _, parts in rows) or 1
+    for row, parts in rows:
         bar = Text()
         for part in parts:
             size = round(BAR * part.milliseconds / longest)

@@ -174,9 +174,9 @@ def services_json(project: str, events: Iterable[Event]) -> str:
 def down_summary(remains: Remains) -> str:
     """The proof, in one line."""
     checked = remains.checked
-    freed = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
+    store_text = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
     if not checked.get("services"):
-        return f"Nothing was running.{freed}"
+        return f"Nothing was running.{store_text}"
     proofs = [f"{units.count(checked['services'], 'service')} ended", "no process of theirs lives"]
     for what, number, state in (
         ("port", checked.get("ports", 0), "free"),
@@ -186,8 +186,8 @@ def down_summary(remains: Remains) -> str:
             proofs.append(f"{units.count(number, what)} {'is' if number == 1 else 'are'} {state}")
     if checked.get("gpus"):
         proofs.append(f"GPU memory given back on {checked['gpus']}")
-    gone = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
-    return f"Nothing is left: {', '.join(proofs)}.{freed}{gone}"
+    nodes_text = f" Ended with their nodes: {', '.join(remains.gone)}." if remains.gone else ""
+    return f"Nothing is left: {', '.join(proofs)}.{store_text}{nodes_text}"
 
 
 def plan_text(plan: Plan) -> Group:
@@ -247,18 +247,18 @@ def ending(event: Event) -> None:
     err.print(Text(f"{event.service}: {event.detail}" + (f"\n-> {event.fix}" if event.fix else "")), soft_wrap=True)
 
 
-def watch(look: Callable[[], Iterable[Event]], events: Iterable[Event]) -> None:
+def watch(observe: Callable[[], Iterable[Event]], events: Iterable[Event]) -> None:
     """Show the table of services every two seconds until Ctrl-C; on a terminal in one place."""
     try:
         if not out.is_terminal:
             while True:
                 out.print(table(events))
                 time.sleep(2)
-                events = look()
+                events = observe()
         with Live(table(events), console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(2)
-                live.update(table(look()), refresh=True)
+                live.update(table(observe()), refresh=True)
     except KeyboardInterrupt:
         return
 

@@ -25,9 +25,9 @@ def terminal(result: TrafficResult) -> Group:
     for point in result.points:
         cells, style = words.cells(point), "" if point.punctual and not point.failed else "yellow"
         latency.add_row(*cells[: words.LATENCY], style=style)
-        kept = "kept" if point.share >= result.limit.share else "missed"
+        met = "kept" if point.share >= result.limit.share else "missed"
         bar = Text("█" * round(BAR * point.share), style="green" if point.side != PLAIN else "")
-        bar.append("·" * (BAR - round(BAR * point.share)), style="dim").append(f" {kept}")
+        bar.append("·" * (BAR - round(BAR * point.share)), style="dim").append(f" {met}")
         sources.add_row(*cells[: len(words.KEYS)], *cells[words.LATENCY :], bar)
     parts: list[RenderableType] = [
         Text.assemble(("\nTraffic  ", "bold"), words.heading(result)),
@@ -115,5 +115,5 @@ def _plot(result: TrafficResult, sides: Sequence[str]) -> Markup:
         return Markup()
     plot = svg.curves(lines, (lambda x: f"{x:.3g}/s", units.duration))
     legend.append(("floor", "what a queue with the times of single requests would do (an estimate)"))
-    say = "p90 of the TTFT of completed requests (p50 where fewer than ten completed) over requests a second."
-    return join(tag("p", say, class_="say"), svg.legend(legend), plot)
+    caption = "p90 of the TTFT of completed requests (p50 where fewer than ten completed) over requests a second."
+    return join(tag("p", caption, class_="say"), svg.legend(legend), plot)

@@ -29,14 +29,14 @@ return true;
 class QuestionPanel:
     """The panel above the answers."""
 
-    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
-        self.stage, self.conversation = stage, conversation
+    def __init__(self, pool: EnginePool, conversation: Conversation) -> None:
+        self.pool, self.conversation = pool, conversation
         self.chips: dict[str, ui.label] = {}
-        engines = stage.plan.engines
-        self.chosen = {spec.name for spec in engines}
-        self.cast: workload.Roles | None = None
+        engines = pool.plan.engines
+        self.selection = {spec.name for spec in engines}
+        self.roles: workload.Roles | None = None
         with suppress(UsageError):
-            self.cast = workload.roles(stage.plan)
+            self.roles = workload.roles(pool.plan)
         with box("section", "card stack ask", aria_label="Ask"):
             with box("div", "line"):
                 self.question = ui.textarea(value=self._questions()[0])
@@ -60,66 +60,66 @@ class QuestionPanel:
                 self.follow = ui.checkbox("follow up").props("dense title='Send the conversation so far too'")
                 self.go = button("Ask these", self._send, "go ghost", id="ask")
             self.note = text("", "warn", "p")
-        self.demo.set_visibility(self.cast is not None)
+        self.demo.set_visibility(self.roles is not None)
         self.show()
 
     def _questions(self) -> list[str]:
-        return list(self.stage.plan.bench.get("questions") or ["What is this document about?"])
+        return list(self.pool.plan.bench.get("questions") or ["What is this document about?"])
 
     def _press(self, name: str) -> None:
-        self.chosen ^= {name}
+        self.selection ^= {name}
         self.show()
 
     def show(self) -> None:
         """Show what has changed."""
         for name, chip in self.chips.items():
-            change(chip, aria_pressed="true" if name in self.chosen else "false")
-        busy = self.conversation.busy or self.stage.reserved
+            change(chip, aria_pressed="true" if name in self.selection else "false")
+        busy = self.conversation.busy or self.pool.reserved
         change(self.go, disabled=busy or None)
         change(self.demo, disabled=busy or None)
         missing = [
             f"{event.service} ({event.state.value})"
-            for event in self.stage.events
+            for event in self.pool.events
             if event.state not in {State.READY, State.UNCHANGED}
         ]
         notes = [
-            "A benchmark is measuring: questions would disturb it." if self.stage.reserved else "",
-            "" if self.stage.warmed.is_set() else "The engines are being warmed up; questions wait for it.",
-            f"Not ready: {', '.join(missing)}. {REMEDY.format(self.stage.project.name)}" if missing else "",
+            "A benchmark is measuring: questions would disturb it." if self.pool.reserved else "",
+            "" if self.pool.warmed.is_set() else "The engines are being warmed up; questions wait for it.",
+            f"Not ready: {', '.join(missing)}. {REMEDY.format(self.pool.project.name)}" if missing else "",
         ]
         self.note.text = " ".join(filter(None, notes))
         self.note.set_visibility(bool(self.note.text))
 
     async def _send(self) -> None:
-        names = [name for name in self.chips if name in self.chosen]
+        names = [name for name in self.chips if name in self.selection]
         groups = [names] if self.order.value == "together" else [[name] for name in names]
         await self._ask(groups)
 
     def _explanation(self) -> str:
-        steps = demonstration.steps(self.stage, self.conversation.document)
+        steps = demonstration.steps(self.pool, self.conversation.document)
         return ". ".join(f"{step.engine}: {step.text}" for step in steps)
 
     async def _demonstrate(self) -> None:
         """Make the document cold, then ask the engines of the story in its order."""
-        if self.cast is not None and not self.conversation.busy:
-            await self.stage.do(self.stage.cool, self.conversation)
-            await self._ask(demonstration.groups(self.stage))
+        if self.roles is not None and not self.conversation.busy:
+            await self.pool.do(self.pool.cool, self.conversation)
+            await self._ask(demonstration.groups(self.pool))
 
     async def _ask(self, groups: list[list[str]]) -> None:
         if self.conversation.busy:
             return
         try:
-            turn = self.stage.turn(
+            turn = self.pool.turn(
                 self.conversation, self.question.value or "", groups, int(self.length.value or 16), self.follow.value
             )
         except UsageError as error:
             ui.notify(f"{error}: {error.hint}", type="warning")
             return
         task = asyncio.create_task(
-            race.ask(self.stage, self.conversation, turn, partial(_browser_drew, ui.context.client))
+            race.ask(self.pool, self.conversation, turn, partial(_browser_drew, ui.context.client))
         )
-        self.stage.tasks.add(task)
-        task.add_done_callback(self.stage.tasks.discard)
+        self.pool.tasks.add(task)
+        task.add_done_callback(self.pool.tasks.discard)
 
 
 async def _browser_drew(client: Client) -> None:

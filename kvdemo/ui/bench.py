@@ -35,8 +35,8 @@ class Panel:
     title = ""
     means = ""
 
-    def __init__(self, stage: EnginePool, conversation: Conversation, result_dir: Path) -> None:
-        self.stage, self.conversation, self.result_dir = stage, conversation, result_dir
+    def __init__(self, pool: EnginePool, conversation: Conversation, result_dir: Path) -> None:
+        self.pool, self.conversation, self.result_dir = pool, conversation, result_dir
         self.current = ""
         with box("section", "card stack", aria_label=self.verb.capitalize()):
             text(self.title, "question", "h2")
@@ -98,29 +98,29 @@ class Panel:
 
     async def _start(self) -> None:
         try:
-            self.stage.reserve()
+            self.pool.reserve()
         except UsageError as error:
             ui.notify(str(error), type="warning")
             return
         scratch = tempfile.TemporaryDirectory(prefix="kvdemo-")
         try:
             options = ["--result-dir", str(self.result_dir), *self.options(), *self._context(Path(scratch.name))]
-            run = Run(self.verb, self.stage.project.name, options, self.stage.environ, self.stage.bell)
+            run = Run(self.verb, self.pool.project.name, options, self.pool.environ, self.pool.bell)
         except UsageError as error:
             scratch.cleanup()
-            self.stage.release()
+            self.pool.release()
             ui.notify(str(error), type="warning")
             return
         RUNS.append(run)
-        self.stage.bell.ring()
+        self.pool.bell.ring()
         run.task = asyncio.create_task(run.run())
-        run.task.add_done_callback(lambda _: self.stage.release())
+        run.task.add_done_callback(lambda _: self.pool.release())
         run.task.add_done_callback(lambda _: scratch.cleanup())
 
     def _context(self, scratch: Path) -> list[str]:
         """The options for this tab's document; none for the profile's, which the command finds by itself."""
-        document, first = self.conversation.document, self.stage.first
-        if not document.text or (self.stage.plan.bench.get("context") and first and document.text == first.text):
+        document, first = self.conversation.document, self.pool.first
+        if not document.text or (self.pool.plan.bench.get("context") and first and document.text == first.text):
             return []
         path = scratch / (re.sub(r"[^\w.-]+", "_", document.name)[-100:].lstrip(".") or "document")
         path.write_text(document.text, encoding="utf-8")
@@ -140,13 +140,13 @@ class Bench(Panel):
 
     def fields(self) -> None:
         """The number of trials."""
-        trials = benchmark.of_saved_plan(self.stage.plan.bench).trials
+        trials = benchmark.of_saved_plan(self.pool.plan.bench).trials
         self.trials = ui.number("Trials", value=trials, min=1, max=99, precision=0)
         self.trials.props("outlined dense").style("width: 7rem")
 
     def options(self) -> list[str]:
         """Trials, and the question of this tab."""
-        workload.roles(self.stage.plan)
+        workload.roles(self.pool.plan)
         question = self.conversation.question.strip()
         return ["--trials", str(int(self.trials.value or 1)), *([f"--question={question}"] if question else [])]
 
@@ -178,7 +178,7 @@ class Load(Panel):
 
     def options(self) -> list[str]:
         """What the fields hold; an empty one leaves the command's default."""
-        experiment.sides(self.stage.plan)
+        experiment.sides(self.pool.plan)
         typed = {"slo-ttft": self.limit.value, "rate": self.rates.value, "duration": self.duration.value}
         given = [f"--{name}={value.strip()}" for name, value in typed.items() if value and value.strip()]
         return ["--documents", str(int(self.documents.value or 1)), *given]

@@ -124,8 +124,8 @@ class Turn:
     @property
     def answer(self) -> str:
         """What the conversation goes on with: the answer that came first."""
-        done = [lane for lane in self.lanes if lane.phase is Phase.DONE and lane.ttft is not None]
-        return min(done, key=lambda lane: lane.ttft or 0).text if done else ""
+        answers = [lane for lane in self.lanes if lane.phase is Phase.DONE and lane.ttft is not None]
+        return min(answers, key=lambda lane: lane.ttft or 0).text if answers else ""
 
     @property
     def same_tokens(self) -> bool | None:
@@ -164,5 +164,5 @@ class Conversation:
     @property
     def earlier(self) -> list[tuple[str, str]]:
         """Questions and answers about the document as it is now."""
-        mine = [turn for turn in self.turns if turn.document.salt == self.document.salt and turn.answer]
-        return [(turn.question, turn.answer) for turn in mine]
+        turns = [turn for turn in self.turns if turn.document.salt == self.document.salt and turn.answer]
+        return [(turn.question, turn.answer) for turn in turns]

@@ -22,40 +22,40 @@ class Step:
     seconds: float | None = None
 
 
-def steps(stage: EnginePool, document: Document) -> list[Step]:
+def steps(pool: EnginePool, document: Document) -> list[Step]:
     """The steps in order; none for a fleet in which no engine can read what another one stored."""
     with suppress(UsageError):
-        cast = workload.roles(stage.plan)
-        writer, reader = cast.writer.name, cast.reader.name
+        roles = workload.roles(pool.plan)
+        writer, reader = roles.writer.name, roles.reader.name
         stored = Step(
             writer,
             "reads the document: computes its KV cache and stores it in the shared cache",
             "computed",
-            stage.seconds_cold(writer, document.tokens),
+            pool.seconds_cold(writer, document.tokens),
         )
         loaded = Step(reader, "has never read it: loads that KV cache and answers", "shared")
-        if not cast.plain:
+        if not roles.plain:
             return [stored, loaded]
-        plain = cast.baseline.name
-        seconds = stage.seconds_cold(plain, document.tokens)
+        plain = roles.baseline.name
+        seconds = pool.seconds_cold(plain, document.tokens)
         return [stored, Step(plain, "shares nothing: computes all of it again", "computed", seconds), loaded]
     return []
 
 
-def groups(stage: EnginePool) -> list[list[str]]:
+def groups(pool: EnginePool) -> list[list[str]]:
     """The engines to ask, group after group.
 
     The plain engine and the reader race each other only where they do not share hardware: two engines on the same
     processor would slow each other down, and their ratio would measure nothing.
     """
-    writer, *others = (step.engine for step in steps(stage, NOTHING))
-    together = len(others) > 1 and not stage.share_hardware(*others)
+    writer, *others = (step.engine for step in steps(pool, NOTHING))
+    together = len(others) > 1 and not pool.share_hardware(*others)
     return [[writer], others] if together else [[writer], *([name] for name in others)]
 
 
-def estimate(story: list[Step]) -> str:
+def estimate(plan: list[Step]) -> str:
     """How long the steps that compute take at the least, in words; empty if nobody knows."""
-    known = [step.seconds for step in story if step.source == "computed" and step.seconds is not None]
-    if not known or len(known) < sum(step.source == "computed" for step in story):
+    durations = [step.seconds for step in plan if step.source == "computed" and step.seconds is not None]
+    if not durations or len(durations) < sum(step.source == "computed" for step in plan):
         return ""
-    return f"about {sum(known):.0f} s in all at the pace of the warm-up; a longer text takes longer per token"
+    return f"about {sum(durations):.0f} s in all at the pace of the warm-up; a longer text takes longer per token"

@@ -25,11 +25,11 @@ getElement({id}).$refs.qRef.addFiles([new File([text], "{name}", {{type: "text/p
 class DocumentPanel:
     """The document's card."""
 
-    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
-        self.stage, self.conversation = stage, conversation
-        self.shown: Document | None = None
+    def __init__(self, pool: EnginePool, conversation: Conversation) -> None:
+        self.pool, self.conversation = pool, conversation
+        self.document_shown: Document | None = None
         self.readers: list[str] | None = None
-        self.picker = Picker(stage, conversation)
+        self.picker = Picker(pool, conversation)
         with box("aside", "card paper", aria_label="Document"):
             self.name = text("", "", "h2")
             with box("div", "facts n"):
@@ -56,23 +56,23 @@ class DocumentPanel:
     def show(self) -> None:
         """Show what has changed."""
         document = self.conversation.document
-        if self.shown is None or document.text is not self.shown.text:
+        if self.document_shown is None or document.text is not self.document_shown.text:
             self.name.text = document.name or "No document yet"
             self.words.text, self.tokens.text = f"{document.words:,}", f"{document.tokens:,}"
             self.text.text = reflow(document.text)
-        self.shown = document
-        readers = self.stage.readers(document)
+        self.document_shown = document
+        readers = self.pool.readers(document)
         if self.readers != readers:
             self.readers = readers
             self.known.clear()
             with self.known:
                 text("Its KV is in" if readers else "Cold: no cache has its KV", "dim small", "div")
-                caches = {spec.name for spec in self.stage.plan.services if spec.kind == "cache"}
+                caches = {spec.name for spec in self.pool.plan.services if spec.kind == "cache"}
                 for name in readers:
                     style(text(name, "", "span"), "shared" if name in caches else "local")
 
     async def _cool(self) -> None:
-        await self.stage.do(self.stage.cool, self.conversation)
+        await self.pool.do(self.pool.cool, self.conversation)
 
     def _instruct(self, event: events.ValueChangeEventArguments[str | None]) -> None:
         self.conversation.system = event.value or ""
@@ -93,8 +93,8 @@ def reflow(document: str) -> str:
 class Picker:
     """The dialog for another document: dropped, chosen or pasted."""
 
-    def __init__(self, stage: EnginePool, conversation: Conversation) -> None:
-        self.stage, self.conversation = stage, conversation
+    def __init__(self, pool: EnginePool, conversation: Conversation) -> None:
+        self.pool, self.conversation = pool, conversation
         with ui.dialog() as self.dialog, box("div", "card", role="dialog", aria_label="Another document"):
             text("Another document", "question", "h2")
             self.upload = (
@@ -135,7 +135,7 @@ class Picker:
     async def _take(self, name: str, data: bytes | str) -> None:
         self.message.text = "Reading…"
         try:
-            document = await self.stage.do(self.stage.document, name, data)
+            document = await self.pool.do(self.pool.document, name, data)
         except KvdemoError as error:
             self.message.text = f"{error}.\n{error.hint}".strip()
             return

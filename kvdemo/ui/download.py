@@ -12,13 +12,13 @@ from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 
 
-def jsonl(plan: Plan, samples: Sequence[Sample], about: Mapping[str, Any]) -> str:
+def jsonl(plan: Plan, samples: Sequence[Sample], details: Mapping[str, Any]) -> str:
     """One line of conditions, one for each sample. A turn of the page is no trial: it has a prompt of its own."""
     engine = plan.engines[0]
     try:
-        cast = workload.roles(plan)
-        parts = {"baseline": cast.baseline.name, "writer": cast.writer.name, "reader": cast.reader.name}
-        engine = cast.reader
+        roles = workload.roles(plan)
+        parts = {"baseline": roles.baseline.name, "writer": roles.writer.name, "reader": roles.reader.name}
+        engine = roles.reader
     except UsageError:
         parts = dict.fromkeys(("baseline", "writer", "reader"), engine.name)
     conditions = {
@@ -32,7 +32,7 @@ def jsonl(plan: Plan, samples: Sequence[Sample], about: Mapping[str, Any]) -> st
         "prompt_tokens": max((sample.prompt_tokens or 0 for sample in samples), default=0),
         "chunk_size": max((spec.chunk_size or 0 for spec in plan.engines), default=0),
         **parts,
-        **about,
+        **details,
     }
     lines = [{"kind": "run", **conditions}, *({"kind": "sample", **json.loads(s.to_json())} for s in samples)]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -116,7 +116,7 @@ class EnginePool:
     def observe(self) -> None:
         """What every service is doing at this moment; a plan that has changed is taken over."""
         events: list[Event] = []
-        gone = ""
+        problem = ""
         try:
             with self.looking:
                 plan = fleet.load_plan(self.project)
@@ -124,10 +124,10 @@ class EnginePool:
                     self.adopt(plan)
                 events = fleet.status(self.project, self.environ)
         except (KvdemoError, OSError) as error:
-            gone = ": ".join(filter(None, [str(error), getattr(error, "hint", "")]))
-        shown = [(event.service, event.state, event.detail) for event in events]
-        if gone != self.gone or shown != [(event.service, event.state, event.detail) for event in self.events]:
-            self.events, self.gone = events, gone
+            problem = ": ".join(filter(None, [str(error), getattr(error, "hint", "")]))
+        states = [(event.service, event.state, event.detail) for event in events]
+        if problem != self.gone or states != [(event.service, event.state, event.detail) for event in self.events]:
+            self.events, self.gone = events, problem
             self.bell.ring()
 
     def state(self, service: str) -> State:
@@ -136,14 +136,14 @@ class EnginePool:
 
     def tokenize(self, model: str, prompt: Mapping[str, Any]) -> list[int]:
         """Token ids by whichever engine of this model answers. Raises NotReadyError if none does."""
-        said = "no engine has it"
-        able = [spec for spec in self.plan.engines if spec.model == model]
-        for spec in sorted(able, key=lambda one: self.state(one.name) is not State.READY):
+        message = "no engine has it"
+        engines = [spec for spec in self.plan.engines if spec.model == model]
+        for spec in sorted(engines, key=lambda one: self.state(one.name) is not State.READY):
             try:
                 return self.meter.client(spec).tokenize(model, prompt)
             except (httpx.HTTPError, ValueError, KeyError) as error:
-                said = f"{spec.name}: {str(error) or type(error).__name__}"
-        raise NotReadyError(f"no engine of {model} tokenizes ({said})", f"kvdemo ps -p {self.project.name}")
+                message = f"{spec.name}: {str(error) or type(error).__name__}"
+        raise NotReadyError(f"no engine of {model} tokenizes ({message})", f"kvdemo ps -p {self.project.name}")
 
     def document(self, name: str, data: bytes | str) -> Document:
         """A document to ask about. Raises UsageError if it is empty, binary, not UTF-8 or too long for the engines."""
@@ -180,10 +180,10 @@ class EnginePool:
             self.warmed.set()
             self.bell.ring()
 
-    def note_pace(self, engine: str, tokens: int | None, measured: Reply | Sample | None) -> None:
+    def note_pace(self, engine: str, tokens: int | None, answer: Reply | Sample | None) -> None:
         """Keep how fast an engine computed a prompt of which nothing was cached; without one, by its own counters."""
-        if measured and tokens and measured.ttft:
-            self.paces[engine] = tokens / measured.ttft
+        if answer and tokens and answer.ttft:
+            self.paces[engine] = tokens / answer.ttft
         elif engine not in self.paces:
             counters = health.counters(self.plan.service(engine).url, self.meter.key)
             seconds = counters.get(f"{series.PREFILL_SECONDS.key}_sum", 0.0)
@@ -273,8 +273,8 @@ class EnginePool:
             raise UsageError("a benchmark is measuring", "wait for its end, or stop it")
         if not any(groups):
             raise UsageError("no engine is chosen", "choose at least one")
-        known = {spec.name for spec in self.plan.engines}
-        if strange := {name for group in groups for name in group} - known:
+        names = {spec.name for spec in self.plan.engines}
+        if strange := {name for group in groups for name in group} - names:
             raise UsageError(f"no longer part of the fleet: {', '.join(sorted(strange))}", "load the page again")
         lanes = [[Lane(name, self.plan.service(name).cache) for name in group] for group in groups if group]
         earlier = conversation.earlier if follow else []
@@ -290,8 +290,8 @@ class EnginePool:
 
     def readers(self, document: Document) -> list[str]:
         """The engines and caches that should have this document's KV now."""
-        seen, salt = self.prompts.by_holder, document.salt
-        return [spec.name for spec in self.plan.services if seen.get((self.holder(spec.name), salt))]
+        by_holder, salt = self.prompts.by_holder, document.salt
+        return [spec.name for spec in self.plan.services if by_holder.get((self.holder(spec.name), salt))]
 
     def jsonl(self) -> str:
         """The history as a file that ``kvdemo report`` reads."""

@@ -27,8 +27,8 @@ def source(sample: Sample) -> str:
 class History:
     """The panel."""
 
-    def __init__(self, stage: EnginePool) -> None:
-        self.stage, self.count = stage, -1
+    def __init__(self, pool: EnginePool) -> None:
+        self.pool, self.count = pool, -1
         with box("section", "stack", aria_label="History"):
             with box("div", "card stack"):
                 with box("div", "bits"):
@@ -45,7 +45,7 @@ class History:
 
     def show(self) -> None:
         """Show what has changed: samples are only ever added."""
-        samples = self.stage.history
+        samples = self.pool.history
         if len(samples) == self.count:
             return
         new = samples[max(self.count, 0) :]
@@ -77,8 +77,8 @@ class History:
 
     def _options(self) -> dict[str, Any]:
         """One point a request: engines down, seconds across, coloured by source."""
-        names = [spec.name for spec in self.stage.plan.engines]
-        measured = [sample for sample in self.stage.history if sample.ttft and not sample.error]
+        names = [spec.name for spec in self.pool.plan.engines]
+        measured = [sample for sample in self.pool.history if sample.ttft and not sample.error]
         grey = "#8a94a0"
         axis = {"axisLabel": {"color": grey, "fontSize": 15}, "axisLine": {"lineStyle": {"color": grey}}}
         series = [

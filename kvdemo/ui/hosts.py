@@ -43,7 +43,7 @@ class OwnNames:
 
     def __init__(self, app: ASGIApp, names: Sequence[str], url: str) -> None:
         self.app, self.names = app, names
-        self.said = (
+        self.message = (
             f"This page answers to {', '.join(names)} only: under a name of its own any website could use it.\n"
             f"Open {url}, or start it for the name that you need: kvdemo ui --host NAME (0.0.0.0: for every name).\n"
         )
@@ -63,7 +63,7 @@ class OwnNames:
 
         await TrustedHostMiddleware(enter, self.names, www_redirect=False)(scope, receive, answer)
         if not inside:
-            await PlainTextResponse(self.said, 400)(scope, receive, send)
+            await PlainTextResponse(self.message, 400)(scope, receive, send)
 
 
 def guard(host: str, url: str) -> None:

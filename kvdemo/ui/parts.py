@@ -17,16 +17,16 @@ def box(tag: str = "div", classes: str = "", **props: Any) -> ui.element:
     return element
 
 
-def text(said: str = "", classes: str = "", tag: str = "div") -> ui.label:
+def text(words: str = "", classes: str = "", tag: str = "div") -> ui.label:
     """An element with text: what an engine or a file says can never become markup."""
-    label = ui.label(said).classes(classes)
+    label = ui.label(words).classes(classes)
     label.tag = tag
     return label
 
 
-def button(said: str, act: Callable[[], Any], classes: str = "plain", **props: Any) -> ui.label:
+def button(words: str, act: Callable[[], Any], classes: str = "plain", **props: Any) -> ui.label:
     """A button of the browser's own: the keyboard works without our help."""
-    label = text(said, classes, "button")
+    label = text(words, classes, "button")
     label.props["type"] = "button"
     for name, value in props.items():
         label.props[name.rstrip("_").replace("_", "-")] = value
@@ -36,8 +36,8 @@ def button(said: str, act: Callable[[], Any], classes: str = "plain", **props: A
 
 def change(element: ui.element, **props: Any) -> None:
     """Set attributes, and send them only if they differ; None removes one."""
-    for given, value in props.items():
-        name = given.rstrip("_").replace("_", "-")
+    for value_text, value in props.items():
+        name = value_text.rstrip("_").replace("_", "-")
         if element.props.get(name) != value:
             element.props.set_optional(name, value)
 
@@ -54,7 +54,7 @@ class Choice:
     def __init__(self, options: Iterable[tuple[str, str]], value: str, label: str) -> None:
         self.value = value
         with box("div", "seg", role="group", aria_label=label):
-            self.buttons = {key: button(said, partial(self.choose, key), "") for key, said in options}
+            self.buttons = {key: button(words, partial(self.choose, key), "") for key, words in options}
         self.choose(value)
 
     def choose(self, value: str) -> None:

@@ -28,7 +28,7 @@ Messages = list[dict[str, str]]
 
 
 async def ask(
-    stage: EnginePool, conversation: Conversation, turn: Turn, drawn: Callable[[], Awaitable[object]] | None = None
+    pool: EnginePool, conversation: Conversation, turn: Turn, painted: Callable[[], Awaitable[object]] | None = None
 ) -> None:
     """Ask the engines of a turn, group after group.
 
@@ -36,47 +36,47 @@ async def ask(
     """
     messages = workload.messages(conversation.system, turn.document.text, turn.question, turn.earlier)
     for group in turn.groups:
-        if drawn is not None:
-            await drawn()
-        lanes = (stage.do(_lane, stage, turn, lane, messages, conversation.bell) for lane in group)
+        if painted is not None:
+            await painted()
+        lanes = (pool.do(_lane, pool, turn, lane, messages, conversation.bell) for lane in group)
         await asyncio.gather(*lanes)
 
 
-def _lane(stage: EnginePool, turn: Turn, lane: Lane, messages: Messages, bell: Bell) -> None:
+def _lane(pool: EnginePool, turn: Turn, lane: Lane, messages: Messages, bell: Bell) -> None:
     """One engine, in a thread of its own."""
     try:
-        spec = stage.plan.service(lane.engine)
-        stage.warmed.wait(WARM_UP_PATIENCE)
-        ids = stage.tokenize(spec.model, {"messages": messages})
-        with stage.locks[lane.engine]:
-            if stage.closed:
+        spec = pool.plan.service(lane.engine)
+        pool.warmed.wait(WARM_UP_PATIENCE)
+        ids = pool.tokenize(spec.model, {"messages": messages})
+        with pool.locks[lane.engine]:
+            if pool.closed:
                 return
-            sample = _measure(stage, turn, lane, spec, messages, ids, bell)
+            sample = _measure(pool, turn, lane, spec, messages, ids, bell)
     except Exception as error:
-        said = str(error) or type(error).__name__
-        sample = Sample(turn.number, "store" if lane.cache else "cold", lane.engine, time.time(), error=said)
-    stage.end(lane)
+        message = str(error) or type(error).__name__
+        sample = Sample(turn.number, "store" if lane.cache else "cold", lane.engine, time.time(), error=message)
+    pool.end(lane)
     lane.sample, lane.judgement = sample, judge(sample)
     if lane.judgement.verdict is Verdict.COLD and not lane.beside:
-        stage.note_pace(lane.engine, sample.prompt_tokens, sample)
+        pool.note_pace(lane.engine, sample.prompt_tokens, sample)
     lane.text, lane.ttft = sample.text, sample.ttft
     lane.phase = Phase.FAILED if sample.error else Phase.DONE
-    stage.history.append(sample)
+    pool.history.append(sample)
     bell.ring()
-    stage.bell.ring()
+    pool.bell.ring()
     if sample.error:
         with suppress(KvdemoError):
-            stage.observe()
+            pool.observe()
 
 
 def _measure(
-    stage: EnginePool, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
+    pool: EnginePool, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
 ) -> Sample:
     """Ask, with what is known of who has read it; and remember that this engine has now."""
-    salt, chunk = turn.document.salt, stage.chunk
-    own, shared = stage.holder(spec.name), stage.holder(spec.cache)
-    local = stage.prompts.expected(own, salt, ids, chunk)
-    expected = max(local, stage.prompts.expected(shared, salt, ids, chunk) if spec.cache else 0)
+    salt, chunk = turn.document.salt, pool.chunk
+    own, shared = pool.holder(spec.name), pool.holder(spec.cache)
+    local = pool.prompts.expected(own, salt, ids, chunk)
+    expected = max(local, pool.prompts.expected(shared, salt, ids, chunk) if spec.cache else 0)
     step = Step(turn.number, _arm(spec, local, expected), spec, salt, expected)
     body = workload.body(spec.model, {"messages": messages}, max_tokens=turn.max_tokens, salt=salt)
     body |= {"ignore_eos": False}  # a chat ends where the model does
@@ -87,19 +87,19 @@ def _measure(
             lane.phase = Phase.CHECKING
             bell.ring()
         elif reply.ttft is None:
-            with stage.looking:  # a look at the services in the middle of it would take processor time
-                stage.begin(lane)
+            with pool.looking:  # a look at the services in the middle of it would take processor time
+                pool.begin(lane)
             bell.ring_later(CALM)
         else:
             lane.phase, lane.ttft, lane.text = Phase.ANSWERING, reply.ttft, reply.text
-            stage.timed.discard(id(lane))
+            pool.timed.discard(id(lane))
             bell.ring()
 
-    sample = stage.meter.ask(step, PATH, body, chunks, Reply(on_token=hear))
+    sample = pool.meter.ask(step, PATH, body, chunks, Reply(on_token=hear))
     if not sample.error:
-        stage.prompts.note(own, salt, [*ids, *sample.token_ids[:-1]])
+        pool.prompts.note(own, salt, [*ids, *sample.token_ids[:-1]])
         if spec.cache:
-            stage.prompts.note(shared, salt, ids)
+            pool.prompts.note(shared, salt, ids)
     if not expected and (sample.cached_tokens or 0) > 0:
         return replace(sample, expected=backends.of(spec.backend).reusable(len(ids), chunk), note=PARTLY)
     return sample

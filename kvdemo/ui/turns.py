@@ -35,14 +35,14 @@ PHASES = {
 class TurnCard:
     """The card of one turn; ``show`` brings it up to date."""
 
-    def __init__(self, stage: EnginePool, turn: Turn) -> None:
+    def __init__(self, pool: EnginePool, turn: Turn) -> None:
         self.turn = turn
         with box("article", "card turn", data_turn=turn.number):
             text(turn.question, "question", "h2")
             follow = f"after {len(turn.earlier)} earlier turns" if turn.earlier else ""
-            told = [turn.document.name, order(turn), follow, "seconds to the first token"]
-            text(" · ".join(filter(None, told)), "dim small wrap")
-            if stage.meaningless:
+            facts = [turn.document.name, order(turn), follow, "seconds to the first token"]
+            text(" · ".join(filter(None, facts)), "dim small wrap")
+            if pool.meaningless:
                 text(exchange.MEANINGLESS, "warn small", "p")
             with box("p", "finding" if len(turn.lanes) > 1 else "hidden", aria_live="polite"):
                 self.factor = text("", "", "b")
@@ -52,7 +52,7 @@ class TurnCard:
             with box("div", "race", id=f"race-{turn.document.salt}-{turn.number}"):
                 self.tracks = [Track(turn, lane) for lane in turn.lanes]
             with box("div", f"lanes of-{min(len(turn.lanes), 4)}"):
-                self.answers = [Answer(stage, lane) for lane in turn.lanes]
+                self.answers = [Answer(pool, lane) for lane in turn.lanes]
         self.done = False
         self.show()
 
@@ -77,13 +77,13 @@ class TurnCard:
             sources = fast.sample.sources if fast.sample else None
             shared = fast.verdict is Verdict.SHARED
             tokens = (sources.shared if shared else sources.local) if sources else 0
-            beside = sorted(fast.beside | slow.beside)
+            neighbours = sorted(fast.beside | slow.beside)
             self.factor.text = units.ratio(ratio)
-            style(self.factor, "" if beside else "shared" if shared else "local")
+            style(self.factor, "" if neighbours else "shared" if shared else "local")
             words = f"faster (TTFT): {fast.engine} had {tokens:,} tokens from {'the shared' if shared else 'its own'} "
             words += f"cache, {slow.engine} computed them."
-            self.disturbance.text = DISTURBANCE.format(", ".join(beside)) if beside else ""
-            self.disturbance.set_visibility(bool(beside))
+            self.disturbance.text = DISTURBANCE.format(", ".join(neighbours)) if neighbours else ""
+            self.disturbance.set_visibility(bool(neighbours))
         elif failed := [lane.engine for lane in self.turn.lanes if lane.phase is Phase.FAILED]:
             words = f"{', '.join(failed)} failed; see below."
         if same is not None:
@@ -122,8 +122,8 @@ class Track:
 class Answer:
     """What an engine said, and where the tokens of its prompt came from."""
 
-    def __init__(self, stage: EnginePool, lane: Lane) -> None:
-        self.stage, self.lane = stage, lane
+    def __init__(self, pool: EnginePool, lane: Lane) -> None:
+        self.pool, self.lane = pool, lane
         with box("section", "lane", data_lane=lane.engine):
             with box("div", "head"):
                 text(lane.engine, "wrap")
@@ -146,7 +146,7 @@ class Answer:
         self.verdict.text = judgement.verdict.value if judgement else ""
         style(self.verdict, f"verdict tone-{VERDICTS[judgement.verdict]}" if judgement else "verdict")
         if judgement and judgement.why:
-            dead = [e.detail for e in self.stage.events if e.service == lane.engine and lane.phase is Phase.FAILED]
+            dead = [e.detail for e in self.pool.events if e.service == lane.engine and lane.phase is Phase.FAILED]
             self.why.text = " · ".join(filter(None, [judgement.why, *dead]))
         if sample and sample.sources and sample.sources.total and lane.phase is Phase.DONE:
             counts = {source: getattr(sample.sources, source) for source in SOURCES}
@@ -200,22 +200,22 @@ class StepOfStory:
 class TurnList:
     """All turns of a conversation, the newest on top."""
 
-    def __init__(self, stage: EnginePool, turns: list[Turn], document: Document) -> None:
-        self.stage, self.turns = stage, turns
+    def __init__(self, pool: EnginePool, turns: list[Turn], document: Document) -> None:
+        self.pool, self.turns = pool, turns
         self.cards: list[TurnCard] = []
         with box("section", "stack", aria_label="Answers") as self.place, box("div", "card empty") as self.empty:
             text("Does sharing the KV cache pay here?", "", "b")
             with box("ol", "story"):
-                self.steps = [StepOfStory(step) for step in demonstration.steps(stage, document)]
+                self.steps = [StepOfStory(step) for step in demonstration.steps(pool, document)]
             self.estimate = text("" if self.steps else NO_STORY)
-            if stage.meaningless:
+            if pool.meaningless:
                 text(exchange.MEANINGLESS, "warn small", "p")
         self.show(document)
 
     def show(self, document: Document) -> None:
         """Show what has changed; the story tells of this document."""
         if not self.cards and self.steps:
-            steps = demonstration.steps(self.stage, document)
+            steps = demonstration.steps(self.pool, document)
             for place, step in zip(self.steps, steps, strict=True):
                 place.show(step)
             estimate = demonstration.estimate(steps)
@@ -225,7 +225,7 @@ class TurnList:
             with self.place:
                 card = ui.element("div")
                 with card:
-                    self.cards.append(TurnCard(self.stage, turn))
+                    self.cards.append(TurnCard(self.pool, turn))
             card.move(target_index=0)
-        for shown in self.cards:
-            shown.show()
+        for view in self.cards:
+            view.show()

@@ -43,40 +43,40 @@ TABS = {"ask": "Ask", "history": "History", "bench": "Bench"}
 class Fleet:
     """The services and their health."""
 
-    def __init__(self, stage: EnginePool) -> None:
-        self.stage = stage
+    def __init__(self, pool: EnginePool) -> None:
+        self.pool = pool
         self.place = box("div", "fleet", role="status", aria_label="Health of the fleet")
         self.pills: dict[str, ui.label] = {}
 
     def show(self) -> None:
         """Show what has changed."""
-        names = [spec.name for spec in self.stage.plan.services]
+        names = [spec.name for spec in self.pool.plan.services]
         if list(self.pills) != names:
             self.place.clear()
             with self.place:
                 self.pills = {name: text(name, "pill", "span") for name in names}
-        seen = {event.service: event for event in self.stage.events}
+        events = {event.service: event for event in self.pool.events}
         for name, pill in self.pills.items():
-            event = seen.get(name)
+            event = events.get(name)
             health = HEALTH.get(event.state, "degraded") if event else ""
             style(pill, f"pill {health}".strip())
-            said = f"{event.state.value} {event.at}{': ' if event.detail else ''}{event.detail}" if event else ""
-            change(pill, title=said, data_health=health or None)
+            label = f"{event.state.value} {event.at}{': ' if event.detail else ''}{event.detail}" if event else ""
+            change(pill, title=label, data_health=health or None)
             pill.text = name if health in {"ready", ""} else f"{name}: {event.state.value if event else ''}"
 
 
 class Page:
     """One browser tab."""
 
-    def __init__(self, stage: EnginePool, conversation: Conversation, result_dir: Path) -> None:
-        self.stage, self.conversation = stage, conversation
+    def __init__(self, pool: EnginePool, conversation: Conversation, result_dir: Path) -> None:
+        self.pool, self.conversation = pool, conversation
         self.panels: dict[str, ui.element] = {}
         with box("div", "page"):
             with box("header", "top"):
                 ui.html("kv<b>demo</b>", sanitize=False, tag="span").classes("brand")
-                self.fleet = Fleet(stage)
+                self.fleet = Fleet(pool)
                 with box("nav", "tabs", role="tablist"):
-                    self.tabs = {key: self._tab(key, said) for key, said in TABS.items()}
+                    self.tabs = {key: self._tab(key, label) for key, label in TABS.items()}
                 self.dark = ui.dark_mode(app.storage.tab.get("dark"))
                 shade = text("◐", "icon", "button")
                 change(shade, id="shade", aria_label="Light or dark", title="Light or dark")
@@ -85,13 +85,13 @@ class Page:
             self.banner.props["role"] = "alert"
             with box("main", "columns") as self.panels["ask"]:
                 with box("div", "stack"):
-                    self.ask = QuestionPanel(stage, conversation)
-                    self.turns = TurnList(stage, conversation.turns, conversation.document)
-                self.paper = DocumentPanel(stage, conversation)
+                    self.ask = QuestionPanel(pool, conversation)
+                    self.turns = TurnList(pool, conversation.turns, conversation.document)
+                self.paper = DocumentPanel(pool, conversation)
             with box("main") as self.panels["history"]:
-                self.history = History(stage)
+                self.history = History(pool)
             with box("main", "stack") as self.panels["bench"]:
-                self.measurements = [Bench(stage, conversation, result_dir), Load(stage, conversation, result_dir)]
+                self.measurements = [Bench(pool, conversation, result_dir), Load(pool, conversation, result_dir)]
         self._open("ask")
         self.everybody()
 
@@ -104,15 +104,15 @@ class Page:
     def everybody(self) -> None:
         """Show what has changed for all."""
         self.fleet.show()
-        self.banner.text = self.stage.gone
-        self.banner.set_visibility(bool(self.stage.gone))
+        self.banner.text = self.pool.gone
+        self.banner.set_visibility(bool(self.pool.gone))
         self._show_panel()
         self.ask.show()
         self.turns.show(self.conversation.document)
         self.paper.show()
 
-    def _tab(self, key: str, said: str) -> ui.label:
-        return button(said, lambda: self._open(key), "tab", role="tab", id=f"tab-{key}")
+    def _tab(self, key: str, label: str) -> ui.label:
+        return button(label, lambda: self._open(key), "tab", role="tab", id=f"tab-{key}")
 
     def _open(self, key: str) -> None:
         for name, panel in self.panels.items():
@@ -136,8 +136,8 @@ class Page:
 class Site:
     """What is behind every tab: the stage, and the conversations by the number that a tab remembers."""
 
-    def __init__(self, stage: EnginePool, result_dir: Path) -> None:
-        self.stage, self.result_dir = stage, result_dir
+    def __init__(self, pool: EnginePool, result_dir: Path) -> None:
+        self.pool, self.result_dir = pool, result_dir
         self.conversations: dict[int, Conversation] = {}
         self.announcing: asyncio.Task[None] | None = None
 
@@ -149,47 +149,49 @@ class Site:
         await client.connected()
         if not client.has_socket_connection:
             return  # nobody looked
-        mine = await self._conversation()
-        shown = Page(self.stage, mine, self.result_dir)
-        for bell, show in ((mine.bell, shown.refresh), (self.stage.bell, shown.everybody)):
+        conversation = await self._conversation()
+        page = Page(self.pool, conversation, self.result_dir)
+        for bell, show in ((conversation.bell, page.refresh), (self.pool.bell, page.everybody)):
             _listen(client, bell, show)
-        await self.stage.do(self.stage.observe)
-        if mine.document is NOTHING:  # its length depends on the warm-up, which nobody waits for to see the page
-            await self._read(mine)
+        await self.pool.do(self.pool.observe)
+        if (
+            conversation.document is NOTHING
+        ):  # its length depends on the warm-up, which nobody waits for to see the page
+            await self._read(conversation)
 
     async def _conversation(self) -> Conversation:
         """This tab's; the one from before if it was loaded again."""
-        mine = self.conversations.get(app.storage.tab.get("conversation", -1))
-        if mine is None:
+        conversation = self.conversations.get(app.storage.tab.get("conversation", -1))
+        if conversation is None:
             app.storage.tab["conversation"] = len(self.conversations)
             bell = Bell(asyncio.get_running_loop())
-            mine = Conversation(NOTHING, self.stage.plan.bench.get("system", ""), bell)
-            self.conversations[len(self.conversations)] = mine
-        if mine.document is NOTHING and self.stage.plan.bench.get("context"):
-            await self._read(mine)
-        return mine
+            conversation = Conversation(NOTHING, self.pool.plan.bench.get("system", ""), bell)
+            self.conversations[len(self.conversations)] = conversation
+        if conversation.document is NOTHING and self.pool.plan.bench.get("context"):
+            await self._read(conversation)
+        return conversation
 
-    async def _read(self, mine: Conversation) -> None:
+    async def _read(self, conversation: Conversation) -> None:
         """Give a tab its first document, unless it has got another one meanwhile."""
         try:
-            first = await self.stage.do(self.stage.first_document)
+            first = await self.pool.do(self.pool.first_document)
         except KvdemoError as error:
             ui.notify(f"{error}: {error.hint}", type="warning")
             return
-        if mine.document is NOTHING:
-            mine.document = first
-            mine.bell.ring()
+        if conversation.document is NOTHING:
+            conversation.document = first
+            conversation.bell.ring()
 
     def history(self) -> PlainTextResponse:
         """Every request as the bench saves them."""
-        name = f'attachment; filename="kvdemo-{self.stage.project.name}-{self.stage.run_id[:4]}.jsonl"'
-        return PlainTextResponse(self.stage.jsonl(), headers={"Content-Disposition": name})
+        name = f'attachment; filename="kvdemo-{self.pool.project.name}-{self.pool.run_id[:4]}.jsonl"'
+        return PlainTextResponse(self.pool.jsonl(), headers={"Content-Disposition": name})
 
     async def stop(self) -> None:
         """End what was started for the page."""
         for run in RUNS:
             run.stop()
-        await self.stage.close()
+        await self.pool.close()
 
 
 def _listen(client: Client, bell: Bell, show: Callable[[], None]) -> None:
@@ -216,12 +218,12 @@ async def _announce(at: tuple[str, int], url: str) -> None:
 
 def serve(project: Project, environ: Mapping[str, str], at: tuple[str, int], result_dir: Path) -> None:
     """Show the page of a project until Ctrl-C. Raises NotReadyError if it is not up."""
-    stage = EnginePool(project, environ)
-    site = Site(stage, result_dir)
+    pool = EnginePool(project, environ)
+    site = Site(pool, result_dir)
     url = f"http://{f'[{at[0]}]' if ':' in at[0] else at[0]}:{at[1]}"
 
     async def start() -> None:
-        await stage.open()
+        await pool.open()
         site.announcing = asyncio.create_task(_announce(at, url))
 
     guard(at[0], url)

@@ -21,23 +21,23 @@ def lines(result: Result, samples: Sequence[Sample]) -> Sequence[Piece]:
     Nothing for a history of a page, whose requests have questions of their own, and without a question.
     """
     question = " ".join(result.conditions.question.split())
-    said: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for sample in samples:
         if sample.arm in ARMS and sample.text.strip():
-            said.setdefault(" ".join(sample.text.split()), []).append(
+            texts.setdefault(" ".join(sample.text.split()), []).append(
                 f"{sample.engine} {PHASES.get(sample.arm, sample.arm)}"
             )
-    if result.conditions.history or not question or not said:
+    if result.conditions.history or not question or not texts:
         return ()
-    total = sum(map(len, said.values()))
-    made = [Piece(f"Question: {question}")]
-    for text, engines in sorted(said.items(), key=lambda one: -len(one[1]))[:OTHERS]:
+    total = sum(map(len, texts.values()))
+    lines = [Piece(f"Question: {question}")]
+    for text, engines in sorted(texts.items(), key=lambda one: -len(one[1]))[:OTHERS]:
         short = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-        alike = len(said) == 1
+        alike = len(texts) == 1
         whose = f"all {total} alike" if alike else f"{len(engines)} of {total}: {', '.join(dict.fromkeys(engines))}"
-        made.append(Piece(f"Answer ({whose}): {short}", Tone.STRONG if alike else Tone.PLAIN))
-    if len(said) > OTHERS:
-        made.append(Piece(f"and {len(said) - OTHERS} other answers; the report shows them", Tone.DIM))
+        lines.append(Piece(f"Answer ({whose}): {short}", Tone.STRONG if alike else Tone.PLAIN))
+    if len(texts) > OTHERS:
+        lines.append(Piece(f"and {len(texts) - OTHERS} other answers; the report shows them", Tone.DIM))
     if result.conditions.random_weights:
-        made.append(Piece(MEANINGLESS, Tone.WARN))
-    return made
+        lines.append(Piece(MEANINGLESS, Tone.WARN))
+    return lines

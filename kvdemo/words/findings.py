@@ -95,12 +95,12 @@ def answer(result: Result) -> Piece:
 
 def trials(result: Result) -> str:
     """How many trials there were."""
-    wanted = result.conditions.num_trials
+    trials = result.conditions.num_trials
     if result.mixed_prompts:
         return units.count(result.completed + result.failed, "request")
     if result.conditions.interrupted:
         return f"{units.count(result.trials_run, 'trial')}, interrupted"
-    return units.count(result.trials_run or wanted, "trial")
+    return units.count(result.trials_run or trials, "trial")
 
 
 def facts(result: Result) -> list[str]:
@@ -123,12 +123,12 @@ def complaints(result: Result) -> list[str]:
         if cell.verdict is not cell.expected:
             because = f": {cell.why}" if cell.why else ""
             lines.append(f"{cell.writer} to {cell.reader}: {cell.verdict} instead of {cell.expected}{because}")
-    shown = any(Verdict.FAILED in row.verdicts for row in result.rows) or any(
+    explained = any(Verdict.FAILED in row.verdicts for row in result.rows) or any(
         cell.verdict is Verdict.FAILED for cell in (result.matrix.cells if result.matrix else ())
     )
-    if result.failed and not shown:
-        it = "it" if result.failed == 1 else "them"
-        lines.append(f"{units.count(result.failed, 'request')} failed; no ratio is made with {it}.")
+    if result.failed and not explained:
+        pronoun = "it" if result.failed == 1 else "them"
+        lines.append(f"{units.count(result.failed, 'request')} failed; no ratio is made with {pronoun}.")
     lines += _priorities(result.conditions.nice)
     return lines
 
@@ -198,12 +198,12 @@ def _limits(result: Result) -> list[str]:
 
 def lines(result: Result) -> Sequence[Piece]:
     """The sentences below the table: the finding, the answer, the limit."""
-    made = [Piece(line, Tone.WARN) for line in complaints(result)]
-    made.append(Piece(headline(result).sentence, Tone.STRONG))
+    lines = [Piece(line, Tone.WARN) for line in complaints(result)]
+    lines.append(Piece(headline(result).sentence, Tone.STRONG))
     if result.rows:
         same = answer(result)
-        made.append(Piece(f"Same answer? {same.text}", Tone.BAD if same.tone is Tone.BAD else Tone.PLAIN))
-    return made
+        lines.append(Piece(f"Same answer? {same.text}", Tone.BAD if same.tone is Tone.BAD else Tone.PLAIN))
+    return lines
 
 
 def details(result: Result) -> Sequence[Piece]:

@@ -44,21 +44,21 @@ class Problem:
 
 def cases(result: Result | None, gain: float | None, problem: Problem | None) -> list[Case]:
     """What the run has shown, as test cases; without a result only why there is none."""
-    made = [_run(problem)]
+    cases = [_run(problem)]
     if result is not None:
-        made += [_arm(result, row, problem) for row in result.rows]
+        cases += [_arm(result, row, problem) for row in result.rows]
         for cell in result.matrix.cells if result.matrix else ():
             seconds = (cell.median_ttft_ms or 0.0) / 1000
             right = cell.verdict is cell.expected
             message = "" if right else f"{cell.verdict} instead of {cell.expected}: {cell.why}".removesuffix(": ")
             outcome: Outcome = "passed" if right else "failure" if problem else "skipped"
-            made.append(Case("pair", f"{cell.writer} to {cell.reader}", outcome, message, cell.verdict, seconds))
+            cases.append(Case("pair", f"{cell.writer} to {cell.reader}", outcome, message, cell.verdict, seconds))
         answer = result.answer
         outcome = {True: "passed", False: "failure", None: "skipped"}[answer.same]  # type: ignore[assignment]
-        made.append(Case("answer", "same answer", outcome, "" if answer.same else answer.text, "answer"))
+        cases.append(Case("answer", "same answer", outcome, "" if answer.same else answer.text, "answer"))
     if gain is not None:
-        made.append(_gate(gain, problem))
-    return made
+        cases.append(_gate(gain, problem))
+    return cases
 
 
 def _run(problem: Problem | None) -> Case:
@@ -90,13 +90,13 @@ def _gate(gain: float, problem: Problem | None) -> Case:
     return Case("gate", name, "skipped", "not judged: the run does not prove the reuse")
 
 
-def xml(made: Sequence[Case], result: Result | None, moment: str, host: str) -> str:
+def xml(cases: Sequence[Case], result: Result | None, moment: str, host: str) -> str:
     """The document. ``moment`` is the local time of the run in ISO 8601, to the second."""
     number = {
-        outcome: str(sum(case.outcome == outcome for case in made)) for outcome in ("failure", "error", "skipped")
+        outcome: str(sum(case.outcome == outcome for case in cases)) for outcome in ("failure", "error", "skipped")
     }
-    counts = {"tests": str(len(made)), "failures": number["failure"], "errors": number["error"]}
-    seconds = f"{sum(case.seconds for case in made):.6f}"
+    counts = {"tests": str(len(cases)), "failures": number["failure"], "errors": number["error"]}
+    seconds = f"{sum(case.seconds for case in cases):.6f}"
     root = ET.Element("testsuites")
     about = {"name": "kvdemo bench", "package": "kvdemo", "id": "0", "timestamp": moment[:19], "hostname": _clean(host)}
     suite = ET.SubElement(root, "testsuite", {**about, **counts, "skipped": number["skipped"], "time": seconds})
@@ -105,7 +105,7 @@ def xml(made: Sequence[Case], result: Result | None, moment: str, host: str) -> 
     facts = {"model": run.model_id, "device": run.device, "kvdemo": run.kvdemo_version} if run else {}
     for name, value in facts.items():
         ET.SubElement(properties, "property", {"name": name, "value": _clean(value)})
-    for case in made:
+    for case in cases:
         _add(suite, case)
     words = "\n".join(piece.text for piece in findings.lines(result)) if result else ""
     ET.SubElement(suite, "system-out").text = _clean(words)

@@ -76,10 +76,10 @@ def _faster(result: Result, row: Row) -> Piece:
 
 
 def _verdict(row: Row) -> tuple[Piece, ...]:
-    worst = Piece(row.verdict, VERDICTS[row.verdict])
+    verdict = Piece(row.verdict, VERDICTS[row.verdict])
     if len(row.verdicts) < 2:
-        return (worst,)
-    return worst, Piece(" (" + ", ".join(f"{n} {name}" for name, n in row.verdicts.items()) + ")", Tone.DIM)
+        return (verdict,)
+    return verdict, Piece(" (" + ", ".join(f"{n} {name}" for name, n in row.verdicts.items()) + ")", Tone.DIM)
 
 
 COLUMNS = (

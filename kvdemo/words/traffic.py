@@ -45,11 +45,11 @@ def cells(point: Point) -> tuple[str, ...]:
         else ["unknown"] * 3
     )
     waiting = "-" if point.mean_waiting is None else f"{point.mean_waiting:.1f} (max {point.max_waiting})"
-    lost = f" ({point.failed} failed)" if point.failed else f" ({point.cut} cut)" if point.cut else ""
+    note = f" ({point.failed} failed)" if point.failed else f" ({point.cut} cut)" if point.cut else ""
     return (
         point.side,
         rate(point.rate),
-        f"{point.sent}{lost}",
+        f"{point.sent}{note}",
         f"{point.share:.0%}",
         units.duration(point.p50_ttft_ms),
         units.duration(point.p90_ttft_ms),
@@ -72,9 +72,9 @@ def heading(result: TrafficResult) -> str:
 
 def limit(result: TrafficResult) -> str:
     """The service level, and who chose it."""
-    chosen = "" if result.conditions.get("slo_chosen") == "asked for" else f", {result.conditions['slo_chosen']}"
+    basis = "" if result.conditions.get("slo_chosen") == "asked for" else f", {result.conditions['slo_chosen']}"
     within = units.duration(1000 * result.limit.ttft)
-    return f"Limit: first token within {within} for {result.limit.share:.0%} of requests{chosen}"
+    return f"Limit: first token within {within} for {result.limit.share:.0%} of requests{basis}"
 
 
 def _spread(spread: Spread, unit: str = "") -> str:
@@ -156,15 +156,15 @@ def _why_none(result: TrafficResult) -> str:
 
 def notes(result: TrafficResult) -> list[str]:
     """The conditions of the numbers."""
-    worst = max((one.p99_late_ms or 0.0 for one in result.points), default=0.0)
+    latest = max((one.p99_late_ms or 0.0 for one in result.points), default=0.0)
     accounted = [one for one in result.points if one.accounted]
-    told = [one for one in result.points if one.accounted is not None]
+    points = [one for one in result.points if one.accounted is not None]
     lines = [
         "Arrivals are random (Poisson) and the same for every side; TTFT counts from the scheduled arrival.",
         "Before each rate every document was read once, by the engines in turn; nothing came from an earlier rate.",
-        f"This client sent its requests at most {worst:.1f} ms late (p99 of the worst phase).",
-        f"Prompt tokens: the engines' counts equal the prompts in {len(accounted)} of {len(told)} rates at which every "
-        "request completed.",
+        f"This client sent its requests at most {latest:.1f} ms late (p99 of the worst phase).",
+        f"Prompt tokens: the engines' counts equal the prompts in {len(accounted)} of {len(points)} rates at which "
+        "every request completed.",
     ]
     lines += [line for line in [estimates(result)] if line]
     return lines + [str(note) for note in result.conditions.get("notes", [])]

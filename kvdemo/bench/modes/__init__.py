@@ -24,10 +24,10 @@ def select(options: Bench) -> Sequence[Mode]:
     Raises UsageError for options that contradict each other.
     """
     options.check_combination()
-    picked = [mode for mode in MODES if mode.applies_to(options)]
-    for mode in picked:
+    selection = [mode for mode in MODES if mode.applies_to(options)]
+    for mode in selection:
         mode.refuse(options)
-    alone = [mode for mode in picked if not mode.beside] or [MODES[-1]]
+    alone = [mode for mode in selection if not mode.beside] or [MODES[-1]]
     if len(alone) > 1:
         raise UsageError(f"{flag(alone[0].option)} cannot be combined with {flag(alone[1].option)}")
-    return [alone[0], *(mode for mode in picked if mode.beside)]
+    return [alone[0], *(mode for mode in selection if mode.beside)]

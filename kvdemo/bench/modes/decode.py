@@ -55,8 +55,8 @@ def busy(roles: Roles) -> Sequence[ServiceSpec]:
     None of them if there is no such pair: nothing could be compared.
     """
     place = (roles.writer.node, roles.writer.gpus)
-    beside = [spec for spec in reversed(roles.plain) if (spec.node, spec.gpus) == place]
-    return (beside[0], roles.writer) if beside else ()
+    neighbours = [spec for spec in reversed(roles.plain) if (spec.node, spec.gpus) == place]
+    return (neighbours[0], roles.writer) if neighbours else ()
 
 
 def _while_busy(session: Session, trial: int, other: ServiceSpec) -> Sample | None:

@@ -21,10 +21,10 @@ class Lengths(Mode):
 
     def check(self, session: Session) -> None:
         """Each length must hold more than a chunk, and no more than the document."""
-        for wanted in session.options.lengths:
-            if not session.chunk < wanted <= session.prompt.tokens:
+        for length in session.options.lengths:
+            if not session.chunk < length <= session.prompt.tokens:
                 raise UsageError(
-                    f"--lengths: {wanted:,} tokens cannot be measured: a chunk is {session.chunk}, "
+                    f"--lengths: {length:,} tokens cannot be measured: a chunk is {session.chunk}, "
                     f"the context {session.prompt.tokens:,}",
                     "leave that length out, or give a longer --context",
                 )
@@ -39,8 +39,8 @@ class Lengths(Mode):
         per_token = len(document) / session.prompt.tokens
         measured: set[int] = set()
         lengths = sorted(session.options.lengths)
-        for index, wanted in enumerate(lengths):
-            prompt = session.make_prompt(document[: int(wanted * per_token)])
+        for index, length in enumerate(lengths):
+            prompt = session.make_prompt(document[: int(length * per_token)])
             if prompt.tokens not in measured:
                 measured.add(prompt.tokens)
                 yield from trials.run(session, prompt, prompt.tokens, (index, len(lengths)))

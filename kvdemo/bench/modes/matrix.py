@@ -35,9 +35,9 @@ class Matrix(Mode):
         """Pair by pair, each under a salt of its own."""
         engines, most = session.plan.engines, session.options.trials
         pairs = [(trial, one, other) for trial in range(1, most + 1) for one in engines for other in engines]
-        for done, (trial, writer, reader) in enumerate(pairs):
+        for behind, (trial, writer, reader) in enumerate(pairs):
             text = f"trial {trial}: {writer.name} writes, {reader.name} reads"
-            yield Doing(text, done / len(pairs), trial, most, reader.name, "reuse")
+            yield Doing(text, behind / len(pairs), trial, most, reader.name, "reuse")
             yield from _pair(session, trial, writer, reader)
 
 
