@@ -195,16 +195,16 @@ def test_mixed_sources(local: int, shared: int, verdict: Verdict) -> None:
     ("facts", "why"),
     [
         ({"answers": False}, "does not answer any more"),
-        ({"registered": 1}, "only 1 of 2 engines"),
+        ({"registered_engines": 1}, "only 1 of 2 engines"),
         ({"strange": True}, "does not know the engine's KV cache"),
         ({"failed": "HTTP 503"}, "the writer's request failed (HTTP 503)"),
         ({"kv_bytes": 2 * 10**9, "l1_bytes": 10**9}, "KV (2,000 MB) does not fit into L1 (1,000 MB)"),
-        ({"stored": 3, "refused": 4}, "L1 of shared was full: 4 chunks"),
+        ({"stored": 3, "refusals": 4}, "L1 of shared was full: 4 chunks"),
         ({"stored": 3}, "only 3 of the writer's 7 chunks had been stored"),
-        ({"stored": 7, "filed": 5}, "only 5 of the writer's 7 chunks had become files"),
-        ({"stored": 7, "evicted": 2}, "2 chunks were evicted"),
-        ({"stored": 7, "filed": 7, "unreadable": 6}, "of the 7 chunks in L2 some could not be read"),
-        ({"stored": 7, "filed": 7, "evicted": 7, "matched_tokens": 0}, "of the 7 chunks in L2 some could not be read"),
+        ({"stored": 7, "files_in_l2": 5}, "only 5 of the writer's 7 chunks had become files"),
+        ({"stored": 7, "evictions": 2}, "2 chunks were evicted"),
+        ({"stored": 7, "files_in_l2": 7, "unreadable": 6}, "of the 7 chunks in L2 some could not be read"),
+        ({"stored": 7, "files_in_l2": 7, "evictions": 7, "matched_tokens": 0}, "of the 7 chunks in L2 some could not be read"),
         ({"stored": 7, "matched_tokens": HIT}, "found 896 tokens, the engine did not load them"),
         ({"stored": 7, "matched_tokens": 128}, "found only 128 tokens"),
         ({}, ""),
@@ -212,7 +212,7 @@ def test_mixed_sources(local: int, shared: int, verdict: Verdict) -> None:
 )
 def test_reasons_follow_from_facts(facts: dict[str, Any], why: str) -> None:
     """A MISS names the first thing that explains it, and nothing if nothing is known."""
-    given = {"answers": True, "engines": 2, "registered": 2, "chunks": 7, **facts}
+    given = {"answers": True, "engines": 2, "registered_engines": 2, "chunks": 7, **facts}
     said = why_missing(CacheFacts("shared", expected=HIT, **given))
     assert why in said
     assert bool(said) == bool(why)
