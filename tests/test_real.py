@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from kvdemo.backends import lmcache, series
 from kvdemo.host import health
 from kvdemo.judge import document, record, results
 from real_fleet import HANDBOOK, SERVICES, Real, needs_engines
+from watching import RARE, checked, expressions, names, needs_prometheus, prometheus
 
 pytestmark = needs_engines
 
@@ -111,6 +113,33 @@ def test_bench_leaves_no_kv_files(real: Real, benched: dict[str, Any]) -> None:
     store = Path(real.plan.service("shared").store)
     assert store.is_dir()
     assert not list(store.glob(f"*{benched['run_id']}*"))
+
+
+@needs_prometheus
+def test_prometheus_answers_the_dashboard(ready: Real) -> None:
+    """It reads every service, agrees with what kvdemo reads, and answers each question about what the fleet exposes."""
+    said = ready.do("export", "prometheus", "-o", "watch")
+    assert said.startswith("prometheus --config.file=watch/prometheus.yml reads the fleet")
+    directory = ready.path / "watch"
+    checked(directory)
+    text = HANDBOOK.read_text()[:4000]
+    with prometheus(directory, pace="2s") as watcher:
+        watcher.wait_up()
+        assert watcher.health() == dict.fromkeys(SERVICES, "up")
+        told = [ready.ask(engine, text, "watched") for engine in ("vllm-a", "lmcache-a", "lmcache-b", "lmcache-b")]
+        assert [one.shared > 0 for one in told] == [False, False, True, False]
+        watcher.scraped_again()
+        exposed = watcher.exposed()
+        unanswered = {one for one in expressions(directory) if not watcher.ask(one)}
+        by_source = watcher.ask(f"sum by (service, source) ({series.BY_SOURCE.name})")
+    assert {name for one in unanswered for name in names(one)} <= RARE
+    # A prompt without a whole chunk ended early, too, but for another reason than the question's.
+    assert exposed & {name for one in unanswered for name in names(one)} <= {lmcache.EARLY_EXIT.name}
+    for spec in ready.plan.engines:
+        counted = health.counters(spec.url)
+        assert {source: by_source[(spec.name, source)] for source in series.SOURCES} == {
+            source: counted[series.BY_SOURCE.at(source)] for source in series.SOURCES
+        }
 
 
 def requests(real: Real) -> float:
