@@ -20,6 +20,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from conftest import Lab
+from kvdemo import backends
 from kvdemo.backends import lmcache, series
 from kvdemo.errors import UsageError
 from kvdemo.export import grafana, prometheus
@@ -234,6 +235,32 @@ def test_panels_stand_beside_each_other(lab: Lab) -> None:
     assert len({panel["title"] for panel in panels}) == len(panels)
 
 
+def of_kind(plan: Plan, name: str, kind: str) -> Plan:
+    """The same plan, but this cache and its engines are of that kind."""
+    mine = {spec.name for spec in plan.services if name in {spec.name, spec.cache}}
+    return replace(
+        plan, services=tuple(replace(spec, backend=kind) if spec.name in mine else spec for spec in plan.services)
+    )
+
+
+@needs_prometheus
+@pytest.mark.parametrize("kind", backends.BACKENDS)
+def test_every_kind_of_cache_has_its_panels(lab: Lab, kind: str) -> None:
+    """Beside a cache of another kind: what each says of itself, right by Grafana's types and by promtool."""
+    plan = of_kind(lab.plan(two_caches(lab)), "small", kind)
+    for name, text in prometheus.files(plan, lab.path).items():
+        file = lab.path / "watch" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    checked(lab.path / "watch")
+    document = json.loads(grafana.dashboard(plan))
+    assert errors(document) == []
+    titles = [panel["title"] for panel in document["panels"]]
+    for one in (backends.DEFAULT, backends.of(kind)):
+        assert {one.title, *(chart.title for chart in one.charts)} <= set(titles)
+    assert len(set(titles)) == len(titles)
+
+
 def test_what_verdicts_read_is_shown(lab: Lab) -> None:
     """The counter that sources come from, the two that tell processes apart, the queue, and a cache's own."""
     shown = {
@@ -307,9 +334,7 @@ def test_the_command(lab: Lab) -> None:
     }
     done = lab.run("export", "prometheus", path, "-o", "new/watch it")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(
-        "prometheus --config.file='new/watch it'/prometheus.yml reads the fleet, and a Grafana"
-    )
+    assert done.stdout.startswith(f"prometheus --config.file='{lab.path}/new/watch it'/prometheus.yml reads the fleet")
     assert done.stdout.rstrip().endswith(f"shows it at http://127.0.0.1:3000/d/kvdemo-{lab.name}")
     written = [file for file in (lab.path / "new").rglob("*") if file.is_file()]
     assert len(written) == 4

@@ -119,7 +119,7 @@ def test_bench_leaves_no_kv_files(real: Real, benched: dict[str, Any]) -> None:
 def test_prometheus_answers_the_dashboard(ready: Real) -> None:
     """It reads every service, agrees with what kvdemo reads, and answers each question about what the fleet exposes."""
     said = ready.do("export", "prometheus", "-o", "watch")
-    assert said.startswith("prometheus --config.file=watch/prometheus.yml reads the fleet")
+    assert said.startswith(f"prometheus --config.file={ready.path}/watch/prometheus.yml reads the fleet")
     directory = ready.path / "watch"
     checked(directory)
     text = HANDBOOK.read_text()[:4000]

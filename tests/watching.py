@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ def _found(name: str) -> str:
     return shutil.which(name) or shutil.which(UNPACKED / name) or ""
 
 
-PROMETHEUS = os.environ.get("PROMETHEUS") or _found("prometheus")
+PROMETHEUS = _found("prometheus")
 PROMTOOL = _found("promtool")
 needs_prometheus = pytest.mark.skipif(
     not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool (scripts/setup --dev says how to get them)"

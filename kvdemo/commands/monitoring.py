@@ -24,7 +24,7 @@ def run(profile: Path | None, project_name: str, output: Path | None, nodes: int
     directory = output.absolute()
     for name, text in prometheus.files(plan, directory).items():
         invocation.save(directory / name, text, parents=True)
-    terminal.out.print(prometheus.use(plan, str(output)), markup=False, soft_wrap=True)
+    terminal.out.print(prometheus.use(plan, directory), markup=False, soft_wrap=True)
 
 
 def _plan(profile: Path | None, name: str) -> Plan:

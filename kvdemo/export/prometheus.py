@@ -77,6 +77,6 @@ def files(plan: Plan, directory: PurePath) -> dict[str, str]:
     }
 
 
-def use(plan: Plan, directory: str) -> str:
-    """How to use the files, in one sentence."""
-    return USE.format(directory=shlex.quote(directory), uid=grafana.uid(plan.project))
+def use(plan: Plan, directory: PurePath) -> str:
+    """How to use the files, in one sentence. The path is absolute: Grafana looks for others below its own home."""
+    return USE.format(directory=shlex.quote(str(directory)), uid=grafana.uid(plan.project))
