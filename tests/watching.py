@@ -41,14 +41,14 @@ SERIES = re.compile(r"\b([a-z_]+(?:[:_][A-Za-z0-9_]+)+)(?=\{)")
 
 
 def expressions(directory: Path) -> list[str]:
-    """Every question of the dashboards below a directory, as Grafana would put it over a minute, at a quick pace."""
+    """Every question of the dashboards below a directory, as Grafana would put it over ten minutes, at a quick pace."""
     panels = [
         panel
         for file in (directory / "grafana" / "dashboards").glob("*.json")
         for panel in json.loads(file.read_text())["panels"]
     ]
     found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
-    return [expr.replace("$__rate_interval", "1m").replace(":5s]", ":500ms]") for expr in found]
+    return [expr.replace("$__rate_interval", "10m").replace(":5s]", ":500ms]") for expr in found]
 
 
 def names(expression: str) -> set[str]:
