@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runs
-from kvdemo.errors import UsageError
+from kvdemo.errors import PreflightError, ServiceError, UsageError
 from kvdemo.estimate import formats, reading, replay, result, savings
 from kvdemo.estimate.formats import Blocks, Text
 from kvdemo.estimate.replay import Setup
 from kvdemo.estimate.savings import Times
 from kvdemo.estimate.stack import Stack, held
 from kvdemo.estimate.trace import Trace, chain_of_names, chain_of_tokens
+from kvdemo.host.tokens import Tokenizer
 from kvdemo.planning import shape
 from kvdemo.words import estimate as words
 
@@ -278,6 +281,32 @@ def test_broken_lines_are_told(line: Any, why: str) -> None:
     assert result.notes(held, setup())[0].startswith("1 line holds no request")
 
 
+KEYS = ("timestamp", "prompt", "messages", "session", "input_length", "hash_ids", "output_length", "url", "body")
+MORE = ("seq_len", "chunk_size", "chunk_hashes", "custom_id", "role", "content", "asctime", "message", "user")
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.just(10**400))
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS + MORE), inner, max_size=4)
+)
+PIECES = ("DEBUG 02-30 01:01:01 ", "Request a details: prompt: ", "'\\x'", "'b", "prompt_token_ids: [", "1, 2]", "None")
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(KEYS + MORE), VALUES, max_size=9).map(json.dumps)
+        | st.lists(st.sampled_from(PIECES)).map("".join)
+        | st.text(),
+        max_size=5,
+    ),
+    st.sampled_from([None, *formats.TITLES]),
+)
+@runs.CALM
+def test_no_line_is_too_broken(lines: list[str], format: formats.Format | None) -> None:
+    """Whatever stands in a file: requests, or a sentence."""
+    with suppress(UsageError):
+        held = reading.read(lines, reading.Cut(2, 4, 4), words_of, format=format, skip=True)
+        assert len(held.trace) > 0
+
+
 def test_what_is_no_file_of_requests() -> None:
     """The known formats are shown; nothing at all is no request."""
     for lines in (["hello"], []):
@@ -365,6 +394,9 @@ def test_what_is_said() -> None:
     assert [words.size(row, found)[0] for row in found.sizes][-2:] == ["32 tokens (32.0 KiB)", "no limit"]
 
 
+EVERYTHING = ("--engine-cache", "unlimited")
+
+
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command."""
     return runs.run("estimate", *arguments)
@@ -417,10 +449,10 @@ def test_the_command_with_times_of_a_run(tmp_path: Path) -> None:
     config.write_text(json.dumps(CONFIG))
     (config.parent / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     file = save(tmp_path / "trace.jsonl", *mooncake(50))
-    digest = json.loads(run(file, "--model", config.parent, "--json").stdout)["model_digest"]
+    digest = json.loads(run(file, *EVERYTHING, "--model", config.parent, "--json").stdout)["model_digest"]
     saved = runs.save(tmp_path, "run", runs.samples(), model_digest=digest)
     for name in (saved, saved.with_suffix(".json")):
-        done = run(file, "--model", config.parent, "--from", name, "--json")
+        done = run(file, *EVERYTHING, "--model", config.parent, "--from", name, "--json")
         assert done.returncode == 0, done
         time = json.loads(done.stdout)["savings"]
         assert time["faster"] > 0
@@ -429,10 +461,12 @@ def test_the_command_with_times_of_a_run(tmp_path: Path) -> None:
     single = {"cold": 2.0, "local": 0.1, "basis": "measured"}
     tiers = [{"name": "memory", "reuse": 0.2}]
     predicted = {"prediction": {"tokens": 1000, "hit": 768, "times": single, "tiers": tiers}}
-    done = run(file, "--model", config.parent, "--from", save(tmp_path / "doctor.json", predicted), "--json")
+    done = run(
+        file, *EVERYTHING, "--model", config.parent, "--from", save(tmp_path / "doctor.json", predicted), "--json"
+    )
     assert "predicted by doctor" in json.loads(done.stdout)["savings"]["basis"]
     other = runs.save(tmp_path, "other", runs.samples(), model_digest="else")
-    done = run(file, "--model", config.parent, "--from", other)
+    done = run(file, *EVERYTHING, "--model", config.parent, "--from", other)
     assert done.returncode == 2
     assert "another model" in done.stderr
 
@@ -441,11 +475,12 @@ def test_the_command_with_times_of_a_run(tmp_path: Path) -> None:
     ("arguments", "why"),
     [
         (["--engine-cache", "4GiB"], "how many bytes of KV a token has is not known"),
+        ([], "how large is an engine's own prefix cache?"),
         (["--engine-cache", "banana"], "--engine-cache: expected a size such as 8GiB"),
-        (["--routing", "session"], "its requests have no session"),
-        (["--chunk-size", "300"], "neither parts nor multiples"),
-        (["--from", "none.json"], "nobody knows what a part of a prompt costs"),
-        (["--format", "openai"], "body: a JSON object was expected"),
+        (["--engine-cache", "unlimited", "--routing", "session"], "its requests have no session"),
+        (["--engine-cache", "unlimited", "--chunk-size", "300"], "neither parts nor multiples"),
+        (["--engine-cache", "unlimited", "--from", "none.json"], "nobody knows what a part of a prompt costs"),
+        (["--engine-cache", "unlimited", "--format", "openai"], "body: a JSON object was expected"),
     ],
 )
 def test_mistakes_have_a_sentence(tmp_path: Path, arguments: list[str], why: str) -> None:
@@ -459,13 +494,34 @@ def test_mistakes_have_a_sentence(tmp_path: Path, arguments: list[str], why: str
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     """Which is asked for, and named if it cannot be loaded; a file that is not there is named too."""
     file = save(tmp_path / "prompts.jsonl", {"prompt": "abc"})
-    done = run(file)
+    done = run(file, *EVERYTHING)
     assert (done.returncode, "whose tokenizer?" in done.stderr) == (2, True)
-    done = run(file, "--model", tmp_path)
+    done = run(file, *EVERYTHING, "--model", tmp_path)
     assert done.returncode == 5
     assert f"the tokenizer of {tmp_path} cannot be loaded" in " ".join(done.stderr.split())
-    done = run(tmp_path / "none.jsonl")
+    done = run(tmp_path / "none.jsonl", *EVERYTHING)
     assert (done.returncode, "cannot read" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "why"),
+    [
+        ("echo gone >&2; exit 3", PreflightError, "the tokenizer of m cannot be loaded: gone"),
+        ('echo \'{"error": "no such model"}\'', PreflightError, "the tokenizer of m cannot be loaded: no such model"),
+        (
+            "echo '{\"ready\": true}'; read line; printf ab; exit 3",
+            ServiceError,
+            "the tokenizer of m ended: exit code 3",
+        ),
+    ],
+)
+def test_a_tokenizer_that_dies(tmp_path: Path, script: str, error: type[Exception], why: str) -> None:
+    """At the start, or in the middle of an answer: its last words, or its exit code."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    with pytest.raises(error, match=why), Tokenizer(str(python), os.environ, "m") as tokenizer:
+        tokenizer([Text("abc")._asdict()])
 
 
 def test_blocks_stand_for_themselves() -> None:

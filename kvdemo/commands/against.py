@@ -63,6 +63,9 @@ class Wanted:
 
 def of(path: Path | None, wanted: Wanted) -> Against:
     """What the options and the profile say. Raises UsageError for a size that nobody knows, ProfileError."""
+    if not path and not wanted.engine_cache:
+        hint = "its log says it (GPU KV cache size: N tokens): --engine-cache Ntokens, 20GiB or unlimited; or PROFILE"
+        raise UsageError("how large is an engine's own prefix cache?", hint)
     base = _of_profile(path, wanted) if path else _of_model(wanted)
     base = replace(
         base,

@@ -138,7 +138,8 @@ def _savings(options: Options, about: Against, reading: Reading, played: Replay)
             "--from: without the model's form nobody knows what a part of a prompt costs",
             "name PROFILE or --model, of a usual form and with its config.json here",
         )
-    measured = rates.times(options.times, about.model.digest, about.chunk)
+    digest = about.model.digest if about.model.weight_bytes else ""
+    measured = rates.times(options.times, digest, about.chunk)
     try:
         return savings(reading.trace, played, about.model.shape, measured, about.gpus)
     except ValueError as error:

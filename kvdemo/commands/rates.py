@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ PROVED = {"cold": "COLD", "again": "LOCAL", "reuse": "SHARED"}
 
 
 def times(path: Path, digest: str, chunk: int) -> Times:
-    """The times in this file. Raises UsageError if it holds none, or those of another model than ``digest``."""
+    """The times in this file; ``digest`` is that of the model, empty if its weights are not here.
+
+    Raises UsageError if it holds none, or those of another model.
+    """
     if trafficfile.is_traffic(path):
         found, measured = _of_traffic(path, chunk)
     else:
@@ -26,6 +30,8 @@ def times(path: Path, digest: str, chunk: int) -> Times:
         found, measured = _of_doctor(path, predicted) if predicted else _of_bench(path)
     if digest and measured and measured != digest:
         raise UsageError(f"{path}: measured with another model than the one of this estimate", "name its own: --model")
+    if not (digest and measured):
+        return replace(found, basis=f"{found.basis}, whose model was not compared with this one")
     return found
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 Format = Literal["openai", "vllm", "mooncake", "lmcache", "prompts"]
@@ -33,6 +33,8 @@ LOOKS: Mapping[Format, str] = {
 }
 LONGEST = 10**8
 """Tokens of a prompt; more is a mistake."""
+LATEST = 10**15
+"""Milliseconds since 1970, in thirty thousand years."""
 
 
 class Text(NamedTuple):
@@ -178,7 +180,8 @@ def _of_log(line: str) -> Sequence[Request]:
     if ids and ids[1] != "None":
         return (Request(_tokens(json.loads(ids[1])), time),)
     if text:
-        return (Request(Text(ast.literal_eval(text[0])), time),)
+        with suppress(SyntaxError):
+            return (Request(Text(ast.literal_eval(text[0])), time),)
     raise ValueError("prompt_token_ids or a prompt was expected")
 
 
@@ -246,7 +249,7 @@ def _time(held: Mapping[str, Any], divisor: int = 1) -> float | None:
     value = held.get("timestamp")
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) < LATEST:
         raise ValueError("timestamp: a number was expected")
     return float(value / divisor)
 

@@ -54,11 +54,21 @@ def tokens(tokenizer: Any, prompts: list[dict[str, Any]]) -> list[array[int] | s
             continue
         groups[False].append((number, text))
     for special, group in groups.items():
-        if group:
-            ids = tokenizer([text for _, text in group], add_special_tokens=special)["input_ids"]
-            for (number, _), one in zip(group, ids, strict=True):
-                results[number] = array("I", one)
+        for (number, _), one in zip(group, encoded(tokenizer, [text for _, text in group], special), strict=True):
+            results[number] = one
     return results
+
+
+def encoded(tokenizer: Any, texts: list[str], special: bool) -> list[array[int] | str]:
+    """The ids of texts, together if that works (it is several times faster), else one by one."""
+    if not texts:
+        return []
+    try:
+        return [array("I", ids) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
+    except Exception as error:
+        if len(texts) == 1:
+            return [f"the tokenizer refused it: {' '.join(str(error).split())[:200]}"]
+        return [one for text in texts for one in encoded(tokenizer, [text], special)]
 
 
 def main() -> None:

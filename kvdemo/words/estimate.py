@@ -74,7 +74,7 @@ def size(row: Size, estimate: Estimate) -> tuple[str, ...]:
     name = cache(row.cache_tokens, row.cache_bytes)
     chosen = row.cache_tokens == estimate.shared_cache_tokens
     tokens = (estimate.local_tokens, row.shared_tokens, row.computed_tokens)
-    return (f"{name}{' *' * chosen}", *(share(each, estimate.prompt_tokens) for each in tokens))
+    return (f"{name}{' (as above)' * chosen}", *(share(each, estimate.prompt_tokens) for each in tokens))
 
 
 def sentences(estimate: Estimate) -> list[str]:
@@ -100,7 +100,7 @@ def _time(estimate: Estimate) -> list[str]:
     if saved is None:
         return ["Time saved: unknown without measured times (--from a saved run of bench or load, or doctor --json)."]
     without, with_it = (units.duration(1000 * each) for each in (saved.mean_ttft_without, saved.mean_ttft_with))
-    ratio = units.ratio(saved.mean_ttft_without / saved.mean_ttft_with) if saved.mean_ttft_with > 0 else "unknown"
+    ratio = f"{units.ratio(saved.mean_ttft_without / saved.mean_ttft_with)} faster" if saved.mean_ttft_with > 0 else "?"
     faster = units.count(saved.faster, "request")
     computing, loading = (units.approximate_duration(each) for each in (saved.engine_seconds, saved.load_seconds))
     gpus = "" if saved.gpu_seconds is None else f" ({units.digits(saved.gpu_seconds)} GPU seconds)"
