@@ -6,6 +6,7 @@ runs alone.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,45 @@ def test_prometheus_answers_the_dashboard(ready: Real) -> None:
         assert {source: by_source[(spec.name, source)] for source in series.SOURCES} == {
             source: counted[series.BY_SOURCE.at(source)] for source in series.SOURCES
         }
+
+
+def test_top_shows_where_a_prompt_came_from(ready: Real) -> None:
+    """A computes a text and B loads it: each is one line's only prompt, with the sources that the counters tell.
+
+    Asked by addresses alone, the same engines answer; what was counted since their start is the same.
+    """
+    text, salt = HANDBOOK.read_text()[:8000], "top"
+    process = ready.start("top", "--json", "--interval", "1")
+    assert process.stdout is not None
+    lines = map(json.loads, process.stdout)
+    try:
+        next(lines)
+        seen = {}
+        for engine in ("lmcache-a", "lmcache-b"):
+            told = ready.ask(engine, text, salt)
+            prompt = next(one for line in lines for one in line["prompts"] if one["engine"] == engine)
+            assert prompt["sources"] == {"computed": told.computed, "local": told.local, "shared": told.shared}
+            assert prompt["ttft_s"] > 0
+            assert prompt["hit_tokens"] in (None, {"l1": told.shared, "l2": 0})
+            seen[engine] = told.shared
+        shared = seen["lmcache-b"]
+        assert (seen["lmcache-a"], shared > 1000) == (0, True)
+        line = next(line for line in lines if line["caches"][0]["hit_tokens"] == {"l1": shared, "l2": 0})
+        b = next(one for one in line["engines"] if one["service"] == "lmcache-b")
+        assert b["prompt_tokens"]["shared"] == shared
+        assert b["memory_bytes"] > 1024**3
+        (cache,) = line["caches"]
+        assert 0 < cache["l1_used_bytes"] <= cache["l1_size_bytes"]
+        assert cache["engines_registered"] == 2
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in err) == (130, False), err
+    urls = [f"--target={spec.name}={spec.url}" for spec in ready.plan.engines]
+    outside = json.loads(ready.do("top", *urls, "--once", "--json"))
+    rates = {one["service"]: one["hit_rate_since_start"] for one in outside["engines"]}
+    assert rates["lmcache-b"] == b["hit_rate_since_start"]
+    assert all(one["answers"] and one["kv_cache_usage"] is not None for one in outside["engines"])
 
 
 def requests(real: Real) -> float:

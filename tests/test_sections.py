@@ -204,7 +204,10 @@ def test_mixed_sources(local: int, shared: int, verdict: Verdict) -> None:
         ({"stored": 7, "files_in_l2": 5}, "only 5 of the writer's 7 chunks had become files"),
         ({"stored": 7, "evictions": 2}, "2 chunks were evicted"),
         ({"stored": 7, "files_in_l2": 7, "unreadable": 6}, "of the 7 chunks in L2 some could not be read"),
-        ({"stored": 7, "files_in_l2": 7, "evictions": 7, "matched_tokens": 0}, "of the 7 chunks in L2 some could not be read"),
+        (
+            {"stored": 7, "files_in_l2": 7, "evictions": 7, "matched_tokens": 0},
+            "of the 7 chunks in L2 some could not be read",
+        ),
         ({"stored": 7, "matched_tokens": HIT}, "found 896 tokens, the engine did not load them"),
         ({"stored": 7, "matched_tokens": 128}, "found only 128 tokens"),
         ({}, ""),

@@ -25,7 +25,6 @@ from rich.console import Console
 import nvml
 from conftest import Lab
 from guarding import until
-from kvdemo import backends
 from kvdemo.bench import attach
 from kvdemo.fleet import gauges
 from kvdemo.fleet.gauges import Gauges
@@ -404,7 +403,16 @@ def rendered(frame: Frame, width: int, encoding: str = "utf-8") -> str:
     return file.read()
 
 
-BUSY = EngineRates(10.0, 12, 345, Sources(12_345_678, 0, 1), 0.9951, 0.004, Ttft(1234, Quantile(61.5), None), 0.999)
+BUSY = EngineRates(
+    window=10.0,
+    running=12,
+    waiting=345,
+    tokens=Sources(12_345_678, 0, 1),
+    hit_rate=0.9951,
+    hit_rate_ever=0.004,
+    ttft=Ttft(1234, Quantile(61.5), None),
+    kv_usage=0.999,
+)
 LONG = Frame(
     "a-project-with-a-long-name",
     NOW,
@@ -415,7 +423,7 @@ LONG = Frame(
         Engine("c", problem="does not answer ([Errno 111] Connection refused)", silent=12.3),
         Engine("d", broken="counters went back", restarted=NOW),
     ],
-    [Cache("shared", rates=CacheRates(10.0, 9999, {"l1": 99, "l2": 900}, 0.1, 0.2, backends.DEFAULT.usage({}, {})))],
+    [Cache("shared", rates=CacheRates(10.0, 9999, {"l1": 99, "l2": 900}, 0.1, 0.2, 99999))],
     recent=[
         Seen(NOW, Prompts("b", 1, 2000, Sources(16, 0, 1984), 0.25, {"l1": 0, "l2": 1984})),
         Seen(NOW, Prompts("b", 1, 2000)),

@@ -23,6 +23,7 @@ from kvdemo.host import health, survey
 from kvdemo.host.procfs import alive
 from kvdemo.judge import record
 from kvdemo.ui.hosts import LOOPBACK, names
+from kvdemo.words import top
 
 pytestmark = needs_browser
 
@@ -116,6 +117,58 @@ def opened(fleet: Fleet) -> Iterator[Open]:
 def tab(opened: Open) -> Tab:
     """One tab."""
     return opened()
+
+
+def test_the_strip_shows_what_the_engines_do(fleet: Fleet, tab: Tab) -> None:
+    """What `kvdemo top` says: closed one line of the fleet, opened one a service; an engine that ended is told."""
+    live = tab.page.locator("#live")
+    row = live.locator("tr[data-service=other]")
+    expect(live.locator("summary")).to_contain_text("rates over")
+    expect(row).to_be_hidden()
+    live.locator("summary").click()
+    headings = [gauge.heading for gauge in top.ENGINE_GAUGES]
+    assert live.locator("table").first.locator("th").all_inner_texts() == ["ENGINE", "", *headings]
+    spec = fleet.plan.service("other")
+    body = {"model": spec.model, "prompt": words(123, "strip"), "max_tokens": 1}
+    assert health.request(spec.url, "/v1/completions", timeout=30, body=body)[0] == 200
+    expect(live.locator(".prompts")).to_contain_text("other: 123 tokens = 123 computed, TTFT ")
+    expect(row.locator(".flow")).to_have_attribute("title", re.compile(r"[\d.]+ computed tokens a second"))
+    assert row.locator(".flow .computed").bounding_box() != row.locator(".flow .shared").bounding_box()
+    expect(row.locator("td").nth(2 + headings.index("N"))).to_have_text("1")
+    expect(live.locator("tr[data-service=shared] td").nth(2)).not_to_be_empty()
+    fleet.hurt = True
+    fleet.lab.run("stop", "other", "-p", fleet.lab.name)
+    expect(live.locator(".prompts")).to_contain_text("other: does not answer")
+    expect(row.locator("td").nth(2)).to_be_empty()
+    expect(row.locator(".flow")).to_be_hidden()
+    fleet.lab.run("start", "other", "-p", fleet.lab.name)
+    expect(live.locator(".prompts")).to_contain_text("other: was restarted")
+
+
+def test_the_strip_stands_still_while_a_request_is_timed(fleet: Fleet, tab: Tab) -> None:
+    """It says so, and goes on after the first token: the request is among the last prompts then."""
+    fleet.fault("plain", TOKEN_US=8 * SLOW, DECODE_MS=5)
+    tab.page.locator("#live summary").click()
+    tab.ask("Who steered?", "plain")
+    expect(tab.page.locator("#live summary")).to_contain_text("paused until the first token has come")
+    assert tab.verdicts() == {"plain": "COLD"}
+    expect(tab.page.locator("#live summary")).to_contain_text("rates over")
+    expect(tab.page.locator("#live .prompts")).to_contain_text(re.compile(r"plain: [\d,]+ tokens"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_strip_fits_a_phone(opened: Open, scheme: str) -> None:
+    """Opened, its tables scroll; the page does not, and the names stay where they are."""
+    tab = opened(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    live = tab.page.locator("#live")
+    live.locator("summary").click()
+    name = live.locator("tr[data-service=plain] td").first
+    expect(name).to_be_visible()
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    before = name.bounding_box()
+    live.locator(".scroll").first.evaluate("one => one.scrollLeft = 200")
+    assert live.locator(".scroll").first.evaluate("one => one.scrollLeft") > 50
+    assert name.bounding_box() == before
 
 
 def test_one_engine_answers_as_a_stream(fleet: Fleet, tab: Tab) -> None:

@@ -30,10 +30,12 @@ from kvdemo.bench import bench, cacheserver, conditions, context, pace, preheat,
 from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
 from kvdemo.errors import KvdemoError, NotReadyError, UsageError
-from kvdemo.fleet import fleet
+from kvdemo.fleet import fleet, gauges
 from kvdemo.fleet.watch import Event, State
-from kvdemo.host import gpus, health
+from kvdemo.host import gpus as host_gpus
+from kvdemo.host import health
 from kvdemo.host.state import Project
+from kvdemo.judge.frame import Frame
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import Plan
 from kvdemo.ui import download
@@ -75,6 +77,9 @@ class EnginePool:
         self.numbers, self.salts = itertools.count(1), itertools.count(1)
         self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="ask")
         self.bell: Bell
+        self.gauges = gauges.of_project(project, environ)
+        self.frame: Frame | None = None
+        self.frame_bell: Bell
         self.adopt(fleet.load_plan(project))
 
     def adopt(self, plan: Plan) -> None:
@@ -88,6 +93,7 @@ class EnginePool:
     async def open(self) -> None:
         """On the event loop: begin to watch the services."""
         self.bell = Bell(asyncio.get_running_loop())
+        self.frame_bell = Bell(asyncio.get_running_loop())
         self.watcher = asyncio.create_task(self._watch())
         self.pool.submit(self.preheat)
 
@@ -107,7 +113,15 @@ class EnginePool:
         while True:
             if self.bell.listeners and not self.timed:
                 await self.do(self.observe)
+            if self.frame_bell.listeners and not self.paused:
+                self.frame = await self.do(self.gauges.look)
+                self.frame_bell.ring()
             await asyncio.sleep(STATUS_POLL)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nobody reads the engines' counters: their answers would take processor time from what is timed."""
+        return bool(self.timed) or self.reserved
 
     async def do(self, work: Any, *arguments: Any) -> Any:
         """Something that blocks, in a thread."""
@@ -296,7 +310,7 @@ class EnginePool:
     def jsonl(self) -> str:
         """The history as a file that ``kvdemo report`` reads."""
         names = sorted(
-            {gpu.name for gpu in gpus.detect(self.environ) for e in self.plan.engines if gpu.index in e.gpus}
+            {gpu.name for gpu in host_gpus.detect(self.environ) for e in self.plan.engines if gpu.index in e.gpus}
         )
         about: dict[str, Any] = {
             "kvdemo_version": __version__,

@@ -44,6 +44,19 @@ h1, h2, h3, p { margin: 0; font-weight: inherit; font-size: inherit; line-height
 .banner { background: var(--bad); color: var(--on); border-radius: .6rem; padding: .6rem 1rem; margin-bottom: 1rem;
   font-weight: 600; }
 
+.strip { padding: .45rem 1rem; margin: 0 0 1rem; } .strip > summary { display: flex; gap: .3rem .8rem;
+  align-items: center; flex-wrap: wrap; font-size: .9rem; } .strip > summary > b { color: var(--fg); }
+.strip > summary > .flow { flex: 1; min-width: 7rem; max-width: 22rem; } .strip .scroll { margin-top: .5rem; }
+.flow { display: flex; height: .85rem; min-width: 7rem; border-radius: .2rem; overflow: hidden;
+  background: var(--soft); }
+.flow i { display: block; } .flow .l1 { background: var(--shared); } .flow .l2 { background: repeating-linear-gradient(
+  -45deg, var(--shared) 0 .25rem, var(--card) .25rem .4rem); }
+.strip .grid { font-size: .9rem; } .strip .grid td { white-space: nowrap; } .strip .grid td:first-child {
+  position: sticky; left: 0; background: var(--card); font-weight: 650; } .strip .flowing { width: 40%; }
+.strip .prompts { font-size: .85rem; margin: .5rem 0 .2rem; display: grid; gap: .1rem; }
+.tone-shared { color: var(--shared); } .tone-local { color: var(--local); } .tone-dim { color: var(--dim); }
+.tone-bad { color: var(--bad); } .tone-warn { color: var(--warn); }
+
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) minmax(20.5rem, 29%); gap: 1.1rem; align-items: start; }
 .stack { display: grid; gap: 1rem; min-width: 0; }
 .line { display: flex; gap: .6rem; align-items: stretch; } .line .q-field { flex: 1; min-width: 0; }
@@ -112,7 +125,8 @@ select { font: inherit; color: inherit; background: var(--card); padding: .3rem 
 .key b { color: var(--fg); font-weight: 650; } .key span::before { content: ""; display: inline-block; width: .65em;
   height: .65em; border-radius: .15em; margin-right: .35em; background: currentColor; }
 .key .k-computed::before { background: var(--computed); } .key .k-local::before { background: var(--local); }
-.key .k-shared::before { background: var(--shared); }
+.key .k-shared::before, .key .k-l1::before { background: var(--shared); }
+.key .k-l2::before { background: repeating-linear-gradient(-45deg, var(--shared) 0 .15rem, var(--card) .15rem .25rem); }
 .answer { min-height: 6.2em; max-height: 6.2em; overflow-y: auto; white-space: pre-wrap; overflow-wrap: break-word;
   background: var(--soft); border-radius: .5rem; padding: .6rem .8rem; font-size: 1.05rem; line-height: 1.4; }
 .answer.whole { max-height: 24em; }
@@ -171,6 +185,7 @@ a { color: inherit; text-underline-offset: .2em; }
   .finding b { font-size: 2.4rem; } .chip { font-size: .95rem; }
   .race { grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .6rem; grid-auto-flow: dense; }
   .race .track { grid-column: 1 / -1; height: 1.3rem; margin-bottom: .5rem; } .race .clock { grid-column: 2; }
+  .strip .flow { min-width: 4rem; } .strip .grid th, .strip .grid td { padding-right: .55rem; }
   .card { padding: .8rem .9rem; } .finding, .question { font-size: 1.05rem; } }
 """
 

@@ -27,6 +27,7 @@ from kvdemo.ui.history import History
 from kvdemo.ui.hosts import guard
 from kvdemo.ui.look import SCRIPT, STYLE
 from kvdemo.ui.parts import box, button, change, style, text
+from kvdemo.ui.strip import Strip
 from kvdemo.ui.turns import TurnList
 
 HEALTH = {
@@ -83,6 +84,7 @@ class Page:
                 shade.on("click", self._shade, js_handler=IS_DARK)
             self.banner = text("", "banner")
             self.banner.props["role"] = "alert"
+            self.strip = Strip(pool)
             with box("main", "columns") as self.panels["ask"]:
                 with box("div", "stack"):
                     self.ask = QuestionPanel(pool, conversation)
@@ -97,6 +99,7 @@ class Page:
 
     def refresh(self) -> None:
         """Show what has changed in this conversation."""
+        self.strip.show()
         self.turns.show(self.conversation.document)
         self.paper.show()
         self.ask.show()
@@ -104,6 +107,7 @@ class Page:
     def everybody(self) -> None:
         """Show what has changed for all."""
         self.fleet.show()
+        self.strip.show()
         self.banner.text = self.pool.gone
         self.banner.set_visibility(bool(self.pool.gone))
         self._show_panel()
@@ -151,7 +155,12 @@ class Site:
             return  # nobody looked
         conversation = await self._conversation()
         page = Page(self.pool, conversation, self.result_dir)
-        for bell, show in ((conversation.bell, page.refresh), (self.pool.bell, page.everybody)):
+        bells = (
+            (conversation.bell, page.refresh),
+            (self.pool.bell, page.everybody),
+            (self.pool.frame_bell, page.strip.show),
+        )
+        for bell, show in bells:
             _listen(client, bell, show)
         await self.pool.do(self.pool.observe)
         if (

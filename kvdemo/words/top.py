@@ -73,14 +73,18 @@ def most(services: Sequence[Service]) -> float:
     return max((sum(part.rate for part in parts(one)) for one in services), default=0.0)
 
 
+def share(value: float) -> str:
+    """A share in percent: what is not all does not read as all, and what is something not as nothing."""
+    percent = round(100 * value)
+    if percent == 100 and value < 1:
+        return ">99%"
+    return "<1%" if percent == 0 and value > 0 else f"{percent}%"
+
+
 def _share(value: float | None, empty: bool = False) -> Piece:
     if value is None:
         return Piece(units.NO_VALUE if empty else UNKNOWN, Tone.DIM)
-    # What is not all must not read as all, and what is something not as nothing.
-    percent = round(100 * value)
-    if percent == 100 and value < 1:
-        return Piece(">99%")
-    return Piece("<1%" if percent == 0 and value > 0 else f"{percent}%")
+    return Piece(share(value))
 
 
 def _count(value: int | None) -> Piece:
@@ -193,6 +197,30 @@ def window(frame: Frame) -> str:
         return "no rates yet: they need two readings"
     rest = "" if covered >= frame.length else f" of {frame.length:g} s so far"
     return f"rates over {units.digits(covered)} s{rest}"
+
+
+def total(frame: Frame) -> list[Part]:
+    """The bars of all engines as one."""
+    known = [parts(one) for one in frame.engines]
+    return [Part(source, sum(bar[n].rate for bar in known if bar)) for n, source in enumerate(SOURCES)]
+
+
+def summary(frame: Frame) -> str:
+    """The whole fleet in one line."""
+    bar = total(frame)
+    rate = sum(part.rate for part in bar)
+    silent = sum(not parts(one) for one in frame.engines)
+    unknown = f" (unknown of {units.count(silent, 'engine')})" if silent and frame.covered is not None else ""
+    hit = f", {share((rate - bar[0].rate) / rate)} of them not computed" if rate else ""
+    if frame.covered is None:
+        return window(frame)
+    return f"{units.digits(rate)} prompt tokens a second{hit}{unknown}; {window(frame)}"
+
+
+def rates(bar: Sequence[Part]) -> str:
+    """A bar in words: 50.0 computed + 120 shared tokens a second."""
+    said = " + ".join(f"{units.digits(part.rate)} {part.source.name}" for part in bar if part.rate)
+    return f"{said or 'no'} tokens a second" if bar else "unknown"
 
 
 def complaints(frame: Frame) -> list[Piece]:
