@@ -81,7 +81,7 @@ def test_an_engine_over_ten_seconds() -> None:
     assert (made.running, made.waiting, made.kv_usage) == (2, 3, 0.5)
     assert made.tokens == Sources(500, 300, 1200)
     assert made.hit_rate == 0.75
-    assert made.hit_rate_ever == 1600 / 3000
+    assert (made.hit_rate_ever, made.tokens_ever) == (1600 / 3000, 3000)
 
 
 def test_quantiles_by_hand() -> None:
@@ -264,7 +264,7 @@ def test_a_cache_server() -> None:
     """2,000 tokens asked for, 500 had in L1 and 1,484 in L2; sizes are what it reports."""
     made = rates.cache(backends.DEFAULT, at(0, CALM), at(5, ASKED), REPORT)
     assert (made.window, made.requested, made.tiers) == (5, 2000, {"l1": 500, "l2": 1484})
-    assert (made.hit_rate, made.hit_rate_ever) == (0.992, 2984 / 6000)
+    assert (made.hit_rate, made.hit_rate_ever, made.requested_ever) == (0.992, 2984 / 6000, 6000)
     usage = made.usage
     assert (usage.l1, usage.l1_size, usage.l2, usage.has_l2, usage.engines) == (64, 256, 4194304, True, 2)
 

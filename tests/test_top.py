@@ -481,6 +481,16 @@ def test_shares(value: float | None, said: str) -> None:
     assert gauge.cell(Engine("a", rates=EngineRates(kv_usage=value))).text == said
 
 
+def test_nothing_asked_has_no_hit_rate() -> None:
+    """Of no prompt there is none, and it says so otherwise than of prompts whose sources nobody tells."""
+    engine, cache = ({one.heading: one.cell for one in gauges} for gauges in (words.ENGINE_GAUGES, words.CACHE_GAUGES))
+    for tokens, said in ((0, "-"), (None, "?")):
+        assert engine["EVER"](Engine("a", rates=EngineRates(tokens_ever=tokens))).text == said
+        assert cache["EVER"](Cache("b", rates=CacheRates(requested_ever=tokens))).text == said
+    assert engine["HIT"](Engine("a", rates=EngineRates(tokens=Sources(0, 0, 0)))).text == "-"
+    assert engine["HIT"](Engine("a", rates=EngineRates())).text == "?"
+
+
 def test_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Bytes in use and how busy each is, in the order of CUDA; what an instance does not tell is unknown."""
     told = nvml.machine({"utilization": 35}, {})

@@ -357,10 +357,10 @@ def test_two_browsers_at_once(opened: Open) -> None:
     assert one.page.locator(".turn").count() == two.page.locator(".turn").count() == 1
     one.page.locator("#tab-history").click()
     expect(one.page.locator("#tab-history")).to_have_attribute("aria-selected", "true")
-    rows = one.page.locator("tbody tr").count()
+    rows = one.page.locator("section[aria-label=History] tbody tr").count()
     two.ask("Who steered?", "plain")
     two.verdicts()
-    expect(one.page.locator("tbody tr")).to_have_count(rows + 1)
+    expect(one.page.locator("section[aria-label=History] tbody tr")).to_have_count(rows + 1)
 
 
 def test_a_reload_keeps_the_conversation(tab: Tab) -> None:
@@ -376,7 +376,7 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
     """A chart, a table, and a file that `kvdemo report` judges like a run of bench."""
     tab.demonstrate()
     tab.page.locator("#tab-history").click()
-    expect(tab.page.locator("tbody tr").first).to_contain_text(re.compile("SHARED|COLD"))
+    expect(tab.page.locator("section[aria-label=History] tbody tr").first).to_contain_text(re.compile("SHARED|COLD"))
     expect(tab.page.locator(".chart svg")).to_contain_text("other")
     with tab.page.expect_download() as download:
         tab.page.get_by_text("Download as JSONL").click()
@@ -385,7 +385,7 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
     held = record.read(target)
     assert (held.conditions.baseline, held.conditions.writer, held.conditions.reader) == ("other", "a", "b")
     assert [sample.arm for sample in held.samples[-3:]].count("store") == 1
-    assert tab.page.locator("tbody tr").count() == len(held.samples)
+    assert tab.page.locator("section[aria-label=History] tbody tr").count() == len(held.samples)
     assert fleet.lab.run("report", target).returncode == 0
 
 
@@ -490,8 +490,12 @@ def test_nothing_is_wider_than_the_window(opened: Open, width: int) -> None:
 
 
 def test_the_keyboard_is_enough(tab: Tab) -> None:
-    """Tab reaches the chips, space presses one; the focus is seen."""
+    """Tab reaches the strip, which Enter opens and closes, and the chips, of which space presses one; focus is seen."""
     tab.page.locator("#shade").focus()
+    tab.page.keyboard.press("Tab")
+    for opened in (True, False):
+        tab.page.keyboard.press("Enter")
+        assert tab.page.locator("#live").evaluate("one => one.open") is opened
     tab.page.keyboard.press("Tab")
     assert tab.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Question"
     focused = "document.activeElement.dataset.engine"

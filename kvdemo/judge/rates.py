@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvdemo.backends import series
-from kvdemo.backends.backend import Backend, Usage
+from kvdemo.backends.backend import Backend, Lookups, Usage
 from kvdemo.backends.series import BY_SOURCE, PROMPT_TOKENS, TTFT
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.scrape import Scrape
@@ -42,7 +42,8 @@ class EngineRates:
     """An engine over ``window`` seconds, None where it does not tell; without a window only what is so at the moment.
 
     ``tokens`` are the window's prompt tokens by source, ``hit_rate`` the share of them that was not computed,
-    ``hit_rate_ever`` the same since the engine's start; ``kv_usage`` the share of its KV blocks in use.
+    ``hit_rate_ever`` the same of the ``tokens_ever`` since the engine's start; ``kv_usage`` the share of its KV blocks
+    in use.
     """
 
     window: float | None = None
@@ -51,6 +52,7 @@ class EngineRates:
     tokens: Sources | None = None
     hit_rate: float | None = None
     hit_rate_ever: float | None = None
+    tokens_ever: int | None = None
     ttft: Ttft | None = None
     kv_usage: float | None = None
 
@@ -59,9 +61,9 @@ class EngineRates:
 class CacheRates:
     """A cache server over ``window`` seconds, None where it does not tell.
 
-    ``tiers`` are the tokens that its lookups hit in each tier (``l1``, ``l2``); ``hit_rate`` is the share of the tokens
-    asked for that it had, ``hit_rate_ever`` the same since its start. Its lookups are also of tokens that an engine
-    then had itself.
+    ``tiers`` are the tokens that its lookups hit in each tier (``l1``, ``l2``); ``hit_rate`` is the share of the
+    ``requested`` tokens that it had, ``hit_rate_ever`` the same of the ``requested_ever`` since its start. Its lookups
+    are also of tokens that an engine then had itself.
     """
 
     window: float | None = None
@@ -69,6 +71,7 @@ class CacheRates:
     tiers: Mapping[str, int] | None = None
     hit_rate: float | None = None
     hit_rate_ever: float | None = None
+    requested_ever: int | None = None
     usage: Usage = field(default_factory=Usage)
 
 
@@ -94,41 +97,34 @@ def engine(before: Scrape | None, after: Scrape) -> EngineRates:
         running=_whole(after.values.get(series.RUNNING.key)),
         waiting=_whole(after.values.get(series.WAITING.key)),
         hit_rate_ever=_hit_rate(Scrape(0), after),
+        tokens_ever=_whole(after.values.get(PROMPT_TOKENS.key)),
         kv_usage=after.mean(series.KV_USE.key),
     )
     if before is None:
         return now
-    return EngineRates(
-        after.at - before.at,
-        now.running,
-        now.waiting,
-        sources(before, after),
-        _hit_rate(before, after),
-        now.hit_rate_ever,
-        ttft(before, after),
-        now.kv_usage,
+    return replace(
+        now,
+        window=after.at - before.at,
+        tokens=sources(before, after),
+        hit_rate=_hit_rate(before, after),
+        ttft=ttft(before, after),
     )
 
 
 def cache(backend: Backend, before: Scrape | None, after: Scrape, report: Mapping[str, object]) -> CacheRates:
     """The same of a cache server, whose report is a JSON document."""
-    usage, ever = backend.usage(after.values, report), backend.lookups(after.values)
-    rate_ever = ever.hit / ever.requested if ever and ever.requested > 0 else None
-    if before is None:
-        return CacheRates(hit_rate_ever=rate_ever, usage=usage)
-    first = backend.lookups(before.values)
-    requested = hit = None
+    ever = backend.lookups(after.values)
+    now = CacheRates(usage=backend.usage(after.values, report))
     if ever:
-        requested = round(ever.requested - (first.requested if first else 0))
-        hit = ever.hit - (first.hit if first else 0)
-    return CacheRates(
-        after.at - before.at,
-        requested,
-        backend.tiers(before.values, after.values),
-        hit / requested if requested and hit is not None else None,
-        rate_ever,
-        usage,
-    )
+        now = replace(now, hit_rate_ever=_ratio(ever.hit, ever.requested), requested_ever=round(ever.requested))
+    if before is None:
+        return now
+    now = replace(now, window=after.at - before.at, tiers=backend.tiers(before.values, after.values))
+    if ever:
+        first = backend.lookups(before.values) or Lookups(0, 0)
+        requested = ever.requested - first.requested
+        now = replace(now, requested=round(requested), hit_rate=_ratio(ever.hit - first.hit, requested))
+    return now
 
 
 def sources(before: Scrape, after: Scrape) -> Sources | None:
@@ -146,12 +142,12 @@ def _hit_rate(before: Scrape, after: Scrape) -> float | None:
     was asked for and had, and what another had of the rest.
     """
     if (counted := sources(before, after)) is not None:
-        return (counted.local + counted.shared) / counted.total if counted.total > 0 else None
+        return _ratio(counted.local + counted.shared, counted.total)
     if series.OWN_QUERIES.key not in after.values:
         return None
     asked = _since(series.OWN_QUERIES.key, before, after)
     hits = sum(_since(hit.key, before, after) for hit in (series.OWN_HITS, series.OTHERS_HITS))
-    return hits / asked if asked > 0 else None
+    return _ratio(hits, asked)
 
 
 def ttft(before: Scrape, after: Scrape) -> Ttft | None:
@@ -220,6 +216,10 @@ def tiers(backend: Backend, one: Prompts, before: Scrape, after: Scrape) -> Mapp
 def idle(reading: Scrape) -> bool:
     """Whether an engine says that no request was running or waiting."""
     return all(reading.values.get(gauge.key) == 0 for gauge in (series.RUNNING, series.WAITING))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
 
 
 def _since(name: str, before: Scrape, after: Scrape) -> float:

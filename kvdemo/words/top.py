@@ -152,7 +152,11 @@ ENGINE_GAUGES: tuple[Gauge[Engine], ...] = (
         "share of the window's prompt tokens that was not computed",
         lambda one: _share(one.rates.hit_rate, _quiet(one)),
     ),
-    Gauge("EVER", "the same since the engine's start", lambda one: _share(one.rates.hit_rate_ever)),
+    Gauge(
+        "EVER",
+        "the same since the engine's start",
+        lambda one: _share(one.rates.hit_rate_ever, one.rates.tokens_ever == 0),
+    ),
     Gauge(
         "TTFT50",
         "median time to first token in the window, interpolated in the buckets of the engine's histogram as "
@@ -176,7 +180,9 @@ CACHE_GAUGES: tuple[Gauge[Cache], ...] = (
         "share of the tokens asked for in the window that it had",
         lambda one: _share(one.rates.hit_rate, _quiet(one)),
     ),
-    Gauge("EVER", "the same since its start", lambda one: _share(one.rates.hit_rate_ever)),
+    Gauge(
+        "EVER", "the same since its start", lambda one: _share(one.rates.hit_rate_ever, one.rates.requested_ever == 0)
+    ),
     Gauge("L1", "bytes in L1 (host memory)", lambda one: Piece(size(one.rates.usage.l1))),
     Gauge("OF", "size of L1", lambda one: Piece(size(one.rates.usage.l1_size))),
     Gauge("L2", "bytes that it counts in L2", lambda one: _l2(one.rates.usage)),
