@@ -267,3 +267,10 @@ def test_trouble_is_read_by_the_names_that_lmcache_has_for_it(reason: str, stran
     assert done.returncode == 0, done.stderr
     after = health.parsed(done.stdout)
     assert LMCache().losses({}, {}, after) == Losses(strange=strange, evictions=1, refusals=1, unreadable=1, matched=0)
+
+
+def test_how_full_a_mooncake_pool_is() -> None:
+    """Its memory only, by the master's gauges; without them nothing is known, not even that it has no L2."""
+    told = backends.of("mooncake").usage({"allocated_bytes": 6.0, "total_capacity_bytes": 8.0}, {})
+    assert told == Usage(l1=6, l1_size=8, has_l2=False)
+    assert backends.of("mooncake").usage({"allocated_bytes": 6.0}, {}) == Usage()

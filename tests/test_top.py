@@ -483,7 +483,8 @@ def test_shares(value: float | None, said: str) -> None:
 
 def test_nothing_asked_has_no_hit_rate() -> None:
     """Of no prompt there is none, and it says so otherwise than of prompts whose sources nobody tells."""
-    engine, cache = ({one.heading: one.cell for one in gauges} for gauges in (words.ENGINE_GAUGES, words.CACHE_GAUGES))
+    engine = {one.heading: one.cell for one in words.ENGINE_GAUGES}
+    cache = {one.heading: one.cell for one in words.CACHE_GAUGES}
     for tokens, said in ((0, "-"), (None, "?")):
         assert engine["EVER"](Engine("a", rates=EngineRates(tokens_ever=tokens))).text == said
         assert cache["EVER"](Cache("b", rates=CacheRates(requested_ever=tokens))).text == said

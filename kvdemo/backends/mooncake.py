@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Wiring
+from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Usage, Wiring
 from kvdemo.backends.series import Chart, Line, Series
 
 SERVICE = Path(__file__).resolve().parents[1] / "host" / "mooncakepool.py"
@@ -162,6 +162,14 @@ class Mooncake(Backend):
             evictions=int(after.get(EVICTED.key, 0) - since.get(EVICTED.key, 0)),
             refusals=int(after.get(REFUSED.key, 0) - since.get(REFUSED.key, 0)),
         )
+
+    def usage(self, counters: Mapping[str, float], report: Mapping[str, Any]) -> Usage:
+        """Its pool is all that it has; it does not count lookups in tokens, nor engines."""
+        del report
+        held, size = (counters.get(one.key) for one in (ALLOCATED, CAPACITY))
+        if held is None or size is None:
+            return Usage()
+        return Usage(l1=int(held), l1_size=int(size), has_l2=False)
 
 
 def _puts(counters: Mapping[str, float]) -> float:
