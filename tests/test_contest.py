@@ -62,7 +62,7 @@ def test_the_order_is_balanced() -> None:
         names = [[steps[at][1].name for at in block] for steps, block in zip((odd, even), blocks, strict=True)]
         assert names[0] == names[1][::-1]
     for steps in order:
-        arms = [(arm, engine.name) for arm, engine in steps]
+        arms: list[tuple[str, str]] = [(arm, engine.name) for arm, engine in steps]
         for pair in ("a", "b"):
             places = [arms.index((arm, f"{pair}{n}")) for arm, n in (("store", 1), ("reuse", 2), ("again", 2))]
             assert places == [*range(places[0], places[0] + 3)]
