@@ -1,4 +1,4 @@
-"""Two real backends side by side, the fleet of profiles/contest-cpu.yaml: both prove their sharing and leave no trace."""
+"""Two real backends side by side, the fleet of contest-cpu.yaml: each proves its sharing, neither leaves a trace."""
 
 from __future__ import annotations
 

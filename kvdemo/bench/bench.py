@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from kvdemo import units
-from kvdemo.bench import cacheserver, modes, pace, workload
-from kvdemo.bench.client import Reply
+from kvdemo.bench import cacheserver, modes, pace, trials
 from kvdemo.bench.events import Doing, Estimate
 from kvdemo.bench.measure import Meter
 from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
 from kvdemo.errors import ServiceError
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.verdict import FEW
 from kvdemo.planning.plan import ServiceSpec
-
-WARM_UP_CHARACTERS = 16000
 
 
 def shorten(session: Session) -> str:
@@ -29,7 +25,7 @@ def shorten(session: Session) -> str:
     """
     engine, options, text = session.roles.baseline, session.options, session.document
     # A character is at most a token in nearly all texts: so many fit into the window.
-    reply = warm_up(session.meter, engine, options.system, text[: session.window], session.salt("pace"))
+    reply = trials.warm_up(session.meter, engine, options.system, text[: session.window], session.salt("pace"))
     rate = pace.of(reply)
     if rate is None:
         raise ServiceError(f"{engine.name} does not answer: {reply.error or 'its usage has no prompt tokens'}")
@@ -85,7 +81,7 @@ def _warm_up(session: Session, run_modes: Sequence[Mode], work: Work) -> Generat
     for number, name in enumerate(engines):
         engine = session.plan.service(name)
         yield Doing(f"warming up {name}", engine=name)
-        reply = warm_up(
+        reply = trials.warm_up(
             session.meter, engine, options.system, session.document, session.salt("warm"), options.asked_question
         )
         if number == 0 and (rate := pace.of(reply)):
@@ -94,15 +90,3 @@ def _warm_up(session: Session, run_modes: Sequence[Mode], work: Work) -> Generat
                 seconds = estimate.seconds
                 yield estimate
     return seconds
-
-
-def warm_up(
-    meter: Meter, engine: ServiceSpec, system: str, document: str, salt: str, question: str = "Ready?"
-) -> Reply:
-    """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
-    text = " ".join(reversed(document[:WARM_UP_CHARACTERS].split()))
-    prompt = {"messages": workload.messages(system, text, question)}
-    body = workload.body(engine.model, prompt, max_tokens=FEW, salt=salt)
-    reply = meter.client(engine).stream("/v1/chat/completions", body)
-    meter.notice(engine, reply)
-    return reply

@@ -53,7 +53,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "reader": reader.name,
         "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
     }
-    if roles.others and not options.matrix:
+    if roles.others and not (options.matrix or options.evicted or options.restarted):
         facts["contenders"] = [_contender(pair) for pair in roles.pairs]
     if has_random_weights(plan, roles.engines):
         facts["random_weights"] = True

@@ -6,14 +6,17 @@ nothing and is said to. Everything here talks to a fleet that is up; nothing is 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 from kvdemo import backends
+from kvdemo.backends import series
 from kvdemo.backends.series import BY_SOURCE, SOURCES
 from kvdemo.bench import cacheserver
 from kvdemo.bench.cacheserver import StoreOutcome
@@ -72,6 +75,11 @@ class Meter:
         if engine.name not in self.clients:
             self.clients[engine.name] = self.closing.enter_context(Client(engine.url, self.key))
         return self.clients[engine.name]
+
+    def forget(self, engine: ServiceSpec) -> None:
+        """It was restarted on purpose: the process that answers next is the one that it is."""
+        self.births.pop(engine.name, None)
+        self.clients.pop(engine.name, None)
 
     def cache(self, engine: ServiceSpec) -> ServiceSpec | None:
         """The engine's cache server; None for a plain engine, and for a server that nobody can ask."""
@@ -301,3 +309,13 @@ def _lookup(engine: ServiceSpec, before: Mapping[str, float], after: Mapping[str
     asked = backends.of(engine.backend).lookup
     name = asked.seconds if asked else ""
     return after[name] - before.get(name, 0) if name in after else None
+
+
+def own_tokens(engine: ServiceSpec, key: str) -> int | None:
+    """The size of the engine's own KV cache in tokens, by its own account; None if it does not tell."""
+    status, metrics = health.request(engine.url, "/metrics", key=key)
+    info = re.search(rb"^%s\{(.*)\} " % series.CACHE_CONFIG.name.encode(), metrics, re.MULTILINE)
+    if status != HTTPStatus.OK or not info:
+        return None
+    blocks, size = (re.search(rb'(?:^|,)%s="(\d+)"' % name, info[1]) for name in (b"num_gpu_blocks", b"block_size"))
+    return int(blocks[1]) * int(size[1]) if blocks and size else None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvdemo.backends import series
-from kvdemo.bench import bench, cacheserver, context
+from kvdemo.bench import cacheserver, context, trials
 from kvdemo.bench.client import Reply
 from kvdemo.bench.measure import Meter
 from kvdemo.errors import KvdemoError, ServiceError
@@ -37,7 +37,7 @@ def text(plan: Plan) -> str:
     """
     path = plan.bench.get("context")
     document = context.read(Path(path)) if path else "".join(map(LINE.format, range(1, 300)))
-    return f"{document}\n" * (1 + bench.WARM_UP_CHARACTERS // len(document))
+    return f"{document}\n" * (1 + trials.WARM_UP_CHARACTERS // len(document))
 
 
 def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
@@ -46,7 +46,7 @@ def warm(meter: Meter, spec: ServiceSpec, text: str, salt: str) -> Reply | None:
     if health.counters(spec.url, meter.key).get(series.PROMPT_TOKENS.key, 0) >= tokens:
         return None
     # A character is at most a token in nearly all texts: so many fit.
-    reply = bench.warm_up(meter, spec, meter.plan.bench.get("system", ""), text[: spec.context], salt)
+    reply = trials.warm_up(meter, spec, meter.plan.bench.get("system", ""), text[: spec.context], salt)
     if server := meter.cache(spec):
         cacheserver.settle(server)  # the next engine of this cache is to load what this one stored
     return reply

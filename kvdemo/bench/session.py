@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +53,22 @@ class Prompt:
 class Session:
     """A fleet that is up, what to ask it, and the connections to it; use it under ``with``.
 
-    ``run_id`` is a part of every salt, so that no request of this run meets the KV of another. Raises UsageError if the
-    fleet has no two engines that share a cache.
+    ``run_id`` is a part of every salt, so that no request of this run meets the KV of another. ``restart`` restarts
+    engines by name and waits until they are ready, where somebody can. Raises UsageError if the fleet has no two
+    engines that share a cache.
     """
 
-    def __init__(self, plan: Plan, options: Bench, document: str, *, run_id: str = "run", key: str = "") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        options: Bench,
+        document: str,
+        *,
+        run_id: str = "run",
+        key: str = "",
+        restart: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self.restart = restart
         self.plan, self.options, self.document, self.run_id = plan, options, document, run_id
         self.roles: Roles = workload.roles(plan, options.writer, options.reader, options.baseline)
         self.meter = Meter(plan, key)

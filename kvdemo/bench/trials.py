@@ -7,13 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from kvdemo.bench import cacheserver, workload
+from kvdemo.bench.client import Reply
 from kvdemo.bench.events import Doing
+from kvdemo.bench.measure import Meter
 from kvdemo.bench.session import Prompt, Session
 from kvdemo.bench.workload import Step
 from kvdemo.host.bandwidth import drop_pages
 from kvdemo.judge import results
 from kvdemo.judge.sample import Arm, Sample
+from kvdemo.judge.verdict import FEW
 from kvdemo.planning.plan import ServiceSpec
+
+WARM_UP_CHARACTERS = 16000
 
 TIGHT = 0.05
 """A run with --max-trials stops when the speed-up's interval is within this share of its median."""
@@ -113,3 +118,15 @@ def control(session: Session, prompt: Prompt, length: int = 0, share: float = 1.
 def controls(session: Session) -> Sequence[ServiceSpec]:
     """The engines that give a control."""
     return session.roles.plain[::-1] or (session.roles.writer,)
+
+
+def warm_up(
+    meter: Meter, engine: ServiceSpec, system: str, document: str, salt: str, question: str = "Ready?"
+) -> Reply:
+    """A throwaway on other text: first requests pay for shapes, allocations and the connector's handshake."""
+    text = " ".join(reversed(document[:WARM_UP_CHARACTERS].split()))
+    prompt = {"messages": workload.messages(system, text, question)}
+    body = workload.body(engine.model, prompt, max_tokens=FEW, salt=salt)
+    reply = meter.client(engine).stream("/v1/chat/completions", body)
+    meter.notice(engine, reply)
+    return reply

@@ -100,7 +100,8 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
         output.ci.gain = task.options.expected_ttft_gain
     run_id = secrets.token_hex(6)
     samples: list[Sample] = []
-    with Session(task.plan, task.options, task.document, run_id=run_id, key=task.key) as session:
+    restart = task.liveness.restart if task.liveness else None
+    with Session(task.plan, task.options, task.document, run_id=run_id, key=task.key, restart=restart) as session:
         session.connect()
         if task.options.context is None:
             output.follow(Notice(bench.shorten(session)))

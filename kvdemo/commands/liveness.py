@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from kvdemo.bench.measure import ReplacedError
@@ -11,7 +12,7 @@ from kvdemo.host.state import Project
 from kvdemo.planning.plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass
 class Liveness:
     """The processes of a fleet at the beginning of a run."""
 
@@ -24,6 +25,19 @@ class Liveness:
     def of(cls, project: Project, plan: Plan, environ: Mapping[str, str]) -> Liveness:
         """Remember them."""
         return cls(project, plan, environ, _leaders(project))
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Restart services, and wait until they are ready; they are those of the run from then on.
+
+        Raises what ``fleet.restart`` does, and LockedError while another command changes the fleet.
+        """
+        with (
+            self.project.lock("bench") as lock,
+            closing(fleet.restart(self.project, self.environ, lock, names)) as all_of,
+        ):
+            for _ in all_of:
+                pass
+        self.leaders = _leaders(self.project)
 
     def check(self) -> None:
         """Raises ReplacedError if a service is another process now, whether or not its counters have shown it."""

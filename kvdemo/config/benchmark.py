@@ -144,6 +144,10 @@ class Bench(Part):
     """Sweep over these prompt lengths in tokens. Default: none, the whole document."""
     costs: Switch = False
     """Also measure what storing costs another engine's decoding. Default: false."""
+    evicted: Switch = False
+    """Ask each engine again after its own prefix cache was emptied. Default: false."""
+    restarted: Switch = False
+    """Ask each engine again after it was restarted. Default: false."""
     limit: Switch = True
     """Also measure what this machine and this client can do at best. Default: true."""
     expected_ttft_gain: Annotated[Factor, Flag(metavar="X")] = None

@@ -11,7 +11,7 @@ from statistics import median
 from kvdemo.judge import answers, contest, sections, stats
 from kvdemo.judge.result import Answer, Conditions, Exclusion, Ratio, Result, Row, Times
 from kvdemo.judge.sample import Arm, Sample, Sources
-from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, Judgement, Verdict, judge
+from kvdemo.judge.verdict import REUSES, SUPPORTS_SPEEDUP, Judgement, Verdict, judge
 
 Judgements = Sequence[tuple[Sample, Judgement]]
 
@@ -44,7 +44,7 @@ def _of_one_cache(conditions: Conditions, samples: Sequence[Sample]) -> Result:
     store_tax = _ratio(paired, conditions.baseline, "store", conditions.writer)
     everything = [judge(sample).verdict for sample in samples]
     matrix = sections.matrix(conditions, samples)
-    proved = [row.verdict is Verdict.SHARED and row.speedup is not None for row in rows if row.arm == "reuse"]
+    proved = [row.verdict is Verdict.SHARED and row.speedup is not None for row in rows if _must_share(row)]
     cells = [cell.verdict is cell.expected for cell in matrix.cells] if matrix else []
     return Result(
         conditions=conditions,
@@ -83,6 +83,11 @@ def _points(conditions: Conditions, samples: Sequence[Sample]) -> dict[int, Rati
         )
         for length, group in lengths.items()
     }
+
+
+def _must_share(row: Row) -> bool:
+    """Whether the row proves something only if its tokens came from the cache; a plain engine has none."""
+    return row.arm == "reuse" or (row.arm in REUSES and row.expected_cached_tokens > 0)
 
 
 def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float) -> bool:
@@ -237,7 +242,7 @@ def _answer_of_all(conditions: Conditions, samples: Sequence[Sample], longest: i
 def _answer(conditions: Conditions, samples: Sequence[Sample], judgements: Judgements) -> Answer:
     controls = [s for s in samples if s.arm == "control"]
     proved = [(s, judgement.verdict) for s, judgement in judgements]
-    reused = [s for s, verdict in proved if s.arm == "reuse" and verdict is Verdict.SHARED]
+    reused = [s for s, verdict in proved if s.arm in REUSES and verdict is Verdict.SHARED]
     cold = [s for s, verdict in proved if s.arm in ("cold", "store") and verdict is Verdict.COLD]
     if conditions.history or _has_mixed_lengths([sample for sample, _ in judgements]):
         return Answer(None, "not checked: the prompts differ")

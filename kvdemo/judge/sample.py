@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-Arm = Literal["cold", "store", "reuse", "again", "control", "decode"]
+Arm = Literal["cold", "store", "reuse", "again", "evicted", "restarted", "control", "decode"]
 """The part of a request in its trial: see ``kvdemo.bench.workload``."""
 
 

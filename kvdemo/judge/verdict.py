@@ -192,10 +192,15 @@ def why_missing(facts: CacheFacts) -> str:
     return next((text for holds, text in reasons if holds), "")
 
 
+REUSES = ("reuse", "evicted", "restarted")
+"""Arms in which an engine with a cache has to load from it."""
+
 SUPPORTS_SPEEDUP = {
     "cold": {Verdict.COLD},
     "store": {Verdict.COLD},
     "reuse": {Verdict.SHARED},
     "again": {Verdict.LOCAL},
+    "evicted": {Verdict.COLD, Verdict.SHARED},
+    "restarted": {Verdict.COLD, Verdict.SHARED},
 }
 """Which verdict a row's samples need before a speed-up may be printed for its arm."""

@@ -9,7 +9,7 @@ from functools import partial
 from statistics import median
 from typing import Any, Literal
 
-from kvdemo.bench import cacheserver, workload
+from kvdemo.bench import cacheserver, measure, workload
 from kvdemo.bench.client import Client, Reply, Unreachable
 from kvdemo.bench.events import Doing
 from kvdemo.errors import ServiceError, UsageError
@@ -126,7 +126,7 @@ class Traffic:
                 local.append(self._single(reader, number, "single"))
             singles[side] = Service(median(cold), median(local), median(shared))
         ttft = self.options.slo_ttft or float(f"{2 * singles[PLAIN].cold:.2g}")
-        own = {side: runner.own_tokens(engines[0], self.options.key) for side, engines in self.sides.items()}
+        own = {side: measure.own_tokens(engines[0], self.options.key) for side, engines in self.sides.items()}
         return WarmUp(Limit(ttft, self.options.slo_share), tokens, own, singles)
 
     def _settle(self, side: str) -> None:

@@ -9,7 +9,6 @@ its way to or from a cache (vllm-project/vllm#43226; seen with 0.32.0).
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
 import time
@@ -17,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
 from kvdemo.backends import series
@@ -216,16 +214,6 @@ def _wait(due: float, flights: Sequence[Flight], limit: Limit, sent: int) -> boo
 def _limit_out_of_reach(flights: Sequence[Flight], limit: Limit, sent: int) -> bool:
     now = time.perf_counter()
     return limit.out_of_reach(sent, sum(flight.missed(limit, now) for flight in flights))
-
-
-def own_tokens(engine: ServiceSpec, key: str) -> int | None:
-    """The size of the engine's own KV cache in tokens, by its own account; None if it does not tell."""
-    status, metrics = health.request(engine.url, "/metrics", key=key)
-    info = re.search(rb"^%s\{(.*)\} " % series.CACHE_CONFIG.name.encode(), metrics, re.MULTILINE)
-    if status != HTTPStatus.OK or not info:
-        return None
-    blocks, size = (re.search(rb'(?:^|,)%s="(\d+)"' % name, info[1]) for name in (b"num_gpu_blocks", b"block_size"))
-    return int(blocks[1]) * int(size[1]) if blocks and size else None
 
 
 def settle(engines: Sequence[ServiceSpec], key: str) -> str:

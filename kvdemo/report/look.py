@@ -59,6 +59,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--dim); } .grid { stroke:
 svg text.strong { fill: var(--fg); }
 .cold { fill: var(--cold); stroke: var(--cold); } .store { fill: var(--store); stroke: var(--store); }
 .reuse { fill: var(--reuse); stroke: var(--reuse); } .again { fill: var(--again); stroke: var(--again); }
+.evicted, .restarted { fill: var(--reuse); stroke: var(--reuse); }
 .floor { fill: var(--fg); stroke: var(--fg); } rect.part { stroke: none; }
 .client { fill: var(--client); } .queue { fill: var(--queue); } .lookup { fill: var(--lookup); }
 .prefill { fill: var(--prefill); } .whole { fill: var(--client); }

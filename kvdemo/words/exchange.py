@@ -10,7 +10,7 @@ from kvdemo.words.table import PHASES
 from kvdemo.words.tones import Piece, Tone
 
 MEANINGLESS = "The model's weights are random: its words mean nothing."
-ARMS = ("cold", "store", "reuse", "again")
+ARMS = ("cold", "store", "reuse", "again", "evicted", "restarted")
 LONGEST, OTHERS = 240, 3
 """Characters of an answer, and different answers, that are shown."""
 

@@ -10,7 +10,7 @@ from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Cost, Ratio, Result
 from kvdemo.judge.verdict import Verdict
-from kvdemo.words import contest
+from kvdemo.words import contest, retention
 from kvdemo.words.table import is_baseline, spread
 from kvdemo.words.tones import Piece, Tone
 
@@ -32,9 +32,8 @@ def headline(result: Result) -> Headline:
     if result.mixed_prompts:
         sentence = "Its requests had prompts of their own: they are no trials of one, and no ratio is made of them."
         return Headline("A record, not a measurement", sentence, Tone.PLAIN)
-    if result.contest:
-        tone = Tone.GOOD if result.valid else Tone.BAD
-        return Headline(contest.hero(result, result.contest), contest.sentence(result, result.contest), tone)
+    if several := _of_several(result):
+        return Headline(*several, Tone.GOOD if result.valid else Tone.BAD)
     if result.speedup is None:
         return _without_speedup(result)
     run, ratio = result.conditions, result.speedup
@@ -61,6 +60,15 @@ def _noise_note(result: Result) -> str:
         return ""
     factor = effect.spread(result.noise_floor)
     return f"; two plain engines differ by up to {units.ratio(factor)}" if factor > 1 else ""
+
+
+def _of_several(result: Result) -> tuple[str, str] | None:
+    """The finding where it is about several engines or caches, in a few words and in a sentence."""
+    if retention.rows(result):
+        return retention.hero(result), retention.sentence(result)
+    if result.contest:
+        return contest.hero(result, result.contest), contest.sentence(result, result.contest)
+    return None
 
 
 def _without_speedup(result: Result) -> Headline:

@@ -12,6 +12,7 @@ from kvdemo.judge.result import Cost, Ratio, Result, Row
 from kvdemo.words.tones import VERDICTS, Piece, Tone
 
 PHASES: Mapping[str, str] = {"cold": "cold", "store": "cold+store", "reuse": "reuse", "again": "again"}
+"""What the phase of an arm is called, if not as the arm."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from kvdemo.bench.modes.latency import Latency
 from kvdemo.bench.modes.lengths import Lengths
 from kvdemo.bench.modes.matrix import Matrix
 from kvdemo.bench.modes.mode import Mode
+from kvdemo.bench.modes.retention import Evicted, Restarted
 from kvdemo.config.benchmark import Bench, flag
 from kvdemo.errors import UsageError
 
-MODES: tuple[Mode, ...] = (Matrix(), Lengths(), Decode(), Latency())
+MODES: tuple[Mode, ...] = (Matrix(), Lengths(), Evicted(), Restarted(), Decode(), Latency())
 
 
 def select(options: Bench) -> Sequence[Mode]:

@@ -1,0 +1,48 @@
+"""After an engine lost its own prefix cache: who still had the tokens, and how fast the answer came. Pure."""
+
+from __future__ import annotations
+
+from kvdemo import units
+from kvdemo.judge import effect
+from kvdemo.judge.effect import Effect
+from kvdemo.judge.result import Result, Row
+from kvdemo.words.table import spread, token_sources
+
+LOST = {"evicted": "its own prefix cache was emptied", "restarted": "it was restarted"}
+"""What happened to an engine before it was asked again, by arm."""
+
+
+def rows(result: Result) -> list[Row]:
+    """The rows of engines that were asked again."""
+    return [row for row in result.rows if row.arm in LOST]
+
+
+def hero(result: Result) -> str:
+    """Each with its speed-up: ``lmcache-b 5.0x, vllm-a within noise``."""
+    return (
+        f"After it was {rows(result)[0].arm}: {', '.join(f'{row.engine} {_gain(result, row)}' for row in rows(result))}"
+    )
+
+
+def sentence(result: Result) -> str:
+    """The same, with the tokens' sources and how sure it is."""
+    after = LOST[rows(result)[0].arm]
+    told = [
+        f"{row.engine} {_gain(result, row)} ({_sure(row)}; cached tokens: {token_sources(row)})" for row in rows(result)
+    ]
+    return f"Asked again after {after}, TTFT of computing over that: {', '.join(told)}."
+
+
+def _gain(result: Result, row: Row) -> str:
+    if row.speedup is None:
+        return "nothing proved"
+    match effect.of(row.speedup, result.noise_floor):
+        case Effect.NONE:
+            return "within noise"
+        case Effect.SLOWER:
+            return f"{units.ratio(1 / row.speedup.median)} slower"
+    return units.ratio(row.speedup.median)
+
+
+def _sure(row: Row) -> str:
+    return spread(row.speedup, "x") if row.speedup else str(row.verdict)
