@@ -593,3 +593,56 @@ def test_trials_end_when_the_ratio_is_known(bench: Bench) -> None:
 def test_completions_endpoint(bench: Bench) -> None:
     """The other endpoint proves the same."""
     assert row(bench.judged("--endpoint", "completions", "--tier", "l1"), "reuse")["verdict"] == "SHARED"
+
+
+def kept(document: Mapping[str, Any], arm: str) -> dict[str, tuple[str, int]]:
+    """Verdict and tokens from the shared cache of every engine that was asked again."""
+    return {r["engine"]: (r["verdict"], r["external_cached_tokens"]) for r in document["rows"] if r["arm"] == arm}
+
+
+@pytest.mark.parametrize("flooded", [False, True])
+def test_what_an_emptied_engine_finds_outside(bench: Bench, flooded: bool) -> None:
+    """Told to forget, or flooded with as much as it holds: the plain engine computes again, the other one loads."""
+    if flooded:
+        for name in ("other", "b"):
+            bench.break_(name, NO_RESET=1, BLOCKS=128)
+    document = bench.judged("--evicted", trials=2)
+    hit = document["expected_hit_tokens"]
+    assert kept(document, "evicted") == {"other": ("COLD", 0), "b": ("SHARED", hit)}
+    assert row(document, "evicted", "b")["speedup"]["n"] == 2
+    assert document["answer"]["same"] is True
+    assert bench.report() == document
+
+
+def test_an_engine_that_was_not_emptied_proves_nothing(bench: Bench) -> None:
+    """It says that it forgot, and did not: LOCAL, no ratio, exit code 1."""
+    bench.break_("b", FALSE_RESET=1)
+    document = bench.judged("--evicted", code=1)
+    assert row(document, "evicted", "b")["verdict"] == "LOCAL"
+    assert row(document, "evicted", "b")["speedup"] is None
+
+
+def test_an_engine_that_nobody_can_empty_is_refused(bench: Bench) -> None:
+    """Before anything is generated: it neither forgets when told, nor says how much would flood it."""
+    bench.break_("b", NO_RESET=1)
+    done = bench.run("--evicted")
+    assert done.returncode == 2
+    assert "--evicted: b does not tell the size of its KV cache" in done.stderr
+
+
+def test_what_a_restarted_engine_finds_outside(bench: Bench) -> None:
+    """Another process, and the tokens are still in the cache; the run goes on with it, and the fleet is whole."""
+    before = bench.lab.project().records()
+    document = bench.judged("--restarted")
+    hit = document["expected_hit_tokens"]
+    assert kept(document, "restarted") == {"other": ("COLD", 0), "b": ("SHARED", hit)}
+    after = bench.lab.project().records()
+    assert {name for name in after if after[name].leader != before[name].leader} == {"other", "b"}
+    assert "after it was restarted" in bench.lab.run("report", bench.samples).stdout
+
+
+def test_modes_of_retention_stand_alone(bench: Bench) -> None:
+    """What would be left out silently is refused."""
+    for other in ("--matrix", "--lengths=500", "--tier=l2", "--restarted"):
+        done = bench.run("--evicted", other)
+        assert (done.returncode, "cannot be combined" in done.stderr) == (2, True), done.stderr

@@ -36,8 +36,8 @@ class _Retention(Mode):
     arm: ClassVar[Arm]
 
     def engines(self, session: Session) -> Sequence[ServiceSpec]:
-        """The baseline, and the reader of each cache."""
-        return tuple(dict.fromkeys((session.roles.baseline, *(pair.reader for pair in session.roles.pairs))))
+        """The baseline, and the reader of each cache. Each reads under a salt of its own: nobody helps another."""
+        return (session.roles.baseline, *(pair.reader for pair in session.roles.pairs))
 
     def work(self, session: Session) -> Work:
         """Everybody computes once, plain engines twice."""
@@ -60,7 +60,7 @@ class _Retention(Mode):
                 text = f"trial {trial} of {most}: {engine.name} {self.arm}"
                 yield Doing(text, (trial - 0.5) / most, trial, most, engine.name, self.arm)
                 yield _ask(session, trial, self.arm, engine)
-            cacheserver.forget(session.plan, _salt(session, trial))
+            cacheserver.forget(session.plan, session.salt(f"kept-{trial}-*"))
             order.reverse()
         yield from trials.control(session, session.prompt)
 
@@ -115,13 +115,9 @@ class Restarted(_Retention):
             trials.warm_up(session.meter, engine, options.system, session.document, salt, options.asked_question)
 
 
-def _salt(session: Session, trial: int) -> str:
-    return session.salt(f"kept-{trial}")
-
-
 def _ask(session: Session, trial: int, arm: Arm, engine: ServiceSpec) -> Sample:
     """One request; after the first one the cache has all of its chunks."""
-    prompt, salt, first = session.prompt, _salt(session, trial), arm in ("cold", "store")
+    prompt, salt, first = session.prompt, session.salt(f"kept-{trial}-{engine.name}"), arm in ("cold", "store")
     expected = session.reusable(prompt.tokens, engine) if engine.cache and not first else 0
     chunks = prompt.tokens // (engine.chunk_size or session.chunk) if arm == "store" else 0
     return session.meter.ask(Step(trial, arm, engine, salt, expected), prompt.path, prompt.body(engine, salt), chunks)

@@ -111,7 +111,7 @@ class Engine:
 
     given: dict[str, str]
     shared: Shared | None
-    blocks: set[str] = field(default_factory=set)
+    blocks: dict[str, None] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -141,9 +141,17 @@ class Engine:
             external = self.look_up(tokens, salt, local)
             computed = len(tokens) - local - external
             time.sleep((computed + external / 50) * fake.number("TOKEN_US", 20) / 1e6)
-            self.blocks.update(mine)
+            self.keep(mine)
             self.book(len(tokens), computed, local, external, time.perf_counter() - arrived)
         return Prefill(tokens, local, external, (began - arrived) * 1e3, time.perf_counter() - began)
+
+    def keep(self, mine: list[str]) -> None:
+        """Blocks go into the engine's own prefix cache, the least recently used ones out of it."""
+        for block in mine:
+            self.blocks.pop(block, None)
+            self.blocks[block] = None
+        while len(self.blocks) > fake.number("BLOCKS", 1 << 30):
+            del self.blocks[next(iter(self.blocks))]
 
     def look_up(self, tokens: list[int], salt: str, local: int) -> int:
         """How many tokens beyond the ``local`` ones the shared cache has; what it lacks is stored there."""
@@ -194,6 +202,8 @@ class Engine:
             'kv_cache_usage_perc{engine="0"}': fake.number("KV_USAGE", 0),
             **self.counters,
         }
+        if fake.fault("BLOCKS"):
+            rows[f'cache_config_info{{block_size="{BLOCK}",engine="0",num_gpu_blocks="{fake.fault("BLOCKS")}"}}'] = 1.0
         lines = [f"vllm:{name} {float(value)}\n" for name, value in rows.items()]
         lines += [f"vllm:generation_tokens_created {fake.STARTED}\n", "process_start_time_seconds 1.0\n"]
         handler.reply("".join(lines))
@@ -225,7 +235,11 @@ class Api:
 
     def reset(self, handler: Handler, _: Any) -> None:
         """Forget the engine's own prefix cache."""
-        self.engine.blocks.clear()
+        if fake.fault("NO_RESET"):
+            handler.fail(404, "Not Found")
+            return
+        if not fake.fault("FALSE_RESET"):
+            self.engine.blocks.clear()
         handler.reply("")
 
     def allowed(self, handler: Handler) -> bool:
