@@ -33,6 +33,8 @@ VALUES: dict[str, tuple[object, str]] = {
     "matrix": (True, "true"),
     "lengths": ((1000, 2500), "1k,2.5k"),
     "costs": (True, "true"),
+    "evicted": (True, "true"),
+    "restarted": (True, "true"),
     "limit": (False, "false"),
     "expected_ttft_gain": (2.5, "2.5"),
     "writer": ("b", "b"),
