@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runs
+from conftest import Lab
 from kvdemo.errors import PreflightError, ServiceError, UsageError
 from kvdemo.estimate import formats, reading, replay, result, savings
 from kvdemo.estimate.formats import Blocks, Text
@@ -469,6 +470,29 @@ def test_the_command_with_times_of_a_run(tmp_path: Path) -> None:
     done = run(file, *EVERYTHING, "--model", config.parent, "--from", other)
     assert done.returncode == 2
     assert "another model" in done.stderr
+
+
+def test_a_profile_says_the_rest(shared_lab: Lab) -> None:
+    """Engines, caches, chunks and blocks are the profile's; what its engines would refuse is told."""
+    lab = shared_lab
+    config = lab.path / "model" / "config.json"
+    config.write_text(json.dumps(CONFIG | {"max_position_embeddings": 4096}))
+    file = save(lab.path / "trace.jsonl", *mooncake(100))
+    done = lab.run("estimate", file, lab.profile(), "--json")
+    assert done.returncode == 0, done
+    found = json.loads(done.stdout)
+    assert (found["engines"], found["block_size"], found["chunk_size"]) == (2, 128, 64)
+    size = 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, values of a head, bytes
+    assert found["kv_bytes_per_token"] == size
+    assert found["own_cache_tokens"] == (2**30 // size // 128 - 2) * 128  # vLLM's CPU build counts whole GiB
+    assert found["shared_cache_tokens"] == int(0.72 * 16 * 2**20) // size
+    assert [note.split(":")[0] for note in found["notes"]][:2] == [
+        "The server evicts before its 16.0 MiB are full",
+        f"{sum(line['input_length'] >= 4096 for line in mooncake(100))} prompts would be refused",
+    ]
+    done = lab.run("estimate", file, lab.profile(), "--shared-cache", "unlimited", "--engine-cache", "1MiB", "--json")
+    found = json.loads(done.stdout)
+    assert (found["own_cache_tokens"], found["shared_cache_tokens"]) == ((2**20 // size // 128 - 2) * 128, None)
 
 
 @pytest.mark.parametrize(

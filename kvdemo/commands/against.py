@@ -27,8 +27,8 @@ UNLIMITED = "unlimited"
 class Against:
     """See the module. ``own`` and ``shared`` are tokens of one engine's cache and of the shared one, None: no limit.
 
-    ``tokenizer`` is empty if nobody says whose it is; ``environ`` is the engine's. ``notes`` say what the caches' sizes
-    are made of.
+    ``context`` is the longest sequence of an engine. ``tokenizer`` is empty if nobody says whose it is; ``environ`` is
+    the engine's. ``notes`` say what the caches' sizes are made of.
     """
 
     engines: int = ENGINES
@@ -38,6 +38,7 @@ class Against:
     own: int | None = None
     shared: int | None = None
     per_token: int | None = None
+    context: int | None = None
     gpus: int = 0
     model: Model | None = None
     tokenizer: str = ""
@@ -150,6 +151,7 @@ def _of_profile(path: Path, wanted: Wanted) -> Against:
         own=None if wanted.engine_cache else _own(name, engine, need, facts),
         shared=shared,
         per_token=per_token,
+        context=need.context,
         gpus=len(gpus),
         model=model,
         tokenizer=str(arguments.get("tokenizer") or model.path or engine.model),
@@ -175,14 +177,15 @@ def _own(name: str, engine: Engine, need: Demand, facts: Facts) -> int:
         kv = (memory if isinstance(memory, int) else int(memory * gpu.total)) - need.fixed
     tokens = need.tokens(kv) if kv else None
     if tokens is None:
-        hint = "vLLM's log says it (GPU KV cache size: N tokens): --engine-cache Ntokens"
+        hint = "vLLM's log says it (GPU KV cache size: N tokens): --engine-cache Ntokens, or 20GiB, or unlimited"
         raise UsageError(f"how many tokens the KV cache of {name} holds is not known", hint)
     return max(0, tokens - need.block)
 
 
 def _shared(cache: Cache | None, per_token: int | None, wanted: Wanted) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that the profile's shared cache holds, None if it has no limit; and what that is made of."""
-    from kvdemo.planning.engines import GIB, normalize
+    from kvdemo.planning.engines import normalize
+    from kvdemo.words.estimate import amount
 
     if wanted.shared_cache:
         return None, ()
@@ -193,7 +196,7 @@ def _shared(cache: Cache | None, per_token: int | None, wanted: Wanted) -> tuple
     if not per_token:
         raise UsageError("how many bytes of KV a token has is not known", "say it: --kv-bytes-per-token N")
     share = backends.of(cache.kind).share_kept(normalize(cache.args))
-    note = f"The server evicts before its {cache.l1 / GIB:g} GiB are full: {share:.0%} count, as it holds on average."
+    note = f"The server evicts before its {amount(cache.l1)} are full: {share:.0%} count, as it holds on average."
     return int(cache.l1 * share) // per_token, (note,) if share < 1 else ()
 
 

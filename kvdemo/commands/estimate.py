@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kvdemo import units
 from kvdemo.commands.options import JsonOption, ProfileArgument
 from kvdemo.commands.parameters import taking
 from kvdemo.errors import UsageError
@@ -102,7 +103,16 @@ def estimate(options: Options) -> Estimate:
     found = result.made(
         options.requests.name, reading, setup, played, per_token=about.per_token, digest=digest, savings=saved
     )
-    return replace(found, notes=(*about.notes, *found.notes))
+    return replace(found, notes=(*about.notes, *_too_long(about, reading), *found.notes))
+
+
+def _too_long(about: Against, reading: Reading) -> list[str]:
+    """That an engine would refuse some of the requests."""
+    if not about.context:
+        return []
+    long = sum(tokens >= about.context for tokens in reading.trace.tokens)
+    text = f"{units.count(long, 'prompt')} would be refused: an engine takes {about.context:,} tokens with the answer."
+    return [f"{text} They count here."] if long else []
 
 
 def _read(options: Options, about: Against) -> Reading:

@@ -63,8 +63,8 @@ def sources(estimate: Estimate) -> list[tuple[str, ...]]:
     parts = [
         ("from the engine's own cache", estimate.local_tokens),
         ("only by sharing", estimate.shared_tokens),
-        ("computed: seen before, but evicted", estimate.evicted_tokens),
-        ("computed: never seen before", new),
+        ("computed: there before, but evicted", estimate.evicted_tokens),
+        ("computed: new, or no whole chunk", new),
     ]
     return [(name, f"{tokens:,}", share(tokens, estimate.prompt_tokens)) for name, tokens in parts]
 
