@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,79 @@ def test_the_formatter_is_never_told_to_skip() -> None:
     root = PACKAGE.parent
     files = [path for folder in ("kvdemo", "scripts", "tests") for path in (root / folder).rglob("*.py")]
     assert [path.name for path in files if mark in path.read_text()] == []
+
+
+VAGUE = frozenset(
+    [
+        "announced",
+        "asked",
+        "assigned",
+        "begun",
+        "cast",
+        "chosen",
+        "counted",
+        "decided",
+        "drawn",
+        "dumped",
+        "fate",
+        "filed",
+        "found",
+        "given",
+        "heard",
+        "held",
+        "here",
+        "kept",
+        "kin",
+        "known",
+        "listed",
+        "made",
+        "meant",
+        "mine",
+        "named",
+        "nope",
+        "offered",
+        "ours",
+        "picked",
+        "promised",
+        "raised",
+        "reached",
+        "said",
+        "seat",
+        "seats",
+        "seen",
+        "shown",
+        "spoken",
+        "stamped",
+        "taken",
+        "theirs",
+        "there",
+        "thrown",
+        "told",
+        "tried",
+        "wanted",
+        "written",
+    ]
+)
+"""Participles and pointers that name no thing: what was found, given or wanted is what a name has to say."""
+
+NAMES_OF_FILES = {"kept", "kin"}
+"""Fields of saved plans and results, whose keys stay."""
+
+
+def _bound(tree: ast.AST) -> Iterator[str]:
+    """Every name that a module binds: functions, classes, parameters, fields, attributes, variables."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+            case _:
+                pass
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_names_are_nouns(module: Path) -> None:
+    """No module, function, field or variable is named by a participle that could stand for anything."""
+    names = {module.stem, *_bound(ast.parse(module.read_text()))}
+    assert {name for name in names if name.strip("_") in VAGUE} - NAMES_OF_FILES == set()

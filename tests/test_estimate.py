@@ -25,7 +25,7 @@ from kvdemo.estimate import formats, reading, replay, result, savings
 from kvdemo.estimate.formats import Blocks, Text
 from kvdemo.estimate.replay import Setup
 from kvdemo.estimate.savings import Times
-from kvdemo.estimate.stack import Stack, held
+from kvdemo.estimate.stack import Stack, held_tokens
 from kvdemo.estimate.trace import Trace, chain_of_names, chain_of_tokens
 from kvdemo.host.tokens import Tokenizer
 from kvdemo.planning import shape
@@ -79,7 +79,7 @@ def test_the_stack_is_an_lru_cache_of_every_size(prompts: list[list[int]], size:
     trace, plain = trace_of(prompts), Lru(size)
     stack = Stack(trace.names, len(trace))
     for begin, end in zip(trace.begins, trace.begins[1:], strict=False):
-        assert held(stack.touch(begin, end - begin), size) == plain.touch(trace.names[begin:end])
+        assert held_tokens(stack.touch(begin, end - begin), size) == plain.touch(trace.names[begin:end])
 
 
 def test_unnamed_blocks_take_room() -> None:
@@ -91,7 +91,7 @@ def test_unnamed_blocks_take_room() -> None:
         for begin, length, unnamed in ((0, 2, 0), (2, 1, answer)):
             stack.touch(begin, length, unnamed)
         runs_ = stack.touch(3, 2)
-        hits[answer] = [held(runs_, size) for size in range(7)]
+        hits[answer] = [held_tokens(runs_, size) for size in range(7)]
     assert hits[0] == [0, 0, 1, 2, 2, 2, 2]
     assert hits[2] == [0, 0, 0, 0, 1, 2, 2]
 
@@ -370,7 +370,7 @@ def estimate(**changes: Any) -> result.Estimate:
     """An estimate of two prompts."""
     held = read({"timestamp": 0, "prompt": "abcdefgh"}, {"timestamp": 60, "prompt": "abcdefgh"})
     given_ = setup(block=2, own=8, sizes=result.sizes(8, 8, 2))
-    found = result.made("requests.jsonl", held, given_, replay.replay(held.trace, given_), per_token=1024)
+    found = result.build("requests.jsonl", held, given_, replay.replay(held.trace, given_), per_token=1024)
     return replace(found, **changes)
 
 

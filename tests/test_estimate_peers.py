@@ -118,7 +118,7 @@ def hits(trace: Trace, sizes: tuple[int, ...]) -> list[int]:
     for begin, end in pairwise(trace.begins):
         runs = caches.touch(begin, end - begin)
         for size in sizes:
-            totals[size] += stack.held(runs, size)
+            totals[size] += stack.held_tokens(runs, size)
     return list(totals.values())
 
 

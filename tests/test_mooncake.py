@@ -121,13 +121,15 @@ def test_whole_blocks_are_shared_and_one_less_of_whole_ones(tokens: int, block: 
 
 def test_engines_are_kept_apart() -> None:
     """Each has a lookup socket and a file of its own; other weights have other keys; the block is the chunk."""
-    one, other = (Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=port, kin="f")) for port in (8000, 8001))
+    one, other = (
+        Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=port, fingerprint="f")) for port in (8000, 8001)
+    )
     sockets = [w.arguments["kv-transfer-config"]["kv_connector_extra_config"]["lookup_rpc_port"] for w in (one, other)]
     assert sockets == [8000, 8001]
     assert not set(one.files) & set(other.files)
     assert one.env["MOONCAKE_CONFIG_PATH"] in one.files
     assert one.arguments["block-size"] == 128
-    fine = Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=8000, kin="g")).arguments
+    fine = Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=8000, fingerprint="g")).arguments
     assert fine != one.arguments
 
 
@@ -157,6 +159,6 @@ def test_what_the_master_tells() -> None:
     backend = Mooncake()
     assert backend.usable(after)
     assert not backend.usable(health.parsed("master_total_capacity_bytes 0\n"))
-    assert backend.written({"batch_put_end_items": 4.0}, after) == 14
+    assert backend.chunks_written({"batch_put_end_items": 4.0}, after) == 14
     assert backend.losses({}, {}, after) == Losses(evictions=2)
     assert json.loads(next(iter(backend.wiring(Address("h", 1)).files.values())))["master_server_address"] == "h:1"

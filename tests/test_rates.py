@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvdemo import backends
 from kvdemo.judge import rates
-from kvdemo.judge.frame import Cache, Engine, Frame, Seen, document
+from kvdemo.judge.frame import Cache, Engine, Frame, PromptsSeen, document
 from kvdemo.judge.rates import Prompts, Quantile
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.scrape import Scrape, parse, went_back
@@ -377,7 +377,7 @@ def test_the_document_is_json() -> None:
         10,
         [Engine("a", rates=replace(made, ttft=ttft)), Engine("b", problem="does not answer", silent=3)],
         [Cache("shared", rates=rates.cache(backends.DEFAULT, at(0, CALM), at(5, ASKED), REPORT))],
-        [Seen(now, Prompts("a", 1, 2000, Sources(16, 0, 1984), 0.25, {"l1": 1984, "l2": 0}))],
+        [PromptsSeen(now, Prompts("a", 1, 2000, Sources(16, 0, 1984), 0.25, {"l1": 1984, "l2": 0}))],
     )
     said = json.loads(json.dumps(document(frame), allow_nan=False))
     a, b = said["engines"]

@@ -29,7 +29,7 @@ from kvdemo.bench import attach
 from kvdemo.fleet import gauges
 from kvdemo.fleet.gauges import Gauges
 from kvdemo.host import gpus, health
-from kvdemo.judge.frame import Cache, Engine, Frame, Seen
+from kvdemo.judge.frame import Cache, Engine, Frame, PromptsSeen
 from kvdemo.judge.rates import CacheRates, EngineRates, Prompts, Quantile, Ttft
 from kvdemo.judge.sample import Sources
 from kvdemo.planning.facts import GpuLoad
@@ -425,9 +425,9 @@ LONG = Frame(
     ],
     [Cache("shared", rates=CacheRates(10.0, 9999, {"l1": 99, "l2": 900}, 0.1, 0.2, 99999))],
     recent=[
-        Seen(NOW, Prompts("b", 1, 2000, Sources(16, 0, 1984), 0.25, {"l1": 0, "l2": 1984})),
-        Seen(NOW, Prompts("b", 1, 2000)),
-        Seen(NOW, Prompts("b", 3, 6000)),
+        PromptsSeen(NOW, Prompts("b", 1, 2000, Sources(16, 0, 1984), 0.25, {"l1": 0, "l2": 1984})),
+        PromptsSeen(NOW, Prompts("b", 1, 2000)),
+        PromptsSeen(NOW, Prompts("b", 3, 6000)),
     ],
 )
 

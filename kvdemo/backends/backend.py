@@ -56,7 +56,7 @@ class Address:
     chunk_size: int = 256
     own_port: int = 0
     sockets: str = "/tmp"
-    kin: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Backend(ABC):
         del report
         return 0
 
-    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+    def chunks_written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
         """Chunks that came into L1 between two readings of the server's counters."""
         del before, after
         return 0
@@ -294,7 +294,7 @@ class Backend(ABC):
         del counters
         return None
 
-    def asked(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+    def tokens_queried(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
         """How many requests of engines it looked up between two readings."""
         del before, after
         return None

@@ -249,7 +249,7 @@ class LMCache(Backend):
         """Each is one chunk."""
         return int(report.get("storage_manager", {}).get("l1_manager", {}).get("total_object_count", 0))
 
-    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+    def chunks_written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
         """Of everybody's requests."""
         return _since(WRITTEN.key, before, after)
 
@@ -279,7 +279,7 @@ class LMCache(Backend):
         adapters = ASKED.key in counters and HIT.key in counters
         return Lookups(counters[ASKED.key], counters[HIT.key]) if adapters else None
 
-    def asked(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+    def tokens_queried(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
         """0.5.6 tells."""
         return _since(LOOKUPS.key, before, after) if LOOKUPS.key in after else None
 

@@ -118,7 +118,7 @@ class Mooncake(Backend):
             "kv_connector": self.connector,
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"cache_prefix": server.kin, "lookup_rpc_port": server.own_port},
+            "kv_connector_extra_config": {"cache_prefix": server.fingerprint, "lookup_rpc_port": server.own_port},
         }
         config = {
             "mode": "standalone-store",
@@ -151,7 +151,7 @@ class Mooncake(Backend):
         """The master answers before the pool has given it its memory."""
         return counters.get(CAPACITY.key, 0) > 0
 
-    def written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
+    def chunks_written(self, before: Mapping[str, float], after: Mapping[str, float]) -> int:
         """Keys, of which every tensor-parallel rank writes one a chunk."""
         return round(_puts(after) - _puts(before))
 
@@ -166,10 +166,10 @@ class Mooncake(Backend):
     def usage(self, counters: Mapping[str, float], report: Mapping[str, Any]) -> Usage:
         """Its pool is all that it has; it does not count lookups in tokens, nor engines."""
         del report
-        held, size = (counters.get(one.key) for one in (ALLOCATED, CAPACITY))
-        if held is None or size is None:
+        allocated, size = (counters.get(one.key) for one in (ALLOCATED, CAPACITY))
+        if allocated is None or size is None:
             return Usage()
-        return Usage(l1=int(held), l1_size=int(size), has_l2=False)
+        return Usage(l1=int(allocated), l1_size=int(size), has_l2=False)
 
 
 def _puts(counters: Mapping[str, float]) -> float:

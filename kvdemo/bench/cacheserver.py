@@ -75,7 +75,7 @@ def wait_until_stored(cache: ServiceSpec, stored: int, before: Mapping[str, floa
     arrived, progress = 0, time.monotonic()
     while True:
         now = counters(cache)
-        arrived_now = max(backend.written(before, now), objects(cache) - stored)
+        arrived_now = max(backend.chunks_written(before, now), objects(cache) - stored)
         if arrived_now > arrived:
             arrived, progress = arrived_now, time.monotonic()
         patience = STORE_PATIENCE if backend.pending(now) > 0 else IDLE_PATIENCE

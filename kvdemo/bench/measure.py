@@ -306,8 +306,8 @@ def _blind(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 def _lookup(engine: ServiceSpec, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Seconds that the engine spent on asking its cache; None if it does not tell."""
-    asked = backends.of(engine.backend).lookup
-    name = asked.seconds if asked else ""
+    series_of_lookup = backends.of(engine.backend).lookup
+    name = series_of_lookup.seconds if series_of_lookup else ""
     return after[name] - before.get(name, 0) if name in after else None
 
 

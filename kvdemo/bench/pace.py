@@ -68,11 +68,11 @@ def estimate(pace: Pace, work: Work, max_tokens: int, before: float = 0.0) -> Es
     return Estimate(seconds, work.requests, work.computed, each)
 
 
-def beginning(text: str, whole: int, wanted: int) -> str:
+def beginning(text: str, whole: int, tokens: int) -> str:
     """The first lines of a text of ``whole`` tokens, as many as have about the ``wanted`` ones; all if it has fewer."""
-    if wanted >= whole:
+    if tokens >= whole:
         return text
-    cut = text[: len(text) * wanted // whole]
+    cut = text[: len(text) * tokens // whole]
     return cut[: cut.rfind("\n") + 1] or cut
 
 

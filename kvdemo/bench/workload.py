@@ -101,7 +101,7 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     if not fits:
         raise UsageError(f"{writer} and {reader} do not share a cache and model", "name two engines that do")
     group = fits[0]
-    named = writer or reader
+    engine_name = writer or reader
     writer = writer or next(name for name in group if name != reader)
     reader = reader or next(name for name in group if name != writer)
     plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
@@ -110,7 +110,7 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
         raise UsageError(f"--baseline: {baseline} is not a plain engine of this model", f"plain engines: {names}")
     plain.sort(key=lambda spec: spec.name == baseline)
     model = group[writer].model
-    rest = [] if named else [[*other.values()] for other in groups if other is not group]
+    rest = [] if engine_name else [[*other.values()] for other in groups if other is not group]
     others = tuple(Pair(*other[:2]) for other in rest if other[0].model == model)
     return Roles(tuple(plain), group[writer], group[reader], others)
 

@@ -109,9 +109,9 @@ class _Agents:
             if version != __version__:
                 raise PreflightError(f"{node.name} has kvdemo {version}, this is {__version__}", "install the same")
             ports_in_use = [port for node_facts in facts.values() for port in node_facts.ports.values()]
-            found = self._ask(node, "survey", layout.part(profile, node, placements), ports_in_use)
+            node_answer = self._ask(node, "survey", layout.part(profile, node, placements), ports_in_use)
             facts[replace(node, device=device)] = replace(
-                found, secrets=frozenset(name for name in profile.secrets if environ.get(name))
+                node_answer, secrets=frozenset(name for name in profile.secrets if environ.get(name))
             )
         return facts
 
@@ -132,12 +132,12 @@ class _Agents:
 
     def vouch(self, plan: Plan, facts: Mapping[Node, Facts]) -> list[Problem]:
         """What does not load together on the nodes."""
-        found: list[Problem] = []
+        problems: list[Problem] = []
         for node, node_facts in facts.items():
             specs = [spec for spec in plan.services if spec.node == node.name]
             stamps = {python: one.stamp for python, one in node_facts.interpreters.items()}
-            found += self._ask(node, "vouch", specs, stamps)
-        return found
+            problems += self._ask(node, "vouch", specs, stamps)
+        return problems
 
     def end(self) -> None:
         """End those that were made."""

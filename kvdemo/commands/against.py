@@ -50,7 +50,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wishes:
     """What the command line says of it; empty or None is nothing."""
 
     model: str = ""
@@ -62,25 +62,25 @@ class Wanted:
     kv_bytes_per_token: int | None = None
 
 
-def of(path: Path | None, wanted: Wanted) -> Against:
+def of(path: Path | None, wishes: Wishes) -> Against:
     """What the options and the profile say. Raises UsageError for a size that nobody knows, ProfileError."""
-    if not path and not wanted.engine_cache:
+    if not path and not wishes.engine_cache:
         hint = "its log says it (GPU KV cache size: N tokens): --engine-cache Ntokens, 20GiB or unlimited; or PROFILE"
         raise UsageError("how large is an engine's own prefix cache?", hint)
-    base = _of_profile(path, wanted) if path else _of_model(wanted)
+    base = _of_profile(path, wishes) if path else _of_model(wishes)
     base = replace(
         base,
-        engines=wanted.engines or base.engines,
-        per_token=wanted.kv_bytes_per_token or base.per_token,
-        block=wanted.block_size or base.block,
-        chunk=wanted.chunk_size or base.chunk,
+        engines=wishes.engines or base.engines,
+        per_token=wishes.kv_bytes_per_token or base.per_token,
+        block=wishes.block_size or base.block,
+        chunk=wishes.chunk_size or base.chunk,
     )
-    if wanted.engine_cache:
+    if wishes.engine_cache:
         # vLLM keeps one block of its cache back, and writes to one that is not whole and not in the cache yet.
-        tokens = size(wanted.engine_cache, "--engine-cache", base.per_token)
+        tokens = size(wishes.engine_cache, "--engine-cache", base.per_token)
         base = replace(base, own=None if tokens is None else max(0, tokens // base.block - 2) * base.block)
-    if wanted.shared_cache:
-        tokens = size(wanted.shared_cache, "--shared-cache", base.per_token)
+    if wishes.shared_cache:
+        tokens = size(wishes.shared_cache, "--shared-cache", base.per_token)
         base = replace(base, shared=tokens, notes=())
     return base
 
@@ -91,10 +91,10 @@ def size(text: str, option: str, per_token: int | None) -> int | None:
 
     if text.strip().lower() == UNLIMITED:
         return None
-    if counted := re.fullmatch(r"([0-9][0-9_,]*)\s*tok(?:ens?)?", text.strip()):
-        return int(re.sub("[_,]", "", counted[1]))
+    if match := re.fullmatch(r"([0-9][0-9_,]*)\s*tok(?:ens?)?", text.strip()):
+        return int(re.sub("[_,]", "", match[1]))
     try:
-        held = quantities.size(text)
+        size = quantities.size(text)
     except ValueError as error:
         raise UsageError(
             f"{option}: {error}", f"or in tokens, or none: {option} 130944tokens, {option} {UNLIMITED}"
@@ -102,23 +102,23 @@ def size(text: str, option: str, per_token: int | None) -> int | None:
     if not per_token:
         hint = "name PROFILE or --model, say --kv-bytes-per-token N, or the size in tokens: 130944tokens"
         raise UsageError(f"{option}: how many bytes of KV a token has is not known", hint)
-    return held // per_token
+    return size // per_token
 
 
-def _of_model(wanted: Wanted) -> Against:
+def _of_model(wishes: Wishes) -> Against:
     """Without a profile: only a model, or not even that."""
     from kvdemo.host import runtime
 
-    if not wanted.model:
+    if not wishes.model:
         return Against()
-    name = str(Path(wanted.model).resolve()) if Path(wanted.model).is_dir() else wanted.model
+    name = str(Path(wishes.model).resolve()) if Path(wishes.model).is_dir() else wishes.model
     model = runtime.model(name, os.environ)
     return Against(
         model=model, per_token=model.kv_bytes_per_token, tokenizer=model.path or name, environ=dict(os.environ)
     )
 
 
-def _of_profile(path: Path, wanted: Wanted) -> Against:
+def _of_profile(path: Path, wishes: Wishes) -> Against:
     from kvdemo.commands import scope
     from kvdemo.host import survey
     from kvdemo.planning import compatibility, demand
@@ -128,8 +128,8 @@ def _of_profile(path: Path, wanted: Wanted) -> Against:
     profile = scope.profile_of(path, project)
     name = next((n for n, one in profile.engines.items() if one.cache), next(iter(profile.engines)))
     engine = profile.engines[name]
-    if wanted.model:
-        model_name = str(Path(wanted.model).resolve()) if Path(wanted.model).is_dir() else wanted.model
+    if wishes.model:
+        model_name = str(Path(wishes.model).resolve()) if Path(wishes.model).is_dir() else wishes.model
         engine = engine.model_copy(update={"model": model_name})
         profile = profile.model_copy(update={"engines": {**profile.engines, name: engine}})
     facts = survey.survey(profile, project, os.environ)
@@ -141,14 +141,14 @@ def _of_profile(path: Path, wanted: Wanted) -> Against:
     if cache and backends.of(cache.kind).chunk_is_block:
         need = replace(need, block=cache.chunk_size)
     arguments = normalize(engine.args)
-    per_token = wanted.kv_bytes_per_token or demand.kv_bytes_per_token(engine, model)
-    shared, notes = _shared(cache, per_token, wanted)
+    per_token = wishes.kv_bytes_per_token or demand.kv_bytes_per_token(engine, model)
+    shared, notes = _shared(cache, per_token, wishes)
     return Against(
         engines=sum(one.cache == engine.cache for one in profile.engines.values()) if cache else ENGINES,
         block=need.block,
         backend=cache.kind if cache else backends.DEFAULT.kind,
         chunk=cache.chunk_size if cache else backends.DEFAULT.chunk_size,
-        own=None if wanted.engine_cache else _own(name, engine, need, facts),
+        own=None if wishes.engine_cache else _own(name, engine, need, facts),
         shared=shared,
         per_token=per_token,
         context=need.context,
@@ -182,12 +182,12 @@ def _own(name: str, engine: Engine, need: Demand, facts: Facts) -> int:
     return max(0, tokens - need.block)
 
 
-def _shared(cache: Cache | None, per_token: int | None, wanted: Wanted) -> tuple[int | None, tuple[str, ...]]:
+def _shared(cache: Cache | None, per_token: int | None, wishes: Wishes) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that the profile's shared cache holds, None if it has no limit; and what that is made of."""
     from kvdemo.planning.engines import normalize
     from kvdemo.words.estimate import amount
 
-    if wanted.shared_cache:
+    if wishes.shared_cache:
         return None, ()
     if cache is None:
         raise UsageError("the profile has no cache: how large would a shared one be?", "say it: --shared-cache 64GiB")
@@ -200,6 +200,6 @@ def _shared(cache: Cache | None, per_token: int | None, wanted: Wanted) -> tuple
     return int(cache.l1 * share) // per_token, (note,) if share < 1 else ()
 
 
-def flags_of(options: Any) -> Wanted:
+def flags_of(options: Any) -> Wishes:
     """The part of the command's options that is about this."""
-    return Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
+    return Wishes(**{name: getattr(options, name) for name in Wishes.__dataclass_fields__})

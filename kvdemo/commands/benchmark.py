@@ -74,8 +74,8 @@ def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str
     if sentence:
         output.follow(Notice(sentence))
     nice = {event.service: event.nice for event in events if event.nice}
-    key, fate = fleet.key_of(plan.engines[0], environ), Liveness.of(project, part, environ)
-    run(Task(part, options, name, text, key, nice, fate), environ, output)
+    key, liveness = fleet.key_of(plan.engines[0], environ), Liveness.of(project, part, environ)
+    run(Task(part, options, name, text, key, nice, liveness), environ, output)
 
 
 def of_targets(targets: attach.Targets, values: Mapping[str, Any], environ: Mapping[str, str], output: Output) -> None:
@@ -161,13 +161,13 @@ def _finish(conditions: Mapping[str, Any], samples: list[Sample], recorder: Reco
         sys.stdout.write(json.dumps(document.to_json(result), ensure_ascii=False) + "\n")
     else:
         terminal.out.print(tables.result(result, samples, verbose=output.verbose))
-    saved = recorder.close(result, page.render(result, samples))
-    event = Saved(str(saved), str(recorder.path), str(saved.with_suffix(".html")))
+    files = recorder.close(result, page.render(result, samples))
+    event = Saved(str(files), str(recorder.path), str(files.with_suffix(".html")))
     output.follow(event)
     if output.ci:
         output.ci.note_result(result, event)
     if not output.as_json:
-        terminal.out.print(f"Saved: {saved} (samples: .jsonl, report: .html)", style="dim")
+        terminal.out.print(f"Saved: {files} (samples: .jsonl, report: .html)", style="dim")
     if conditions.get("interrupted"):
         output.follow(Notice(f"interrupted: what was measured is in {recorder.path}"))
     return result
@@ -213,15 +213,15 @@ def _judge(result: Result, task: Task, deaths: Sequence[str]) -> None:
 
 def gate(result: Result, gain: float) -> None:
     """Raises GateError for a speed-up that is smaller than expected, or that could be noise; of several caches any."""
-    found = {"": result.speedup}
+    ratios = {"": result.speedup}
     if result.contest:
-        found = {f"{side.contender.cache}: ": side.speedup for side in result.contest.sides}
-    for whose, speedup in found.items():
+        ratios = {f"{side.contender.cache}: ": side.speedup for side in result.contest.sides}
+    for whose, speedup in ratios.items():
         if speedup is None:
             raise GateError(f"{whose}the run has no speed-up of one reuse, {gain:g}x was expected")
-        reached = units.ratio(speedup.median)
+        factor = units.ratio(speedup.median)
         if speedup.median < gain:
-            raise GateError(f"{whose}reuse is {reached} faster (TTFT), {gain:g}x was expected")
+            raise GateError(f"{whose}reuse is {factor} faster (TTFT), {gain:g}x was expected")
         if gain > 1 and effect.of(speedup, result.noise_floor) is not Effect.FASTER:
-            interval = f"{whose}reuse is within noise ({reached}, {table.spread(speedup, 'x')})"
+            interval = f"{whose}reuse is within noise ({factor}, {table.spread(speedup, 'x')})"
             raise GateError(f"{interval}, {gain:g}x was expected", "measure more --trials")

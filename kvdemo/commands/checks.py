@@ -55,20 +55,20 @@ def failure(name: str, text: str, fix: str, **values: Any) -> Check:
     return Check(name, Level.FAILURE, text, fix, values)
 
 
-def driver(found: Driver) -> Check:
+def driver(state: Driver) -> Check:
     """The NVIDIA driver."""
-    values = {"driver": found.version, "cuda": found.cuda}
-    if found.problem:
+    values = {"driver": state.version, "cuda": state.cuda}
+    if state.problem:
         fix = "restart the machine (after an update of the driver), or ask who runs it; nvidia-smi should say the same"
-        return failure("driver", found.problem, fix, **values)
-    if not found.version:
+        return failure("driver", state.problem, fix, **values)
+    if not state.version:
         return ok("driver", "no NVIDIA driver: engines run on vLLM's CPU build", **values)
-    return ok("driver", f"{found.version}, runs CUDA up to {found.cuda}", **values)
+    return ok("driver", f"{state.version}, runs CUDA up to {state.cuda}", **values)
 
 
-def gpus(found: Sequence[Gpu]) -> Iterator[Check]:
+def gpus(devices: Sequence[Gpu]) -> Iterator[Check]:
     """Each GPU: what it is, what is free, who holds the rest, how it is connected."""
-    for gpu in found:
+    for gpu in devices:
         name = f"GPU {gpu.index}"
         part = f", a MIG instance of {gpu.parent}" if gpu.parent else ""
         node = f", NUMA node {gpu.numa}" if gpu.numa is not None else ""
@@ -110,49 +110,50 @@ def limits(files: int, locked: int | None, shm: tuple[int, int], gpu: bool) -> I
         yield ok("/dev/shm", text, total=total, free=free)
 
 
-def versions(found: Interpreter) -> Check:
+def versions(interpreter: Interpreter) -> Check:
     """What the engines' interpreter holds."""
-    if found.problem:
-        fix = found.fix or "set runtime.python in the profile"
-        return failure("versions", found.problem, fix, interpreter=found.python)
-    text = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    return ok("versions", f"{text} ({found.python})", interpreter=found.python, **found.versions)
+    if interpreter.problem:
+        fix = interpreter.fix or "set runtime.python in the profile"
+        return failure("versions", interpreter.problem, fix, interpreter=interpreter.python)
+    text = ", ".join(f"{name} {version}" for name, version in interpreter.versions.items())
+    return ok("versions", f"{text} ({interpreter.python})", interpreter=interpreter.python, **interpreter.versions)
 
 
-def imports(found: Iterable[Outcome]) -> Iterator[Check]:
+def imports(outcomes: Iterable[Outcome]) -> Iterator[Check]:
     """Whether torch, vLLM, LMCache and the connector load together in one process of that interpreter."""
-    for one in found:
+    for one in outcomes:
         name = f"load {one.step}"
         yield failure(name, one.text, one.fix) if one.failed else ok(name, one.text)
 
 
-def plan(found: Plan) -> Iterator[Check]:
+def plan(fleet_plan: Plan) -> Iterator[Check]:
     """What the plan says: what is missing (but of interpreters, which have checks of their own), short, or fits."""
-    for problem in found.problems:
+    for problem in fleet_plan.problems:
         if problem.kind == "interpreter":
             continue
         make = failure if problem.hard else warning
         yield make("plan", problem.text, problem.fix, kind=problem.kind, service=problem.service, place=problem.place)
-    for text in found.sums:
+    for text in fleet_plan.sums:
         yield ok("plan", text)
-    if not any(problem.kind == "port" for problem in found.problems):
-        ports = sorted(port for spec in found.services for port in spec.ports)
+    if not any(problem.kind == "port" for problem in fleet_plan.problems):
+        ports = sorted(port for spec in fleet_plan.services for port in spec.ports)
         yield ok("ports", f"{', '.join(map(str, ports))} are free or our own", ports=ports)
 
 
-def prediction(found: Prediction | None, what: str, why: str) -> Iterator[Check]:
+def prediction(forecast: Prediction | None, what: str, why: str) -> Iterator[Check]:
     """What reuse could buy here."""
-    if found is None:
+    if forecast is None:
         yield warning("prediction", f"not possible: {why}", "measure instead: kvdemo up, kvdemo bench")
         return
-    cold = found.times.cold
+    cold = forecast.times.cold
     yield ok(
         "prediction",
-        f"{what}: {found.tokens:,} tokens, {found.kv_bytes / 1e6:,.0f} MB of KV to share; computing takes "
-        f"{units.duration(cold * 1000)}, a local hit {units.duration(found.times.local * 1000)} ({found.times.basis})",
-        **found.to_json(),
+        f"{what}: {forecast.tokens:,} tokens, {forecast.kv_bytes / 1e6:,.0f} MB of KV to share; computing takes "
+        f"{units.duration(cold * 1000)}, a local hit {units.duration(forecast.times.local * 1000)} "
+        f"({forecast.times.basis})",
+        **forecast.to_json(),
     )
-    for tier in found.tiers:
+    for tier in forecast.tiers:
         if tier.wins:
             yield ok("prediction", sentence(tier, cold))
         else:

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 def of_machine(python: str, environ: Mapping[str, str], store: Path) -> Generator[Check]:
     """Check this machine and this interpreter, without a profile; ``store`` is where KV files would be."""
-    found = survey.name_holders(gpus.detect(environ), root(environ))
-    yield from _machine(found)
+    devices = survey.name_holders(gpus.detect(environ), root(environ))
+    yield from _machine(devices)
     variables = environment.of_service(environ, engines.QUIET, ())
     folder = root(environ) / imports.FOLDER
     loads = yield from _interpreter(
-        runtime.interpreter(python), variables, folder, gpu=bool(found), kinds=(backends.DEFAULT.kind,)
+        runtime.interpreter(python), variables, folder, gpu=bool(devices), kinds=(backends.DEFAULT.kind,)
     )
     if loads:
-        yield from _copies(bandwidth.rates(python, variables, gpu=bool(found), shape=None, tokenizer="", document=""))
+        yield from _copies(bandwidth.rates(python, variables, gpu=bool(devices), shape=None, tokenizer="", document=""))
     yield _disk(store)[0]
 
 
@@ -67,18 +67,18 @@ def of_profile(profile: Profile, project: Project, environ: Mapping[str, str], r
     bandwidths = {"memory": rates["load"] * max(1, len(reader.gpus))} if reader and "load" in rates else {}
     for name, cache in profile.caches.items():
         if cache.l2 and not is_server(cache.l2):
-            check, found = _disk(Path(cache.l2), name)
+            check, result = _disk(Path(cache.l2), name)
             yield check
-            if found and reader and reader.cache == name:
-                bandwidths["disk"] = found.best
+            if result and reader and reader.cache == name:
+                bandwidths["disk"] = result.best
     yield from _prediction(plan, facts, reader, model, rates, bandwidths, results)
 
 
-def _machine(found: tuple[Any, ...]) -> Iterator[Check]:
+def _machine(devices: tuple[Any, ...]) -> Iterator[Check]:
     yield checks.driver(gpus.driver())
-    yield from checks.gpus(found)
+    yield from checks.gpus(devices)
     shm = machine.shared_memory()
-    yield from checks.limits(machine.open_files(), machine.locked_memory(), shm, gpu=bool(found))
+    yield from checks.limits(machine.open_files(), machine.locked_memory(), shm, gpu=bool(devices))
 
 
 def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Generator[Check, None, set[str]]:
@@ -99,16 +99,16 @@ def _interpreters(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Gener
 
 
 def _interpreter(
-    found: Interpreter, environ: Mapping[str, str], folder: Path, *, gpu: bool, kinds: tuple[str, ...]
+    result: Interpreter, environ: Mapping[str, str], folder: Path, *, gpu: bool, kinds: tuple[str, ...]
 ) -> Generator[Check, None, bool]:
     """Versions, and whether the compiled parts load together; whether all is well."""
-    yield checks.versions(found)
-    if found.problem:
+    yield checks.versions(result)
+    if result.problem:
         return False
-    outcomes, _ = imports.Question(found.python, found.stamp, environ, gpu, kinds, folder).ask()
-    loaded = list(checks.imports(outcomes))
-    yield from loaded
-    return all(check.level is Level.OK for check in loaded)
+    outcomes, _ = imports.Question(result.python, result.stamp, environ, gpu, kinds, folder).ask()
+    results = list(checks.imports(outcomes))
+    yield from results
+    return all(check.level is Level.OK for check in results)
 
 
 def _models(profile: Profile, facts: Facts, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -178,18 +178,18 @@ def _disk(store: Path, name: str = "") -> tuple[Check, bandwidth.Disk | None]:
     place = store
     while not place.is_dir() and place != place.parent:
         place = place.parent
-    found = bandwidth.disk(place)
-    if found is None:
+    result = bandwidth.disk(place)
+    if result is None:
         advice = "make it writable, with 512 MiB free, or set caches.*.l2 to another directory"
         return checks.failure(title, f"{place} cannot be written and read", advice), None
     text = (
-        f"{place}: writes {found.write / 1e9:.2f} GB/s; reads {found.sequential / 1e9:.2f} GB/s one block at a time, "
-        f"{found.parallel / 1e9:.2f} GB/s with {found.readers} at once"
+        f"{place}: writes {result.write / 1e9:.2f} GB/s; reads {result.sequential / 1e9:.2f} GB/s one block at a time, "
+        f"{result.parallel / 1e9:.2f} GB/s with {result.readers} at once"
     )
-    if not found.direct:
+    if not result.direct:
         fix = "this file system has no direct I/O: the page cache may have helped"
-        return checks.warning(title, text, fix, **asdict(found)), found
-    return checks.ok(title, text, **asdict(found)), found
+        return checks.warning(title, text, fix, **asdict(result)), result
+    return checks.ok(title, text, **asdict(result)), result
 
 
 def _prediction(
@@ -220,9 +220,9 @@ def _prediction(
     if times is None or not bandwidths:
         yield from checks.prediction(None, "", "this machine's speed could not be measured")
         return
-    found = predict.predict(tokens, reader.chunk_size, model.kv_bytes_per_token, times, bandwidths)
+    result = predict.predict(tokens, reader.chunk_size, model.kv_bytes_per_token, times, bandwidths)
     what = Path(plan.bench["context"]).name if "tokens" in rates else "a document of the longest context"
-    yield from checks.prediction(found, what, "")
+    yield from checks.prediction(result, what, "")
 
 
 def _saved_results(results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

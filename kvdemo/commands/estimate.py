@@ -74,11 +74,11 @@ def run(options: Options) -> None:
     from kvdemo.report import terminal
 
     with _without_collector():
-        found = estimate(options)
+        outcome = estimate(options)
     if options.json:
-        typer.echo(jsonlib.dumps(found.to_json(), ensure_ascii=False))
+        typer.echo(jsonlib.dumps(outcome.to_json(), ensure_ascii=False))
     else:
-        terminal.out.print(media.terminal(found))
+        terminal.out.print(media.terminal(outcome))
 
 
 def estimate(options: Options) -> Estimate:
@@ -100,10 +100,10 @@ def estimate(options: Options) -> Estimate:
         raise UsageError(f"{options.requests}: {error}", "give --block-size and --chunk-size that fit") from None
     saved = _savings(options, about, reading, played)
     digest = about.model.digest if about.model else ""
-    found = result.made(
+    outcome = result.build(
         options.requests.name, reading, setup, played, per_token=about.per_token, digest=digest, savings=saved
     )
-    return replace(found, notes=(*about.notes, *_too_long(about, reading), *found.notes))
+    return replace(outcome, notes=(*about.notes, *_too_long(about, reading), *outcome.notes))
 
 
 def _too_long(about: Against, reading: Reading) -> list[str]:

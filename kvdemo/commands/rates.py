@@ -24,24 +24,26 @@ def times(path: Path, digest: str, chunk: int) -> Times:
     Raises UsageError if it holds none, or those of another model.
     """
     if trafficfile.is_traffic(path):
-        found, measured = _of_traffic(path, chunk)
+        measurement, measured = _of_traffic(path, chunk)
     else:
         predicted = _prediction(path)
-        found, measured = _of_doctor(path, predicted) if predicted else _of_bench(path)
+        measurement, measured = _of_doctor(path, predicted) if predicted else _of_bench(path)
     if digest and measured and measured != digest:
         raise UsageError(f"{path}: measured with another model than the one of this estimate", "name its own: --model")
     if not (digest and measured):
-        return replace(found, basis=f"{found.basis}, whose model was not compared with this one")
-    return found
+        return replace(measurement, basis=f"{measurement.basis}, whose model was not compared with this one")
+    return measurement
 
 
 def _prediction(path: Path) -> Mapping[str, Any] | None:
     """What ``doctor --json`` predicted, if this is its document."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return held["prediction"] if isinstance(held, dict) and isinstance(held.get("prediction"), dict) else None
+    return (
+        document["prediction"] if isinstance(document, dict) and isinstance(document.get("prediction"), dict) else None
+    )
 
 
 def _of_doctor(path: Path, predicted: Mapping[str, Any]) -> tuple[Times, str]:
@@ -50,7 +52,7 @@ def _of_doctor(path: Path, predicted: Mapping[str, Any]) -> tuple[Times, str]:
         name = "memory" if "memory" in tiers else next(iter(tiers))
         single = predicted["times"]
         hit = int(predicted["hit"])
-        made = Times(
+        timing = Times(
             int(predicted["tokens"]),
             hit,
             hit,
@@ -62,7 +64,7 @@ def _of_doctor(path: Path, predicted: Mapping[str, Any]) -> tuple[Times, str]:
         )
     except (KeyError, TypeError, ValueError, StopIteration):
         raise UsageError(f"{path}: its prediction holds no times", HINT) from None
-    return made, ""
+    return timing, ""
 
 
 def _of_traffic(path: Path, chunk: int) -> tuple[Times, str]:
@@ -72,10 +74,10 @@ def _of_traffic(path: Path, chunk: int) -> tuple[Times, str]:
     tokens = int(about["document_tokens"])
     hit = (tokens - 1) // chunk * chunk
     basis = f"single requests of {tokens:,} tokens in {path.name}"
-    found = Times(tokens, hit, hit, service.cold, service.local, service.shared, basis, str(about.get("device")))
+    measurement = Times(tokens, hit, hit, service.cold, service.local, service.shared, basis, str(about.get("device")))
     if hit <= 0:
         raise UsageError(f"{path}: its documents are shorter than one chunk", HINT)
-    return found, str(about.get("model_digest") or "")
+    return measurement, str(about.get("model_digest") or "")
 
 
 def _of_bench(path: Path) -> tuple[Times, str]:
@@ -88,12 +90,12 @@ def _of_bench(path: Path) -> tuple[Times, str]:
         if row["verdict"] == PROVED.get(row["arm"]) and (row["arm"] != "cold" or row["engine"] == about["baseline"]):
             rows[row["arm"]] = row
     medians = [rows.get(arm, {}).get("median_ttft_ms") for arm in ("cold", "again", "reuse")]
-    known = [one / 1000 for one in medians if isinstance(one, int | float) and math.isfinite(one) and one > 0]
-    if len(known) < len(medians):
+    seconds = [one / 1000 for one in medians if isinstance(one, int | float) and math.isfinite(one) and one > 0]
+    if len(seconds) < len(medians):
         raise UsageError(f"{path}: holds no proved times of cold, again and reuse", HINT)
-    cold, again, reuse = known
+    cold, again, reuse = seconds
     trials = rows["reuse"].get("n_ttft")
-    found = Times(
+    measurement = Times(
         int(about["prompt_tokens"]),
         int(rows["again"].get("local_cached_tokens") or 0),
         int(rows["reuse"].get("external_cached_tokens") or 0),
@@ -103,4 +105,4 @@ def _of_bench(path: Path) -> tuple[Times, str]:
         f"medians of {trials} trials of {about['prompt_tokens']:,} tokens in {path.name}",
         str(about["device"]),
     )
-    return found, str(about.get("model_digest") or "")
+    return measurement, str(about.get("model_digest") or "")

@@ -29,9 +29,9 @@ def project_of(profile: Path, name: str) -> Project:
     """The project of that name, or of the profile. Raises ProfileError."""
     from kvdemo.config.profile import load  # noqa: PLC0415 (a tenth of a second that most verbs save)
 
-    loaded = load(profile, os.environ)
-    _take_secrets(loaded.secrets, profile)
-    return Project(state.root(os.environ), name or loaded.name)
+    parsed_profile = load(profile, os.environ)
+    _take_secrets(parsed_profile.secrets, profile)
+    return Project(state.root(os.environ), name or parsed_profile.name)
 
 
 def _take_secrets(names: Collection[str], profile: Path) -> None:

@@ -68,10 +68,10 @@ def detect(line: str) -> Format | None:
     if REQUEST.search(line) or BARE.search(line):
         return "vllm"
     try:
-        held = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(held, dict):
+    if not isinstance(record, dict):
         return None
     keys: tuple[tuple[str, Format], ...] = (
         ("hash_ids", "mooncake"),
@@ -81,7 +81,7 @@ def detect(line: str) -> Format | None:
         ("prompt", "prompts"),
         ("messages", "prompts"),
     )
-    return next((format for key, format in keys if key in held), None)
+    return next((format for key, format in keys if key in record), None)
 
 
 def parse(line: str, format: Format, block: int) -> Sequence[Request]:
@@ -89,47 +89,47 @@ def parse(line: str, format: Format, block: int) -> Sequence[Request]:
     if format == "vllm":
         return _of_log(line)
     try:
-        held = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON object ({error})") from None
-    if not isinstance(held, dict):
+    if not isinstance(record, dict):
         raise ValueError("no JSON object")
     if format == "mooncake":
-        return (_of_mooncake(held, block),)
-    return PARSERS[format](held)
+        return (_of_mooncake(record, block),)
+    return PARSERS[format](record)
 
 
-def _of_mooncake(held: Mapping[str, Any], block: int) -> Request:
-    tokens, names = _count(held, "input_length", 1), held.get("hash_ids")
+def _of_mooncake(record: Mapping[str, Any], block: int) -> Request:
+    tokens, names = _count(record, "input_length", 1), record.get("hash_ids")
     if type(names) is not list or not all(type(name) is int for name in names):
         raise ValueError("hash_ids: a list of whole numbers was expected")
     whole, rest = divmod(tokens, block)
     if len(names) - whole not in (0, bool(rest)):
         size = f"{whole + bool(rest)} of {block} tokens were expected for an input_length of {tokens:,}"
         raise ValueError(f"hash_ids: {size}, {len(names)} are there (--trace-block-size)")
-    answer = _count(held, "output_length", 0) if "output_length" in held else 0
-    time = _time(held, 1000)
-    return Request(Blocks(names[:whole], tokens, block), time, _session(held), "", answer)
+    answer = _count(record, "output_length", 0) if "output_length" in record else 0
+    time = _time(record, 1000)
+    return Request(Blocks(names[:whole], tokens, block), time, _session(record), "", answer)
 
 
-def _of_lmcache(held: Mapping[str, Any]) -> Sequence[Request]:
-    tokens, size, names = _count(held, "seq_len", 1), _count(held, "chunk_size", 1), held.get("chunk_hashes")
+def _of_lmcache(record: Mapping[str, Any]) -> Sequence[Request]:
+    tokens, size, names = _count(record, "seq_len", 1), _count(record, "chunk_size", 1), record.get("chunk_hashes")
     if not isinstance(names, list) or len(names) != tokens // size or not all(isinstance(n, str) for n in names):
         raise ValueError(f"chunk_hashes: the hashes of {tokens // size} whole chunks were expected")
-    seed = f"{held.get('model_name')}"
-    return (Request(Blocks(names, tokens, size), _time(held), _session(held), seed),)
+    seed = f"{record.get('model_name')}"
+    return (Request(Blocks(names, tokens, size), _time(record), _session(record), seed),)
 
 
-def _of_prompts(held: Mapping[str, Any]) -> Sequence[Request]:
-    key = next((key for key in ("output_length", "output_tokens") if isinstance(held.get(key), int)), "")
-    answer = _count(held, key, 0) if key else 0
+def _of_prompts(record: Mapping[str, Any]) -> Sequence[Request]:
+    key = next((key for key in ("output_length", "output_tokens") if isinstance(record.get(key), int)), "")
+    answer = _count(record, key, 0) if key else 0
     prompts: Sequence[Text | array[int]]
-    prompts = [Text(messages=_messages(held["messages"]))] if "messages" in held else _prompts(held.get("prompt"))
-    return [Request(prompt, _time(held), _session(held), "", answer) for prompt in prompts]
+    prompts = [Text(messages=_messages(record["messages"]))] if "messages" in record else _prompts(record.get("prompt"))
+    return [Request(prompt, _time(record), _session(record), "", answer) for prompt in prompts]
 
 
-def _of_openai(held: Mapping[str, Any]) -> Sequence[Request]:
-    url, body = held.get("url"), held.get("body")
+def _of_openai(record: Mapping[str, Any]) -> Sequence[Request]:
+    url, body = record.get("url"), record.get("body")
     if not isinstance(body, dict):
         raise ValueError("body: a JSON object was expected")
     prompts: Sequence[Text | array[int]]
@@ -141,7 +141,7 @@ def _of_openai(held: Mapping[str, Any]) -> Sequence[Request]:
         raise ValueError(f"url: /v1/chat/completions or /v1/completions was expected, not {str(url)[:60]!r}")
     session = next((str(body[key]) for key in ("prompt_cache_key", "user") if body.get(key)), None)
     seed = f"{body.get('model', '')}\0{body.get('cache_salt') or ''}"
-    return [Request(prompt, _time(held), session or _session(held), seed) for prompt in prompts]
+    return [Request(prompt, _time(record), session or _session(record), seed) for prompt in prompts]
 
 
 PARSERS: Mapping[Format, Callable[[Mapping[str, Any]], Sequence[Request]]] = {
@@ -163,20 +163,20 @@ def _of_log(line: str) -> Sequence[Request]:
     if not REQUEST.search(line):
         return ()
     if line.lstrip().startswith("{"):  # vLLM's JSON formatter
-        held = json.loads(line)
-        line = f"{held.get('asctime', '')} {held.get('message', '')}"
-    found = REQUEST.search(line)
-    if not found:
+        record = json.loads(line)
+        line = f"{record.get('asctime', '')} {record.get('message', '')}"
+    match = REQUEST.search(line)
+    if not match:
         return ()
-    plain = COLOUR.sub("", line[: found.start()])
+    plain = COLOUR.sub("", line[: match.start()])
     stamp = STAMP.search(plain)
     time = None
     if stamp:
         month, day, hours, minutes, seconds = map(int, stamp.groups())
         days = DAYS_BEFORE[(month - 1) % 12] + day
         time = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    text = LITERAL.match(line, found.end())
-    ids = IDS.search(line, text.end() if text else found.end())
+    text = LITERAL.match(line, match.end())
+    ids = IDS.search(line, text.end() if text else match.end())
     if ids and ids[1] != "None":
         return (Request(_tokens(json.loads(ids[1])), time),)
     if text:
@@ -185,30 +185,30 @@ def _of_log(line: str) -> Sequence[Request]:
     raise ValueError("prompt_token_ids or a prompt was expected")
 
 
-def _prompts(given: Any) -> list[Text | array[int]]:
+def _prompts(prompts: Any) -> list[Text | array[int]]:
     """One prompt, or several: text, or token ids."""
-    if isinstance(given, str):
-        return [Text(given)]
-    if isinstance(given, list) and given and all(type(one) is int for one in given):
-        return [_tokens(given)]
-    if isinstance(given, list) and given and all(isinstance(one, str | list) and one for one in given):
-        return [Text(one) if isinstance(one, str) else _tokens(one) for one in given]
+    if isinstance(prompts, str):
+        return [Text(prompts)]
+    if isinstance(prompts, list) and prompts and all(type(one) is int for one in prompts):
+        return [_tokens(prompts)]
+    if isinstance(prompts, list) and prompts and all(isinstance(one, str | list) and one for one in prompts):
+        return [Text(one) if isinstance(one, str) else _tokens(one) for one in prompts]
     raise ValueError("prompt: text, a list of token ids, or a list of these was expected")
 
 
-def _tokens(given: Sequence[Any]) -> array[int]:
+def _tokens(ids: Sequence[Any]) -> array[int]:
     try:
-        return array("I", given)
+        return array("I", ids)
     except (TypeError, OverflowError):
         raise ValueError("token ids: whole numbers from 0 to 4294967295 were expected") from None
 
 
-def _messages(given: Any) -> list[dict[str, Any]]:
+def _messages(entries: Any) -> list[dict[str, Any]]:
     """Messages with their text in one piece, as vLLM gives it to a template that expects strings."""
-    if not isinstance(given, list) or not given:
+    if not isinstance(entries, list) or not entries:
         raise ValueError("messages: a list of messages was expected")
-    made = []
-    for message in given:
+    messages = []
+    for message in entries:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError("messages: objects with a role were expected")
         content = message.get("content")
@@ -216,8 +216,8 @@ def _messages(given: Any) -> list[dict[str, Any]]:
             content = "\n".join(_part(part) for part in content)
         elif content is not None and not isinstance(content, str):
             raise ValueError("content: text or a list of parts was expected")
-        made.append({**message, "content": content if content is not None else ""})
-    return made
+        messages.append({**message, "content": content if content is not None else ""})
+    return messages
 
 
 def _part(part: Any) -> str:
@@ -233,20 +233,20 @@ def _part(part: Any) -> str:
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     """What of a chat request goes into its template."""
     keys = ("add_generation_prompt", "continue_final_message", "tools", "documents")
-    given = {key: body[key] for key in keys if body.get(key) is not None}
+    values = {key: body[key] for key in keys if body.get(key) is not None}
     extra = body.get("chat_template_kwargs")
-    return {**given, **(extra if isinstance(extra, dict) else {})}
+    return {**values, **(extra if isinstance(extra, dict) else {})}
 
 
-def _count(held: Mapping[str, Any], key: str, least: int) -> int:
-    value = held.get(key)
+def _count(record: Mapping[str, Any], key: str, least: int) -> int:
+    value = record.get(key)
     if type(value) is not int or not least <= value <= LONGEST:
         raise ValueError(f"{key}: a whole number from {least} to {LONGEST:,} was expected")
     return value
 
 
-def _time(held: Mapping[str, Any], divisor: int = 1) -> float | None:
-    value = held.get("timestamp")
+def _time(record: Mapping[str, Any], divisor: int = 1) -> float | None:
+    value = record.get("timestamp")
     if value is None:
         return None
     if type(value) not in (int, float) or not abs(value) < LATEST:
@@ -254,6 +254,6 @@ def _time(held: Mapping[str, Any], divisor: int = 1) -> float | None:
     return float(value / divisor)
 
 
-def _session(held: Mapping[str, Any]) -> str | None:
-    value = next((held[key] for key in ("session", "session_id") if held.get(key) is not None), None)
+def _session(record: Mapping[str, Any]) -> str | None:
+    value = next((record[key] for key in ("session", "session_id") if record.get(key) is not None), None)
     return None if value is None else str(value)

@@ -24,7 +24,7 @@ class Tokenize(Protocol):
 
 BATCH = 256
 """Requests that are tokenized together."""
-TOLD = 10
+MOST_BROKEN = 10
 """Broken lines that are told one by one."""
 LINES_OF_A_LOG = 100_000
 """A log may begin with so many lines without a request."""
@@ -68,25 +68,25 @@ def read(
 ) -> Reading:
     """Read all lines. Raises UsageError for a format that is not known, broken lines (without ``skip``), no request."""
     stream = iter(lines)
-    seen: list[str] = []
+    formats_tried: list[str] = []
     if format is None:
-        format = _format(stream, seen)
+        format = _format(stream, formats_tried)
     reader = _Reader(Reading(format, Trace(math.gcd(cut.block, cut.chunk))), cut, tokenize, skip)
-    for number, line in enumerate(chain(seen, stream), 1):
+    for number, line in enumerate(chain(formats_tried, stream), 1):
         reader.line(number, line)
-        if reader.reading.skipped >= TOLD and not skip:
+        if reader.reading.skipped >= MOST_BROKEN and not skip:
             break
     reader.flush()
     reader.check()
     return reader.reading
 
 
-def _format(stream: Iterator[str], seen: list[str]) -> Format:
+def _format(stream: Iterator[str], lines: list[str]) -> Format:
     for line in stream:
-        seen.append(line)
+        lines.append(line)
         if format := formats.detect(line):
             return format
-        if len(seen) >= LINES_OF_A_LOG:
+        if len(lines) >= LINES_OF_A_LOG:
             break
     looks = "".join(f"\n  {formats.TITLES[each]}: {look}" for each, look in formats.LOOKS.items())
     raise UsageError(f"no line looks like a request; known are{looks}", "if it is one of them damaged, give --format")
@@ -118,9 +118,9 @@ class _Reader:
     def flush(self) -> None:
         """Tokenize what waits, and take it into the trace."""
         texts = [request.prompt for _, request in self.pending if isinstance(request.prompt, Text)]
-        made = iter(self.tokenize(texts) if texts else ())
+        iterator = iter(self.tokenize(texts) if texts else ())
         for number, request in self.pending:
-            prompt = next(made) if isinstance(request.prompt, Text) else request.prompt
+            prompt = next(iterator) if isinstance(request.prompt, Text) else request.prompt
             if isinstance(prompt, str):
                 self.broken(number, prompt)
                 continue
@@ -133,7 +133,7 @@ class _Reader:
     def broken(self, number: int, why: str) -> None:
         """A line without a request that can be used."""
         self.reading.skipped += 1
-        if len(self.reading.broken) < TOLD:
+        if len(self.reading.broken) < MOST_BROKEN:
             self.reading.broken.append(Broken(number, why))
 
     def _add(self, request: Request, prompt: Blocks | array[int]) -> None:
@@ -170,11 +170,11 @@ class _Reader:
         """Raises UsageError for broken lines that were not to be skipped, and if there is no request at all."""
         reading = self.reading
         if reading.skipped and (not self.skip or not len(reading.trace)):
-            told = "".join(f"\n  line {one.line}: {one.why}" for one in reading.broken)
-            more = " or more" if reading.skipped >= TOLD and not self.skip else ""
+            text = "".join(f"\n  line {one.line}: {one.why}" for one in reading.broken)
+            more = " or more" if reading.skipped >= MOST_BROKEN and not self.skip else ""
             lines = f"{reading.skipped}{more} broken line{'s' * (reading.skipped > 1)}"
             title = formats.TITLES[reading.format]
-            raise UsageError(f"{lines} in {title}:{told}", "mend them, or leave them out: --skip-broken")
+            raise UsageError(f"{lines} in {title}:{text}", "mend them, or leave them out: --skip-broken")
         if not len(reading.trace) and self.bare:
             raise UsageError(
                 f"the log names {self.bare:,} requests, but not their prompts",

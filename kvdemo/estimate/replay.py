@@ -112,13 +112,13 @@ def replay(trace: Trace, setup: Setup) -> Replay:
         if hit:
             own[at] = min(hit, (tokens[at] - 1) // setup.block * setup.block)
     reusable = backends.of(setup.backend).reusable
-    reached, distinct = _hits(chunks, order, None, setup, setup.sizes)
-    for hits in reached:
+    hits_at_once, distinct = _hits(chunks, order, None, setup, setup.sizes)
+    for hits in hits_at_once:
         for at, hit in enumerate(hits):
             if hit:
                 hits[at] = max(0, min(hit, reusable(tokens[at], setup.chunk)) - own[at])
-    totals = tuple(Reuse(sum(tokens), sum(own), sum(hits)) for hits in reached)
-    return Replay(totals, order, own, reached[0], distinct, engines)
+    totals = tuple(Reuse(sum(tokens), sum(own), sum(hits)) for hits in hits_at_once)
+    return Replay(totals, order, own, hits_at_once[0], distinct, engines)
 
 
 def _hits(
@@ -129,8 +129,8 @@ def _hits(
     With ``engines`` each has a cache of its own, which keeps answers too; without, all share one.
     """
     unit = trace.block
-    found = [array("q", bytes(8 * len(order))) for _ in sizes]
-    limits = [(UNLIMITED if size is None else size // unit, hits) for size, hits in zip(sizes, found, strict=True)]
+    arrays = [array("q", bytes(8 * len(order))) for _ in sizes]
+    limits = [(UNLIMITED if size is None else size // unit, hits) for size, hits in zip(sizes, arrays, strict=True)]
     shares = [engines.count(engine) for engine in range(setup.engines)] if engines else [len(order)]
     stacks = [Stack(trace.names, share) for share in shares]
     begins, tokens, answers = trace.begins, trace.tokens, trace.answers
@@ -143,5 +143,5 @@ def _hits(
         if runs:
             distinct -= runs[-1].end
             for limit, hits in limits:
-                hits[at] = stack.held(runs, limit) * unit
-    return found, distinct * unit
+                hits[at] = stack.held_tokens(runs, limit) * unit
+    return arrays, distinct * unit

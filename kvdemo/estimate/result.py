@@ -73,17 +73,17 @@ class Estimate:
         return {"schema_version": SCHEMA_VERSION, "mode": "estimate", **asdict(self)}
 
 
-def sizes(given: int | None, own: int | None, engines: int) -> tuple[int | None, ...]:
+def sizes(size: int | None, own: int | None, engines: int) -> tuple[int | None, ...]:
     """The sizes of a shared cache in tokens to try: the given one, parts and multiples of it, and no limit at all.
 
     Beside one without a limit stand multiples of what all engines hold themselves.
     """
-    middle = given or (own or 0) * engines
+    middle = size or (own or 0) * engines
     around = [middle // 4, middle // 2, middle, middle * 2, middle * 4] if middle else []
-    return tuple(dict.fromkeys((given, *around, None)))
+    return tuple(dict.fromkeys((size, *around, None)))
 
 
-def made(
+def build(
     file: str,
     reading: Reading,
     setup: Setup,
@@ -143,24 +143,24 @@ def _rows(setup: Setup, replay: Replay, per_token: int | None) -> tuple[Size, ..
 def notes(reading: Reading, setup: Setup) -> list[str]:
     """What a reader of the numbers should know about this file."""
     trace = reading.trace
-    said: list[str] = []
+    parts: list[str] = []
     if reading.skipped:
         lines = "1 line holds" if reading.skipped == 1 else f"{reading.skipped:,} lines hold"
-        said.append(f"{lines} no request that can be used: left out.")
+        parts.append(f"{lines} no request that can be used: left out.")
     if not reading.timed:
-        said.append("The requests have no times: they are replayed as they stand in the file.")
+        parts.append("The requests have no times: they are replayed as they stand in the file.")
     elif not trace.sorted:
-        said.append("The requests do not stand in the order of their times; they are replayed in that order.")
+        parts.append("The requests do not stand in the order of their times; they are replayed in that order.")
     if trace.block > setup.block:
-        said.append(
+        parts.append(
             f"The trace tells prompts apart in blocks of {trace.block} tokens: of a block that is not whole nothing "
             f"counts as reused, up to {trace.block - 1} tokens a request."
         )
     if reading.cut:
-        said.append(
+        parts.append(
             f"Many prompts end at {reading.cut:,} tokens: was the log cut (--max-log-len)? What was behind is missing."
         )
     without = trace.sessions.count(-1)
     if setup.routing == "session" and without:
-        said.append(f"{without:,} requests have no session; they went to the engines in turn.")
-    return said
+        parts.append(f"{without:,} requests have no session; they went to the engines in turn.")
+    return parts

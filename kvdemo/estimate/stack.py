@@ -57,16 +57,16 @@ class Stack:
             before = run_of.pop(names[begin + at], None)
             if before is None:
                 break
-            left, there = self._left[before], self._begin[before]
-            same = self._common(begin + at, there, min(length - at, left))
+            left, position = self._left[before], self._begin[before]
+            same = self._common(begin + at, position, min(length - at, left))
             # What was passed already was touched later than this run, and is not in the tree now.
             runs.append(Run(at + self._above(before), at, at + same, left - same))
             # That run is shorter now: its first blocks belong to this request.
             self._add(before, -same)
-            self._begin[before] = there + same
+            self._begin[before] = position + same
             self._left[before] = left - same
             if same < left:
-                run_of[names[there + same]] = before
+                run_of[names[position + same]] = before
             at += same  # what another request made of this chain begins a run of its own
         self._add(now, length + unnamed)
         self._begin.append(begin)
@@ -106,7 +106,7 @@ class Stack:
         return self._total - sum_
 
 
-def held(runs: Sequence[Run], size: int) -> int:
+def held_tokens(runs: Sequence[Run], size: int) -> int:
     """How many blocks of a chain, from the first on, a cache of ``size`` blocks still had."""
     end = 0
     for run in runs:

@@ -28,10 +28,10 @@ def chain_of_tokens(tokens: array[int], block: int, seed: str = "") -> list[int]
     return names
 
 
-def chain_of_names(given: Iterable[int], seed: str = "") -> list[int]:
+def chain_of_names(items: Iterable[int], seed: str = "") -> list[int]:
     """The names of blocks that a trace names itself, whether or not its names stand for what is before a block too."""
     name, names = hash(seed), []
-    for one in given:
+    for one in items:
         name = hash((name, one))
         names.append(name)
     return names

@@ -166,13 +166,13 @@ def dockerfile(plan: Plan) -> str:
     )
 
 
-def measuring(plan: Plan, *, reached: str = "") -> str:
+def measuring(plan: Plan, *, how: str = "") -> str:
     """How to measure the fleet from outside, if it has two engines that share; ``reached``: at this host."""
     shared = next((spec.name for spec in plan.services if sum(e.cache == spec.name for e in plan.engines) > 1), "")
     if not shared:
         return ""
     engines = [spec for spec in plan.engines if not spec.cache] + [s for s in plan.engines if s.cache == shared]
-    urls = {spec.name: f"http://{reached}:{spec.port}" if reached else spec.url for spec in plan.services}
+    urls = {spec.name: f"http://{how}:{spec.port}" if how else spec.url for spec in plan.services}
     words = [word for spec in engines for word in ("--target", f"{spec.name}={urls[spec.name]}")]
     context = plan.bench.get("context") or "FILE"
     return "Measure it: " + shlex.join(["kvdemo", "bench", "--context", context, *words, "--cache-url", urls[shared]])

@@ -69,12 +69,12 @@ def charts(plan: Plan) -> list[tuple[str, tuple[Chart, ...]]]:
     """What the dashboard shows of this fleet, under headings."""
     used = _used(plan)
     asking = tuple(
-        Chart(f"Asking {one.title}", "s", "Mean time that an engine spends on asking its cache.", (asked,))
+        Chart(f"Asking {one.title}", "s", "Mean time that an engine spends on asking its cache.", (line,))
         for one in used
-        if (asked := one.lookup)
+        if (line := one.lookup)
     )
-    found = [("Engines", (*ENGINES, *asking)), *((one.title, one.charts) for one in used), ("Processes", PROCESSES)]
-    return [(heading, shown) for heading, shown in found if shown]
+    groups = [("Engines", (*ENGINES, *asking)), *((one.title, one.charts) for one in used), ("Processes", PROCESSES)]
+    return [(heading, panels) for heading, panels in groups if panels]
 
 
 def _used(plan: Plan) -> list[Backend]:
@@ -86,15 +86,15 @@ def dashboard(plan: Plan) -> str:
     """The dashboard of this fleet, as JSON."""
     panels: list[dict[str, Any]] = []
     top = 0
-    for heading, shown in charts(plan):
+    for heading, row_panels in charts(plan):
         place = {"x": 0, "y": top, "w": 2 * WIDTH, "h": 1}
         panels.append(
             {"id": len(panels) + 1, "type": "row", "title": heading, "collapsed": False, "gridPos": place, "panels": []}
         )
-        for number, chart in enumerate(shown):
+        for number, chart in enumerate(row_panels):
             place = {"x": number % 2 * WIDTH, "y": top + 1 + number // 2 * HEIGHT, "w": WIDTH, "h": HEIGHT}
             panels.append({"id": len(panels) + 1, "gridPos": place, **_panel(chart, plan.project)})
-        top += 1 + (len(shown) + 1) // 2 * HEIGHT
+        top += 1 + (len(row_panels) + 1) // 2 * HEIGHT
     return json.dumps(_document(plan, panels), indent=2) + "\n"
 
 

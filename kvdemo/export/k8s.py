@@ -87,7 +87,7 @@ def _head(plan: Plan, items: list[Container], image: str, *, gpu: bool) -> str:
         gpus="engines ask for NVIDIA GPUs" if gpu else "no GPUs are needed",
         secret=secret if secrets else "",
         timeout=max(spec.start_timeout for spec in plan.services),
-        measuring=containers.measuring(plan, reached="127.0.0.1"),
+        measuring=containers.measuring(plan, how="127.0.0.1"),
         image=image,
         paths=paths,
     )

@@ -45,9 +45,9 @@ def scrape(plan: Plan) -> str:
             )
     pace = {"scrape_interval": promql.STEP, "scrape_timeout": promql.STEP}
     jobs = [
-        {"job_name": f"{plan.project}-{kind}s", **pace, "static_configs": [_target(plan, spec) for spec in chosen]}
+        {"job_name": f"{plan.project}-{kind}s", **pace, "static_configs": [_target(plan, spec) for spec in specs]}
         for kind in ("engine", "cache")
-        if (chosen := [spec for spec in plan.services if spec.kind == kind and _exposes(spec)])
+        if (specs := [spec for spec in plan.services if spec.kind == kind and _exposes(spec)])
     ]
     loopback = any(spec.url.startswith(("http://127.", "http://[::1]", "http://localhost")) for spec in plan.services)
     head = _HEAD.format(project=plan.project, where=_LOOPBACK if loopback else _REACHED)

@@ -19,17 +19,17 @@ WINDOW = "$__rate_interval"
 
 def question(line: Line, project: str) -> str:
     """The expression: one series for each service of the project, and for each value of the label of a rate."""
-    chosen = _selector(line, project)
+    selector = _selector(line, project)
     if line.how in {"p50", "p90"}:
-        buckets = f"sum by (service, le) (rate({line.series.name}_bucket{chosen}[{WINDOW}]))"
+        buckets = f"sum by (service, le) (rate({line.series.name}_bucket{selector}[{WINDOW}]))"
         return f"histogram_quantile(0.{line.how[1:]}, {buckets})"
     return {
-        "rate": _rate(line.series, chosen, *filter(None, [line.series.label])),
-        "rest": f"1 - {_rate(line.series, chosen)} / {_rate(line.series, _selector(None, project))}",
-        "mean": " / ".join(f"sum by (service) (rate({line.series.name}_{part}{chosen}[{WINDOW}]))" for part in PARTS),
-        "age": f"time() - max by (service) ({line.series.name}{chosen})",
-        "share": f"avg by (service) ({line.series.name}{chosen})",
-        "value": _sum(line.series, chosen) + (f" - {_sum(line.less, chosen)}" if line.less else ""),
+        "rate": _rate(line.series, selector, *filter(None, [line.series.label])),
+        "rest": f"1 - {_rate(line.series, selector)} / {_rate(line.series, _selector(None, project))}",
+        "mean": " / ".join(f"sum by (service) (rate({line.series.name}_{part}{selector}[{WINDOW}]))" for part in PARTS),
+        "age": f"time() - max by (service) ({line.series.name}{selector})",
+        "share": f"avg by (service) ({line.series.name}{selector})",
+        "value": _sum(line.series, selector) + (f" - {_sum(line.less, selector)}" if line.less else ""),
     }[line.how]
 
 
@@ -41,9 +41,9 @@ def _selector(line: Line | None, project: str) -> str:
     return f'{{project="{project}"{one}}}'
 
 
-def _sum(series: Series, chosen: str, *labels: str) -> str:
-    return f"sum by ({', '.join(('service', *labels))}) ({series.name}{chosen})"
+def _sum(series: Series, selector: str, *labels: str) -> str:
+    return f"sum by ({', '.join(('service', *labels))}) ({series.name}{selector})"
 
 
-def _rate(series: Series, chosen: str, *labels: str) -> str:
-    return f"rate(({_sum(series, chosen, *labels)})[{WINDOW}:{STEP}])"
+def _rate(series: Series, selector: str, *labels: str) -> str:
+    return f"rate(({_sum(series, selector, *labels)})[{WINDOW}:{STEP}])"

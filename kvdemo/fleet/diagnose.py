@@ -237,9 +237,9 @@ def _by_signal(code: int | None, signal: int | None, memory: str, spec: ServiceS
         return replace(cause, line=f"exit code {code}: {cause.line}") if cause else None
     if not signal:
         return None
-    known, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
+    signal_code, _, fix = signatures.SIGNALS.get(signal, (f"signal-{signal}", "", ""))
     fix = (memory if signal == 9 else "") or fix
-    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), known, logged=False)
+    return Cause(f"ended by signal {signal}", fix.format(name=spec.name if spec else "NAME"), signal_code, logged=False)
 
 
 def _by_kernel(memory: str, oom_ours: bool) -> Cause | None:

@@ -83,7 +83,7 @@ class Evidence:
             for fault in log.faults
             if fault.first > ready and fault.level not in _HARMLESS and not _IGNORED.search(fault.head)
         ]
-        self.announced: dict[str, int] = {}
+        self.declared_at: dict[str, int] = {}
         """The line in which each process that failed says so for the first time."""
         self.works: list[int] = []
         self.healthy = -1
@@ -92,7 +92,7 @@ class Evidence:
         """The last line in which each process, or (under "") anyone, tells of its work."""
         for line in self.lines:
             if line.level not in ("INFO", "DEBUG") and _FAILURE.match(line.text):
-                self.announced.setdefault(line.process, line.number)
+                self.declared_at.setdefault(line.process, line.number)
             elif _works(line):
                 self.worked[line.process] = self.worked[""] = line.number
                 self.works.append(line.number)
@@ -101,7 +101,7 @@ class Evidence:
 
     def declared(self, fault: Fault) -> bool:
         """Whether its process had said that it fails."""
-        return self.announced.get(fault.process, fault.last + 1) <= fault.last
+        return self.declared_at.get(fault.process, fault.last + 1) <= fault.last
 
     def uncaught(self, fault: Fault) -> bool:
         """Whether nobody caught it, as far as the log tells, and the process did nothing more."""

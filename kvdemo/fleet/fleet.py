@@ -128,9 +128,9 @@ def _merge(plan: Plan, specs: Sequence[ServiceSpec], previous: Plan | None, runn
 
 
 def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
-    chosen = resolve_names(plan, names)
-    chosen |= {spec.cache for spec in plan.services if spec.name in chosen and spec.cache}
-    return [spec for spec in plan.services if spec.name in chosen]
+    selection = resolve_names(plan, names)
+    selection |= {spec.cache for spec in plan.services if spec.name in selection and spec.cache}
+    return [spec for spec in plan.services if spec.name in selection]
 
 
 def resolve_names(plan: Plan, names: Collection[str]) -> set[str]:
@@ -250,8 +250,8 @@ class _Starter:
     def _failure(self, event: Event) -> KvdemoError:
         kind = StartTimeoutError if event.phase == "timeout" else ServiceError
         hint = f"log: {self.project.log(event.service)} (kvdemo logs {event.service} -p {self.project.name})"
-        shown = f"it says: {event.line}" if event.line and event.line not in event.detail else ""
-        return kind(f"{event.service}: {event.detail}", "\n".join(filter(None, (event.fix, shown, hint))))
+        excerpt = f"it says: {event.line}" if event.line and event.line not in event.detail else ""
+        return kind(f"{event.service}: {event.detail}", "\n".join(filter(None, (event.fix, excerpt, hint))))
 
 
 def _too_early(event: Event) -> bool:
@@ -278,14 +278,14 @@ def restart(
     """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
     plan = load_plan(project)
     _closure(plan, names)
-    chosen = set(names)
-    chosen |= {spec.name for spec in plan.services if spec.cache in chosen}
+    selection = set(names)
+    selection |= {spec.name for spec in plan.services if spec.cache in selection}
     launcher = launchers.of(project, lock_fd)
     launcher.recover()
-    precheck.check(project, [spec for spec in plan.services if spec.name in chosen], environ, launcher)
-    yield from teardown.stop(launcher, chosen, plan)
+    precheck.check(project, [spec for spec in plan.services if spec.name in selection], environ, launcher)
+    yield from teardown.stop(launcher, selection, plan)
     launcher.tidy()
-    yield from up(plan, project, environ, lock_fd, names=sorted(chosen), timeout=timeout)
+    yield from up(plan, project, environ, lock_fd, names=sorted(selection), timeout=timeout)
 
 
 def wait(
@@ -298,11 +298,11 @@ def wait(
     """
     plan, launcher = load_plan(project), launchers.of(project)
     launcher.recover()
-    chosen = resolve_names(plan, names)
-    names_to_wait = [spec for spec in plan.services if spec.name in chosen]
+    selection = resolve_names(plan, names)
+    names_to_wait = [spec for spec in plan.services if spec.name in selection]
     patience = max(spec.start_timeout for spec in names_to_wait) if timeout is None else timeout
     deadline = time.monotonic() + patience
-    while absent := sorted(chosen - set(launcher.started_services())):
+    while absent := sorted(selection - set(launcher.started_services())):
         if not locks.keepers(project.dir):
             raise NotReadyError(
                 f"not started: {', '.join(absent)}", f"kvdemo start {' '.join(absent)} -p {project.name}"
@@ -311,7 +311,7 @@ def wait(
             raise StartTimeoutError(f"not started within {patience:g} s: {', '.join(absent)}", "raise --timeout")
         time.sleep(watch.TICK)  # another command starts them, and tells nobody when
     starter = _Starter(plan, project, environ, launcher, [])
-    for event in starter.run(names_to_wait, chosen, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
+    for event in starter.run(names_to_wait, selection, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
         yield replace(event, state=State.READY) if event.state is State.UNCHANGED else event
 
 
@@ -338,12 +338,12 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
     """What every service is doing at this moment, in start order."""
     plan = load_plan(project)
     names_shown = resolve_names(plan, names)
-    chosen = [spec for spec in plan.services if spec.name in names_shown]
+    selection = [spec for spec in plan.services if spec.name in names_shown]
     launcher = launchers.of(project)
-    if {spec.name for spec in chosen} - set(launcher.started_services()):
+    if {spec.name for spec in selection} - set(launcher.started_services()):
         launcher.recover()
-    with ThreadPoolExecutor(max_workers=len(chosen) or 1) as pool:
-        return list(pool.map(lambda spec: _observe(spec, launcher, environ), chosen))
+    with ThreadPoolExecutor(max_workers=len(selection) or 1) as pool:
+        return list(pool.map(lambda spec: _observe(spec, launcher, environ), selection))
 
 
 def _observe(spec: ServiceSpec, launcher: Launcher, environ: Mapping[str, str]) -> Event:

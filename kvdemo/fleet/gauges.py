@@ -22,7 +22,7 @@ from kvdemo.fleet import fleet, launchers
 from kvdemo.host import gpus, health
 from kvdemo.host.state import Project
 from kvdemo.judge import rates
-from kvdemo.judge.frame import Cache, Engine, Frame, Seen
+from kvdemo.judge.frame import Cache, Engine, Frame, PromptsSeen
 from kvdemo.judge.rates import Prompts
 from kvdemo.judge.scrape import Scrape
 from kvdemo.judge.window import Break, Window
@@ -37,7 +37,7 @@ PATIENCE = 1.0
 HANGS = 30.0
 """Seconds after which a question is given up."""
 
-KEPT = 5
+SCRAPES = 5
 """How many of the last prompts a frame shows."""
 
 SEVERAL = "several processes answer here in turn: give each engine's own address, not that of a router"
@@ -57,12 +57,12 @@ class Question:
     """One question, asked in a thread that nobody has to wait for."""
 
     def __init__(self, work: Callable[[], Answer]) -> None:
-        self.asked, self.answer, self.done = time.monotonic(), Answer(None), threading.Event()
+        self.asked_at, self.answer, self.finished = time.monotonic(), Answer(None), threading.Event()
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
     def _run(self, work: Callable[[], Answer]) -> None:
         self.answer = work()
-        self.done.set()
+        self.finished.set()
 
 
 class Source:
@@ -93,12 +93,12 @@ class Source:
         """Take the answer if it comes in time."""
         if self.question is None:
             return
-        if self.question.done.wait(max(0.0, deadline - time.monotonic())):
+        if self.question.finished.wait(max(0.0, deadline - time.monotonic())):
             self.answer, self.question = self.question.answer, None
             self._take(self.answer.reading)
         else:
             self.answer = Answer(None, "no answer yet: busy, or it hangs")
-            self.silent_since = self.silent_since or self.question.asked
+            self.silent_since = self.silent_since or self.question.asked_at
         if not self.answer.problem:
             self.silent_since = None
         elif self.silent_since is None:
@@ -107,8 +107,8 @@ class Source:
     def _take(self, reading: Scrape | None) -> None:
         if reading is None:
             return
-        known = backends.of(self.spec.backend).lookups if self.spec.kind == "cache" else None
-        if PROMPT_TOKENS.key not in reading.values and known is None:
+        current = backends.of(self.spec.backend).lookups if self.spec.kind == "cache" else None
+        if PROMPT_TOKENS.key not in reading.values and current is None:
             self.answer = Answer(None, FOREIGN.format("vLLM"))
             return
         broken = self.window.add(reading)
@@ -122,7 +122,7 @@ class Source:
         return self.answer.problem or (SEVERAL if self.window.several else "")
 
     @property
-    def counted(self) -> tuple[Scrape, Scrape] | None:
+    def readings(self) -> tuple[Scrape, Scrape] | None:
         """The last two readings, if the last one is of this look."""
         before = self.window.previous
         return (before, self.window.last) if before and self.new and not self.problem else None
@@ -144,7 +144,7 @@ class Gauges:
         self.title, self.services, self.key, self.memory, self.environ = title, services, key, memory, environ
         self.length = length
         self.sources: dict[str, Source] = {}
-        self.recent: deque[Seen] = deque(maxlen=KEPT)
+        self.recent: deque[PromptsSeen] = deque(maxlen=SCRAPES)
 
     def look(self) -> Frame:
         """Ask everybody; what has not answered within ``PATIENCE`` says so. Raises nothing."""
@@ -156,7 +156,7 @@ class Gauges:
         for source in self.sources.values():
             source.hear(deadline)
         now = datetime.now().astimezone()
-        fresh = [Seen(now, one) for one in self._prompts()]
+        fresh = [PromptsSeen(now, one) for one in self._prompts()]
         self.recent.extendleft(fresh)
         loads = self._loads()
         engines = [self._engine(one, loads) for one in self.sources.values() if one.spec.kind == "engine"]
@@ -164,32 +164,32 @@ class Gauges:
         return Frame(self.title, now, self.length, engines, caches, fresh, tuple(self.recent))
 
     def _adopt(self, specs: Sequence[ServiceSpec]) -> None:
-        known = self.sources
+        current = self.sources
         self.sources = {}
         for spec in specs:
-            before = known.get(spec.name)
+            before = current.get(spec.name)
             same = before is not None and before.spec.url == spec.url
             self.sources[spec.name] = before if before and same else Source(spec, self.key(spec), self.length)
 
     def _loads(self) -> dict[int, Any]:
         """The GPUs of this machine, if an engine here has any."""
-        mine = any(one.spec.gpus and not one.spec.node for one in self.sources.values())
-        return gpus.loads(self.environ) if mine and self.environ is not None else {}
+        on_gpu = any(one.spec.gpus and not one.spec.node for one in self.sources.values())
+        return gpus.loads(self.environ) if on_gpu and self.environ is not None else {}
 
     def _engine(self, source: Source, loads: Mapping[int, Any]) -> Engine:
-        made = rates.EngineRates()
+        rates_now = rates.EngineRates()
         if not source.problem:
-            made = rates.engine(source.window.first, source.window.last)
+            rates_now = rates.engine(source.window.first, source.window.last)
         numbers = source.spec.gpus if not source.spec.node else ()
-        seen = tuple(loads[number] for number in numbers if number in loads)
-        return Engine(**self._service(source), rates=made, gpus=seen)
+        prompts_by_engine = tuple(loads[number] for number in numbers if number in loads)
+        return Engine(**self._service(source), rates=rates_now, gpus=prompts_by_engine)
 
     def _cache(self, source: Source) -> Cache:
-        made = rates.CacheRates()
+        rates_now = rates.CacheRates()
         if not source.problem:
             backend = backends.of(source.spec.backend)
-            made = rates.cache(backend, source.window.first, source.window.last, source.answer.report)
-        return Cache(**self._service(source), rates=made)
+            rates_now = rates.cache(backend, source.window.first, source.window.last, source.answer.report)
+        return Cache(**self._service(source), rates=rates_now)
 
     def _service(self, source: Source) -> dict[str, Any]:
         memory = None
@@ -208,20 +208,22 @@ class Gauges:
     def _prompts(self) -> list[Prompts]:
         """What every engine began to answer since the look before, and where its cache had that."""
         engines = [one for one in self.sources.values() if one.spec.kind == "engine"]
-        seen = {one.spec.name: rates.prompts(one.spec.name, *one.counted) for one in engines if one.counted}
-        return [self._tiers(one, seen) for one in seen.values() if one]
+        prompts_by_engine = {
+            one.spec.name: rates.prompts(one.spec.name, *one.readings) for one in engines if one.readings
+        }
+        return [self._tiers(one, prompts_by_engine) for one in prompts_by_engine.values() if one]
 
-    def _tiers(self, one: Prompts, seen: Mapping[str, Prompts | None]) -> Prompts:
+    def _tiers(self, one: Prompts, prompts_by_engine: Mapping[str, Prompts | None]) -> Prompts:
         """The same with the tiers, if nobody else can have asked the cache meanwhile."""
         cache = self.sources.get(self.sources[one.engine].spec.cache)
-        if cache is None or cache.counted is None:
+        if cache is None or cache.readings is None:
             return one
         sharers = [source for source in self.sources.values() if source.spec.cache == cache.spec.name]
         for source in sharers:
-            quiet = source.counted and all(rates.idle(reading) for reading in source.counted)
-            if not quiet or (source.spec.name != one.engine and seen.get(source.spec.name)):
+            quiet = source.readings and all(rates.idle(reading) for reading in source.readings)
+            if not quiet or (source.spec.name != one.engine and prompts_by_engine.get(source.spec.name)):
                 return one
-        return replace(one, tiers=rates.tiers(backends.of(cache.spec.backend), one, *cache.counted))
+        return replace(one, tiers=rates.tiers(backends.of(cache.spec.backend), one, *cache.readings))
 
 
 def of_project(

@@ -23,14 +23,15 @@ LONGEST = 64 * 1024
 
 def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
     """The services asked for (all if none is named). Raises UsageError for one that has no log."""
-    there = launchers.of(project).logs(previous=previous)
+    available = launchers.of(project).logs(previous=previous)
     for name in names:
-        if name not in there:
+        if name not in available:
             what = "previous log" if previous else "log"
             raise UsageError(
-                f"service {name} has no {what} in project {project.name}", f"there are: {', '.join(there) or 'none'}"
+                f"service {name} has no {what} in project {project.name}",
+                f"there are: {', '.join(available) or 'none'}",
             )
-    return [name for name in there if not names or name in names]
+    return [name for name in available if not names or name in names]
 
 
 def lines(

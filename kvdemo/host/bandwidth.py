@@ -71,9 +71,9 @@ def run_probe(python: str, environ: Mapping[str, str], what: str, **parameters: 
 def _documents(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                yield found
+            document = json.loads(line)
+            if isinstance(document, dict):
+                yield document
 
 
 def rates(python: str, environ: Mapping[str, str], **parameters: Any) -> dict[str, float]:
@@ -98,8 +98,8 @@ def disk(directory: Path) -> Disk | None:
     try:
         file.touch()
         direct = _can_be_direct(file)
-        written, write = _pass(file, 1, FILE_BYTES // BLOCK, write=True, direct=direct)
-        reads = [(_pass(file, readers, written, write=False, direct=direct)[1], readers) for readers in READERS]
+        count, write = _pass(file, 1, FILE_BYTES // BLOCK, write=True, direct=direct)
+        reads = [(_pass(file, readers, count, write=False, direct=direct)[1], readers) for readers in READERS]
     except OSError:
         return None
     finally:

@@ -69,9 +69,9 @@ def memory_in_use(devices: frozenset[str] | None = None) -> dict[str, int]:
 
 def loads(environ: Mapping[str, str]) -> dict[int, GpuLoad]:
     """What every GPU is doing, by its index as ``detect`` counts them."""
-    seen = detect(environ)
+    visible = detect(environ)
     with _nvml() as (nvml, _):
-        return {gpu.index: _load(nvml, gpu) for gpu in seen} if nvml else {}
+        return {gpu.index: _load(nvml, gpu) for gpu in visible} if nvml else {}
 
 
 def _load(nvml: Any, gpu: Gpu) -> GpuLoad:

@@ -47,7 +47,7 @@ class Question:
     @property
     def text(self) -> str:
         """What is being done, while it is."""
-        what = _listed(["torch", "vLLM", *self._titles])
+        what = _joined(["torch", "vLLM", *self._titles])
         return f"Checking that {what} load together in {self.python} (once; again when they change) ..."
 
     def remembered(self) -> bool:
@@ -60,7 +60,7 @@ class Question:
 
     def ask(self) -> tuple[list[Outcome], bool]:
         """How each step ended, and whether the interpreter answered in time; a good answer is kept."""
-        answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, backends=self._wanted)
+        answer = bandwidth.run_probe(self.python, self.environ, "imports", gpu=self.gpu, backends=self._steps)
         results = list(pair.outcomes(answer.findings, answer.code, answer.stderr, self.gpu))
         if results and not any(one.failed for one in results):
             self._keep()
@@ -88,7 +88,7 @@ class Question:
         return [backends.of(kind).title for kind in self.kinds]
 
     @property
-    def _wanted(self) -> list[dict[str, Any]]:
+    def _steps(self) -> list[dict[str, Any]]:
         """What the probe is to load for each backend."""
         every = [backends.of(kind) for kind in self.kinds]
         return [{"package": one.package, "parts": one.parts, "connector": one.connector} for one in every]
@@ -111,7 +111,7 @@ def kinds(specs: Sequence[ServiceSpec]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec.backend for spec in specs if spec.backend))
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 

@@ -25,7 +25,7 @@ POLL = 0.05
 
 def main(words: list[str]) -> int:
     """Run both until one ends or a signal comes; the exit code."""
-    given, further = arguments(words)
+    options, further = arguments(words)
     folder = package()
     if not folder:
         print("ModuleNotFoundError: Mooncake is not installed for this interpreter", file=sys.stderr)
@@ -40,9 +40,9 @@ def main(words: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    running[launch(master(folder, given, further))] = "mooncake_master"
-    if not stopping and listens(given.host, given.port):
-        running[launch(pool(folder, given))] = "mooncake_client"
+    running[launch(master(folder, options, further))] = "mooncake_master"
+    if not stopping and listens(options.host, options.port):
+        running[launch(pool(folder, options))] = "mooncake_client"
     else:
         stop(0, None)
     return wait(running, stopping)
@@ -63,10 +63,10 @@ def package() -> str:
     return next(iter(spec.submodule_search_locations or ()), "") if spec else ""
 
 
-def master(folder: str, given: argparse.Namespace, further: list[str]) -> list[str]:
+def master(folder: str, options: argparse.Namespace, further: list[str]) -> list[str]:
     """The command of the process that knows the keys; its flags have underscores."""
-    words = [f"-rpc_address={given.host}", f"-rpc_port={given.port}", f"-metrics_host={given.host}"]
-    words += [f"-metrics_port={given.http_port}", "-logtostderr"]
+    words = [f"-rpc_address={options.host}", f"-rpc_port={options.port}", f"-metrics_host={options.host}"]
+    words += [f"-metrics_port={options.http_port}", "-logtostderr"]
     return [f"{folder}/mooncake_master", *words, *map(underscored, further)]
 
 
@@ -79,14 +79,14 @@ def underscored(word: str) -> str:
     return f"-{name.replace('-', '_')}{equals}{value}"
 
 
-def pool(folder: str, given: argparse.Namespace) -> list[str]:
+def pool(folder: str, options: argparse.Namespace) -> list[str]:
     """The command of the process that owns the memory."""
     return [
         f"{folder}/mooncake_client",
-        f"-host={given.host}",
-        f"-port={given.pool_port}",
-        f"-global_segment_size={given.l1}",
-        f"-master_server_address={given.host}:{given.port}",
+        f"-host={options.host}",
+        f"-port={options.pool_port}",
+        f"-global_segment_size={options.l1}",
+        f"-master_server_address={options.host}:{options.port}",
         "-metadata_server=P2PHANDSHAKE",
         "-protocol=tcp",
         "-logtostderr",

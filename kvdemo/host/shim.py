@@ -254,7 +254,7 @@ class Guardian:
         self.path = f"{run_dir}/services/{service}.json"
         self.cwd, self.log = cwd, log
         self.leader = 0
-        self.told = False
+        self.terminated = False
         fd, _, grace = lease.partition(":")
         self.lease, self.grace = (int(fd), float(grace)) if grace else (-1, 0.0)
         self.deadline = 0.0
@@ -359,8 +359,8 @@ class Guardian:
 
     def tell(self) -> None:
         """Ask the leader to stop, once: a second SIGTERM in the middle of its shutdown makes vLLM kill its core."""
-        if not self.told:
-            self.told = True
+        if not self.terminated:
+            self.terminated = True
             os.kill(self.leader, signal.SIGTERM)  # safe: while we have not reaped it, the pid stays its own
             try:  # noqa: SIM105 (contextlib is not worth its memory here)
                 os.killpg(self.leader, signal.SIGCONT)  # one that somebody stopped could not hear it

@@ -146,7 +146,7 @@ class Project:
     def _acquire(self, timeout: float, waiting: Callable[[str, str], None]) -> int:
         """The descriptor of the locked file; opened anew if its holder removed it while we waited."""
         deadline = time.monotonic() + timeout
-        looked = 0.0
+        last_look = 0.0
         while True:
             self._make(self.dir)
             fd = _open_lock(self.dir)
@@ -165,10 +165,10 @@ class Project:
                 os.close(fd)
                 continue
             now = time.monotonic()
-            if not looked:
+            if not last_look:
                 waiting(what, how)
-            if now > looked + LOCK_POLL:
-                looked = now
+            if now > last_look + LOCK_POLL:
+                last_look = now
                 if text := locks.end_stopped(self.dir):
                     waiting(text, "")
                     deadline = max(deadline, now + RELEASE_PATIENCE)

@@ -73,9 +73,9 @@ def encoded(tokenizer: Any, texts: list[str], special: bool) -> list[array[int] 
 
 def main() -> None:
     """Arguments as JSON; ready is one line."""
-    given = json.loads(sys.argv[1])
+    parameters = json.loads(sys.argv[1])
     try:
-        tokenizer = load(given["name"], given["template"], trust=given["trust"])
+        tokenizer = load(parameters["name"], parameters["template"], trust=parameters["trust"])
     except Exception as error:
         OUT.write(json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}).encode())
         sys.exit(1)

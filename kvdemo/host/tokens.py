@@ -23,7 +23,7 @@ class Tokenizer:
         self, python: str, environ: Mapping[str, str], name: str, template: str = "", *, trust: bool = False
     ) -> None:
         self.python, self.environ, self.name = python, dict(environ), name
-        self.given = json.dumps({"name": name, "template": template, "trust": trust})
+        self.parameters = json.dumps({"name": name, "template": template, "trust": trust})
         self.process: subprocess.Popen[bytes] | None = None
         self.errors: IO[bytes] | None = None
 
@@ -54,7 +54,7 @@ class Tokenizer:
         return [self._result() for _ in prompts]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        words = [self.python, "-c", Path(tokenizer.__file__).read_text(encoding="utf-8"), self.given]
+        words = [self.python, "-c", Path(tokenizer.__file__).read_text(encoding="utf-8"), self.parameters]
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         try:
             self.process = subprocess.Popen(
@@ -69,11 +69,11 @@ class Tokenizer:
             raise PreflightError(f"{self.python} cannot be run: {error.strerror}", "set runtime.python") from None
         assert self.process.stdout is not None  # noqa: S101 (it is a pipe)
         try:
-            said = json.loads(self.process.stdout.readline() or b"{}")
+            answer = json.loads(self.process.stdout.readline() or b"{}")
         except ValueError:
-            said = {}
-        if not said.get("ready"):
-            why = said.get("error") or self._last_words()
+            answer = {}
+        if not answer.get("ready"):
+            why = answer.get("error") or self._last_words()
             hint = "name a model that is here, or whose tokenizer can be downloaded: --model; see kvdemo doctor"
             raise PreflightError(f"the tokenizer of {self.name} cannot be loaded: {why}", hint)
         return self.process

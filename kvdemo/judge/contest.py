@@ -49,22 +49,22 @@ def merge(run: Conditions, parts: Sequence[Result], samples: Sequence[Sample]) -
 
 def _answer(sides: Sequence[Side]) -> Answer:
     """Wrong if one is, right if all are; each in its own words."""
-    found = [side.answer.same for side in sides]
-    same = False if False in found else None if None in found else True
+    ratios = [side.answer.same for side in sides]
+    same = False if False in ratios else None if None in ratios else True
     return Answer(same, "; ".join(f"{side.contender.cache}: {side.answer.text}" for side in sides))
 
 
 def _between(sides: Sequence[Side], samples: Sequence[Sample]) -> list[Between]:
     """Paired ratios of every two whose reuse carries a ratio at all."""
     times = {side.contender.cache: _reuses(side, samples) for side in sides if side.speedup}
-    found = []
+    speedups = []
     for pair in combinations(times, 2):
         trials = sorted(times[pair[0]].keys() & times[pair[1]].keys())
         ratios = [times[pair[1]][trial] / times[pair[0]][trial] for trial in trials]
         faster, slower = pair if not ratios or median(ratios) >= 1 else pair[::-1]
         if ratio := stats.ratio(ratios if faster == pair[0] else [1 / ratio for ratio in ratios]):
-            found.append(Between(faster, slower, ratio))
-    return found
+            speedups.append(Between(faster, slower, ratio))
+    return speedups
 
 
 def _reuses(side: Side, samples: Sequence[Sample]) -> dict[int, float]:
@@ -72,7 +72,7 @@ def _reuses(side: Side, samples: Sequence[Sample]) -> dict[int, float]:
     longest = max((sample.length for sample in samples), default=0)
     times: dict[int, list[float]] = {}
     for sample in samples:
-        here = (sample.engine, sample.arm, sample.length) == (side.contender.reader, "reuse", longest)
-        if here and sample.ttft and not sample.writer and judge(sample).verdict in SUPPORTS_SPEEDUP["reuse"]:
+        of_reuse = (sample.engine, sample.arm, sample.length) == (side.contender.reader, "reuse", longest)
+        if of_reuse and sample.ttft and not sample.writer and judge(sample).verdict in SUPPORTS_SPEEDUP["reuse"]:
             times.setdefault(sample.trial, []).append(sample.ttft)
     return {trial: median(each) for trial, each in times.items()}

@@ -44,7 +44,7 @@ class Cache(Service):
 
 
 @dataclass(frozen=True)
-class Seen:
+class PromptsSeen:
     """Prompts, and when they were seen."""
 
     at: datetime
@@ -63,8 +63,8 @@ class Frame:
     length: float
     engines: Sequence[Engine] = ()
     caches: Sequence[Cache] = ()
-    fresh: Sequence[Seen] = ()
-    recent: Sequence[Seen] = ()
+    fresh: Sequence[PromptsSeen] = ()
+    recent: Sequence[PromptsSeen] = ()
 
     @property
     def services(self) -> list[Engine | Cache]:
@@ -122,11 +122,11 @@ def _ttft(rates: EngineRates) -> dict[str, Any] | None:
     """``at_least``: the quantile lies beyond the last bound of the histogram's buckets, which stands for it."""
     if rates.ttft is None:
         return None
-    said: dict[str, Any] = {"n": rates.ttft.n}
+    row: dict[str, Any] = {"n": rates.ttft.n}
     for name, quantile in (("p50", rates.ttft.p50), ("p90", rates.ttft.p90)):
-        said[f"{name}_s"] = quantile.seconds if quantile else None
-        said[f"{name}_at_least"] = quantile.at_least if quantile else None
-    return {**said, "source": TTFT.name}
+        row[f"{name}_s"] = quantile.seconds if quantile else None
+        row[f"{name}_at_least"] = quantile.at_least if quantile else None
+    return {**row, "source": TTFT.name}
 
 
 def _cache(one: Cache) -> dict[str, Any]:
@@ -146,10 +146,10 @@ def _cache(one: Cache) -> dict[str, Any]:
     }
 
 
-def _prompts(seen: Seen) -> dict[str, Any]:
-    one = seen.prompts
+def _prompts(prompts: PromptsSeen) -> dict[str, Any]:
+    one = prompts.prompts
     return {
-        "time": seen.at.isoformat(timespec="milliseconds"),
+        "time": prompts.at.isoformat(timespec="milliseconds"),
         "engine": one.engine,
         "n": one.n,
         "tokens": one.tokens,

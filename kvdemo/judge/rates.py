@@ -141,13 +141,13 @@ def _hit_rate(before: Scrape, after: Scrape) -> float | None:
     Engines that do not count prompt tokens by source (vLLM before February 2026, vllm#33290) count what their own cache
     was asked for and had, and what another had of the rest.
     """
-    if (counted := sources(before, after)) is not None:
-        return _ratio(counted.local + counted.shared, counted.total)
+    if (counts := sources(before, after)) is not None:
+        return _ratio(counts.local + counts.shared, counts.total)
     if series.OWN_QUERIES.key not in after.values:
         return None
-    asked = _since(series.OWN_QUERIES.key, before, after)
+    queries = _since(series.OWN_QUERIES.key, before, after)
     hits = sum(_since(hit.key, before, after) for hit in (series.OWN_HITS, series.OTHERS_HITS))
-    return _ratio(hits, asked)
+    return _ratio(hits, queries)
 
 
 def ttft(before: Scrape, after: Scrape) -> Ttft | None:
@@ -191,14 +191,14 @@ def prompts(name: str, before: Scrape, after: Scrape) -> Prompts | None:
     if observed is None or observed.n < 1:
         return None
     tokens = round(_since(PROMPT_TOKENS.key, before, after)) if PROMPT_TOKENS.key in after.values else None
-    counted = sources(before, after)
+    counts = sources(before, after)
     if observed.n > 1:
         return Prompts(name, observed.n, tokens)
     return Prompts(
         name,
         1,
         tokens,
-        counted if counted and counted.total == tokens else None,
+        counts if counts and counts.total == tokens else None,
         _since(f"{TTFT.key}_sum", before, after) if f"{TTFT.key}_sum" in after.values else None,
     )
 
@@ -208,7 +208,7 @@ def tiers(backend: Backend, one: Prompts, before: Scrape, after: Scrape) -> Mapp
 
     Its engine has to have been idle at the first one: a lookup comes before the first token.
     """
-    if one.sources is None or not one.sources.shared or backend.asked(before.values, after.values) != 1:
+    if one.sources is None or not one.sources.shared or backend.tokens_queried(before.values, after.values) != 1:
         return None
     return backend.tiers(before.values, after.values)
 

@@ -39,8 +39,8 @@ class Scrape:
     @property
     def birth(self) -> tuple[float | None, ...] | None:
         """What tells its process from others; None if it does not say."""
-        found = tuple(self.values.get(name) for name in BIRTH)
-        return found if any(found) else None
+        births = tuple(self.values.get(name) for name in BIRTH)
+        return births if any(births) else None
 
     def mean(self, name: str) -> float | None:
         """The mean of a gauge over its series: an engine of several cores has one for each. None if it has none."""

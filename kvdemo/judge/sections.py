@@ -55,9 +55,9 @@ def _cost(values: Ratio | None, unit: str, text: str) -> Cost | None:
 def costs(conditions: Conditions, samples: Sequence[Sample], store_tax: Ratio | None) -> Mapping[str, Cost] | None:
     """What caching costs those who gain nothing from it."""
     cold = _median(samples, "cold", conditions.baseline, Verdict.COLD)
-    stored = [s for s in samples if s.arm == "store" and judge(s).verdict is Verdict.COLD]
-    lookups = [s.lookup / cold for s in stored if s.lookup is not None and cold]
-    lags = [s.stored_after * 1000 for s in stored if s.stored_after is not None]
+    stores = [s for s in samples if s.arm == "store" and judge(s).verdict is Verdict.COLD]
+    lookups = [s.lookup / cold for s in stores if s.lookup is not None and cold]
+    lags = [s.stored_after * 1000 for s in stores if s.stored_after is not None]
     by_name = {
         "store_tax": _cost(store_tax, "x", "cold with storing over cold without"),
         "lookup_tax": _cost(

@@ -151,7 +151,7 @@ class CacheFacts:
 
 def why_missing(facts: CacheFacts) -> str:
     """Why tokens did not come from the cache; empty if the facts do not tell."""
-    server, stored, filed, matched = facts.server, facts.stored, facts.files_in_l2, facts.matched_tokens
+    server, stored, files, matched = facts.server, facts.stored, facts.files_in_l2, facts.matched_tokens
     kv, l1 = (facts.kv_bytes or 0) / 1e6, (facts.l1_bytes or 0) / 1e6
     registered = facts.engines if facts.registered_engines is None else facts.registered_engines
     incomplete = stored is not None and stored < facts.chunks
@@ -171,16 +171,16 @@ def why_missing(facts: CacheFacts) -> str:
         (incomplete and facts.refusals > 0, f"L1 of {server} was full: {facts.refusals:,} chunks found no room"),
         (incomplete, f"only {stored} of the writer's {facts.chunks} chunks had been stored when the reader asked"),
         (
-            filed is not None and filed < facts.chunks,
-            f"only {filed} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
+            files is not None and files < facts.chunks,
+            f"only {files} of the writer's {facts.chunks} chunks had become files in L2 when the reader asked",
         ),
         (
-            facts.unreadable > 0 or bool(filed and matched is not None and matched < facts.expected),
+            facts.unreadable > 0 or bool(files and matched is not None and matched < facts.expected),
             f"of the {facts.chunks} chunks in L2 some could not be read: files are missing, cut short or damaged",
         ),
         # Clearing L1, as a run about L2 does, counts as eviction too.
         (
-            facts.evictions > 0 and filed is None,
+            facts.evictions > 0 and files is None,
             f"{facts.evictions:,} chunks were evicted from L1 meanwhile: raise `l1` of {server}",
         ),
         (

@@ -287,9 +287,9 @@ def quantity(size: float) -> str:
     return f"{size / 1024**2:.0f} MiB" if size < 1024**3 else f"{size / 1024**3:.1f} GiB"
 
 
-def _notes(l1: Mapping[str, int | None], wanted: tuple[int, int], sizes: Sequence[int | None]) -> list[str]:
+def _notes(l1: Mapping[str, int | None], sizes_asked: tuple[int, int], sizes: Sequence[int | None]) -> list[str]:
     """What is said when the documents do not fit into a cache: that is a result, too."""
-    documents, tokens = wanted
+    documents, tokens = sizes_asked
     per_token = next((size for size in sizes if size), None)
     if not per_token:
         return []

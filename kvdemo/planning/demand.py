@@ -46,7 +46,7 @@ class Demand:
     batch: int = peak.SMALL_BATCH
     per_batched: int | None = None
     block: int = BLOCK
-    kept: int = 0
+    minimum: int = 0
 
     @property
     def kv(self) -> int | None:
@@ -72,7 +72,7 @@ class Demand:
     @property
     def least(self) -> int:
         """What the engine needs at least, as far as it is known."""
-        return self.fixed + (self.kv or self.kept)
+        return self.fixed + (self.kv or self.minimum)
 
     def tokens(self, kv: int) -> int | None:
         """The longest context, in whole blocks, for which this much KV cache is enough; None if not known."""
@@ -101,7 +101,7 @@ def of(engine: Engine, model: Model, gpus: int, gpu: Gpu | None = None) -> Deman
         batch=peak.batched_tokens(engine, gpu, longest),
         per_batched=peak.activation_bytes(shape, spread.tensor, model.width) if shape else None,
         block=peak.number(arguments.get("block-size")) or (CPU_BLOCK if engine.gpus == () else BLOCK),
-        kept=kv.at_least(longest),
+        minimum=kv.at_least(longest),
     )
 
 

@@ -97,7 +97,7 @@ def _tuples(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in cls.__dataclass_fields__}
 
 
-Kin = Mapping[str, Mapping[str, str]]
+Fingerprints = Mapping[str, Mapping[str, str]]
 """For each cache the fingerprint of each model whose KV it holds."""
 
 
@@ -114,7 +114,7 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
     return ports | {name: engine.port for name, engine in profile.engines.items()}
 
 
-def make(profile: Profile, facts: Facts, fingerprints: Kin | None = None) -> Plan:
+def make(profile: Profile, facts: Facts, fingerprints: Fingerprints | None = None) -> Plan:
     """Plan the fleet of one machine. Raises ProfileError for combinations that could never run right anywhere.
 
     ``fingerprints`` say for each cache whose KV it holds, if more than this machine's engines share it.
@@ -174,10 +174,10 @@ def _of_backends(profile: Profile, facts: Facts) -> Iterator[Problem]:
     for name, cache in profile.caches.items():
         backend = backends.of(cache.kind)
         for service in (name, *(one for one, engine in profile.engines.items() if engine.cache == name)):
-            found = facts.interpreters.get(compatibility.python_of(profile, service, facts))
-            if found and found.versions and not found.problem and backend.package not in found.versions:
-                text = f"{service}: {backend.package} not installed for {found.python}"
-                yield Problem("interpreter", text, backend.install, service, found.python)
+            entry = facts.interpreters.get(compatibility.python_of(profile, service, facts))
+            if entry and entry.versions and not entry.problem and backend.package not in entry.versions:
+                text = f"{service}: {backend.package} not installed for {entry.python}"
+                yield Problem("interpreter", text, backend.install, service, entry.python)
         if backend.exposed:
             yield Problem(
                 "exposed", f"{name}: {backend.exposed}", "use it in a network that you trust", name, hard=False
@@ -271,7 +271,7 @@ def _wiring(profile: Profile, name: str, facts: Facts, fingerprints: Mapping[str
         chunk_size=cache.chunk_size,
         own_port=facts.ports[name],
         sockets=facts.sockets,
-        kin=compatibility.digest(fingerprints[engine.model]),
+        fingerprint=compatibility.digest(fingerprints[engine.model]),
     )
     return backends.of(cache.kind).wiring(address)
 
@@ -305,20 +305,20 @@ def _server(python: str, facts: Facts) -> tuple[str, ...]:
     return (python, "-m", facts.interpreters[python].server if python in facts.interpreters else SERVER)
 
 
-def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assignment, fingerprints: Kin) -> ServiceSpec:
+def _engine(profile: Profile, name: str, facts: Facts, share: budget.Assignment, prints: Fingerprints) -> ServiceSpec:
     engine, model = profile.engines[name], compatibility.model_of(profile.engines[name], facts)
     if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
     cache = profile.caches.get(engine.cache or "")
-    wiring = _wiring(profile, name, facts, fingerprints.get(engine.cache or "", {}))
+    wiring = _wiring(profile, name, facts, prints.get(engine.cache or "", {}))
     command = _server(compatibility.python_of(profile, name, facts), facts)
     options = engines.options(
         engine,
         model_names=served,
         port=facts.ports[name],
-        devices=len(assignment.gpus),
-        memory=assignment.memory,
+        devices=len(share.gpus),
+        memory=share.memory,
         wiring=wiring,
         stop_timeout=profile.stop_timeout,
     )
@@ -328,14 +328,14 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         argv=(*command, *flags.words(options)),
         command=command,
         options=options,
-        env=_env(profile, name, facts, assignment, wiring),
+        env=_env(profile, name, facts, share, wiring),
         files=wiring.files,
         secrets=_secrets(profile),
         host=engine.host,
         port=facts.ports[name],
         ports=(facts.ports[name],),
-        gpus=assignment.gpus,
-        uuids=assignment.uuids,
+        gpus=share.gpus,
+        uuids=share.uuids,
         cache=engine.cache or "",
         backend=cache.kind if cache else "",
         node=facts.node,
@@ -347,11 +347,11 @@ def _engine(profile: Profile, name: str, facts: Facts, assignment: budget.Assign
         kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
-        budget=_memory(engine, assignment),
+        budget=_memory(engine, share),
         python=command[0],
         source=engine.model,
         tokenizer=str(engines.normalize(engine.args).get("tokenizer") or ""),
-        measures=bool(assignment.gpus) and not engine.kv_cache,
+        measures=bool(share.gpus) and not engine.kv_cache,
         paths=repositories.paths(engine),
         repositories=tuple(one.name for one in repositories.auxiliary(engine)),
     )

@@ -45,26 +45,26 @@ class Sum:
     kind: str
     what: str
     need: int
-    there: int
+    available: int
     parts: tuple[str, ...]
     advice: str = ""
-    held: str = ""
+    holders_text: str = ""
     hard: bool = True
 
     @property
     def fits(self) -> bool:
         """Whether there is enough."""
-        return self.need <= self.there
+        return self.need <= self.available
 
     @property
     def problem(self) -> Problem:
         """That there is not enough, and what to do."""
-        return Problem(self.kind, f"{self._needs}{self.held}", self.advice, place=self.what, hard=self.hard)
+        return Problem(self.kind, f"{self._needs}{self.holders_text}", self.advice, place=self.what, hard=self.hard)
 
     @property
     def _needs(self) -> str:
         parts = f" ({', '.join(self.parts)})" if self.parts else ""
-        return f"{self.what}: {_gib(self.need)} are needed{parts}, {_gib(self.there)} are free"
+        return f"{self.what}: {_gib(self.need)} are needed{parts}, {_gib(self.available)} are free"
 
     def __str__(self) -> str:
         return self._needs if self.fits else str(self.problem)

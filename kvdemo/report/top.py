@@ -80,12 +80,12 @@ def _table(
             grid.add_column("", no_wrap=True, width=bar)
     most = words.most(services)
     for one, row in zip(services, cells, strict=True):
-        shown: list[Text] = []
+        texts: list[Text] = []
         for gauge, piece in zip(columns, row, strict=True):
-            shown.append(Text(piece.text, style=tables.STYLES[piece.tone]))
+            texts.append(Text(piece.text, style=tables.STYLES[piece.tone]))
             if gauge.heading == "TOK/S" and bar >= LEAST:
-                shown.append(_bar(words.parts(one), most, bar, glyphs))
-        grid.add_row(Text(units.printable(one.name), style="bold red" if one.problem else ""), *shown)
+                texts.append(_bar(words.parts(one), most, bar, glyphs))
+        grid.add_row(Text(units.printable(one.name), style="bold red" if one.problem else ""), *texts)
     return grid
 
 

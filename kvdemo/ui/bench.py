@@ -63,7 +63,7 @@ class Panel:
         """The command's options by these fields. Raises UsageError for a fleet or field that it could not take."""
         raise NotImplementedError
 
-    def found(self, run: Run) -> str:
+    def finding(self, run: Run) -> str:
         """What a judged run says, as HTML."""
         raise NotImplementedError
 
@@ -72,8 +72,8 @@ class Panel:
         document = self.conversation.document
         which = f"{document.name} ({document.tokens:,} tokens)" if document.text else "The profile's document"
         self.about.text = f"{which} {self.means}: the same command as in the terminal."
-        mine = [number for number, run in enumerate(RUNS) if run.verb == self.verb]
-        run = RUNS[mine[-1]] if mine else None
+        numbers = [number for number, run in enumerate(RUNS) if run.verb == self.verb]
+        run = RUNS[numbers[-1]] if numbers else None
         busy = bool(RUNS) and RUNS[-1].code is None
         running = run is not None and run.code is None
         change(self.go, disabled=busy or None)
@@ -86,9 +86,9 @@ class Panel:
             state = run.doing if running else f"ended with exit code {run.code}"
             self.doing.text = " ".join([*run.notices, state])
             self.complaint.text = "" if running else run.complaint
-        self.outcome.set_content("" if run is None or run.saved is None else self.found(run))
+        self.outcome.set_content("" if run is None or run.saved is None else self.finding(run))
         self.outcome.set_visibility(bool(self.outcome.content))
-        report = f"/bench/{mine[-1]}" if run is not None and run.saved else ""
+        report = f"/bench/{numbers[-1]}" if run is not None and run.saved else ""
         self.links.set_visibility(bool(report))
         self.frame.set_visibility(bool(report))
         if report != self.current:
@@ -150,7 +150,7 @@ class Bench(Panel):
         question = self.conversation.question.strip()
         return ["--trials", str(int(self.trials.value or 1)), *([f"--question={question}"] if question else [])]
 
-    def found(self, run: Run) -> str:
+    def finding(self, run: Run) -> str:
         """The table."""
         assert run.saved  # noqa: S101 (whoever asks has looked)
         return tables.as_html(document.from_json_text(Path(run.saved.result).read_text(encoding="utf-8")))
@@ -180,10 +180,10 @@ class Load(Panel):
         """What the fields hold; an empty one leaves the command's default."""
         experiment.sides(self.pool.plan)
         typed = {"slo-ttft": self.limit.value, "rate": self.rates.value, "duration": self.duration.value}
-        given = [f"--{name}={value.strip()}" for name, value in typed.items() if value and value.strip()]
-        return ["--documents", str(int(self.documents.value or 1)), *given]
+        options = [f"--{name}={value.strip()}" for name, value in typed.items() if value and value.strip()]
+        return ["--documents", str(int(self.documents.value or 1)), *options]
 
-    def found(self, run: Run) -> str:
+    def finding(self, run: Run) -> str:
         """The sentences; the curves are in the report."""
         assert run.saved  # noqa: S101 (whoever asks has looked)
         return join(*(tag("p", line) for line in traffic.sentences(trafficfile.read(Path(run.saved.samples)))))

@@ -39,7 +39,7 @@ class DocumentPanel:
                 with box("span"):
                     self.tokens = text("", "", "b")
                     text(" tokens", "dim", "span")
-            self.known = box("div", "known")
+            self.prompts_box = box("div", "known")
             with box("div"):
                 with box("div", "bits"):
                     button("Cold again", self._cool, "plain", id="cold")
@@ -64,8 +64,8 @@ class DocumentPanel:
         readers = self.pool.readers(document)
         if self.readers != readers:
             self.readers = readers
-            self.known.clear()
-            with self.known:
+            self.prompts_box.clear()
+            with self.prompts_box:
                 text("Its KV is in" if readers else "Cold: no cache has its KV", "dim small", "div")
                 caches = {spec.name for spec in self.pool.plan.services if spec.kind == "cache"}
                 for name in readers:

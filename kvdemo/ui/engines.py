@@ -65,7 +65,7 @@ class EnginePool:
         self.run_id = secrets.token_hex(6)
         self.prompts, self.history = PromptHistory(), list[Sample]()
         self.events: list[Event] = []
-        self.gone = ""
+        self.problem = ""
         self.first: Document | None = None
         self.reserved = self.closed = False
         self.tasks = set[asyncio.Task[None]]()
@@ -140,8 +140,8 @@ class EnginePool:
         except (KvdemoError, OSError) as error:
             problem = ": ".join(filter(None, [str(error), getattr(error, "hint", "")]))
         states = [(event.service, event.state, event.detail) for event in events]
-        if problem != self.gone or states != [(event.service, event.state, event.detail) for event in self.events]:
-            self.events, self.gone = events, problem
+        if problem != self.problem or states != [(event.service, event.state, event.detail) for event in self.events]:
+            self.events, self.problem = events, problem
             self.bell.ring()
 
     def state(self, service: str) -> State:
@@ -259,13 +259,13 @@ class EnginePool:
         self.warmed.wait(WARM_UP_PATIENCE)
         baseline, room = self.plan.engines[0], None
         with suppress(UsageError):
-            cast = workload.roles(self.plan)
-            baseline, room = cast.baseline, bench.room_in_cache(self.meter, cast.reader)
+            roles = workload.roles(self.plan)
+            baseline, room = roles.baseline, bench.room_in_cache(self.meter, roles.reader)
         rate = pace.Pace(self.seconds_cold(baseline.name, 1) or math.inf, 0.0)
         whole = len(self.tokenize(baseline.model, {"prompt": text}))
         window = min((spec.context for spec in self.plan.engines if spec.context), default=None)
-        wanted = pace.document_tokens(rate, self.chunk, min(filter(None, [whole + pace.ROOM, window, room])))
-        return self.document(shipped.HANDBOOK, pace.beginning(text, whole, wanted))
+        target = pace.document_tokens(rate, self.chunk, min(filter(None, [whole + pace.ROOM, window, room])))
+        return self.document(shipped.HANDBOOK, pace.beginning(text, whole, target))
 
     def cool(self, conversation: Conversation) -> None:
         """Make the document cold again; its old KV is of no use to anybody."""

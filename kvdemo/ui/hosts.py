@@ -31,11 +31,11 @@ def names(host: str) -> tuple[str, ...]:
         address = ip_address(host)
     if not host or (address and address.is_unspecified):
         return EVERY
-    shown = str(address or host).lower()
-    found = [*LOOPBACK, f"[{shown}]" if ":" in shown else shown]
-    if not (shown == "localhost" or (address and address.is_loopback)):
-        found.append(socket.gethostname().lower())
-    return tuple(dict.fromkeys(found))
+    name = str(address or host).lower()
+    names = [*LOOPBACK, f"[{name}]" if ":" in name else name]
+    if not (name == "localhost" or (address and address.is_loopback)):
+        names.append(socket.gethostname().lower())
+    return tuple(dict.fromkeys(names))
 
 
 class OwnNames:

@@ -40,8 +40,8 @@ class Flow:
                 self.parts = [box("i", part.source.key) for part in parts]
         for element, part in zip(self.parts, parts, strict=True):
             element.style(f"width: {100 * part.rate / most if most > 0 else 0:.1f}%")
-        said = words.rates(parts)
-        change(self.place, title=said, aria_label=said)
+        title = words.rates(parts)
+        change(self.place, title=title, aria_label=title)
 
 
 class Table:
@@ -105,7 +105,7 @@ class Strip:
                 self.caches = Table("CACHE", lambda _: words.CACHE_GAUGES)
             self.tiers = self._legend(words.TIERS)
             self.below = box("div", "prompts n")
-        self.said: list[tuple[Piece, ...]] = []
+        self.lines: list[tuple[Piece, ...]] = []
         self.show()
 
     def _legend(self, sources: Sequence[words.Source]) -> ui.element:
@@ -130,14 +130,14 @@ class Strip:
 
     def _sentences(self, frame: Frame) -> None:
         legend = words.legend(frame)
-        said = [*words.recent(frame), *((piece,) for piece in words.complaints(frame))]
-        said += [(Piece(legend),)] if legend else []
-        if said == self.said:
+        lines = [*words.recent(frame), *((piece,) for piece in words.complaints(frame))]
+        lines += [(Piece(legend),)] if legend else []
+        if lines == self.lines:
             return
-        self.said = said
+        self.lines = lines
         self.below.clear()
         with self.below:
-            for pieces in said:
+            for pieces in lines:
                 with box("div", "wrap"):
                     for piece in pieces:
                         text(piece.text, f"tone-{piece.tone}", "span")

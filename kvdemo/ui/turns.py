@@ -53,18 +53,18 @@ class TurnCard:
                 self.tracks = [Track(turn, lane) for lane in turn.lanes]
             with box("div", f"lanes of-{min(len(turn.lanes), 4)}"):
                 self.answers = [Answer(pool, lane) for lane in turn.lanes]
-        self.done = False
+        self.finished = False
         self.show()
 
     def show(self) -> None:
         """Show what has changed."""
-        if self.done:
+        if self.finished:
             return
         for track, answer in zip(self.tracks, self.answers, strict=True):
             track.show()
             answer.show()
-        self.done = self.turn.over
-        if self.done:
+        self.finished = self.turn.over
+        if self.finished:
             self._conclude()
             for answer in self.answers:
                 style(answer.answer, "answer whole")

@@ -108,8 +108,8 @@ class Page:
         """Show what has changed for all."""
         self.fleet.show()
         self.strip.show()
-        self.banner.text = self.pool.gone
-        self.banner.set_visibility(bool(self.pool.gone))
+        self.banner.text = self.pool.problem
+        self.banner.set_visibility(bool(self.pool.problem))
         self._show_panel()
         self.ask.show()
         self.turns.show(self.conversation.document)

@@ -72,18 +72,18 @@ def sources(estimate: Estimate) -> list[tuple[str, ...]]:
 def size(row: Size, estimate: Estimate) -> tuple[str, ...]:
     """A row of the table of sizes, in the order of ``SIZES``."""
     name = cache(row.cache_tokens, row.cache_bytes)
-    chosen = row.cache_tokens == estimate.shared_cache_tokens
+    is_shared = row.cache_tokens == estimate.shared_cache_tokens
     tokens = (estimate.local_tokens, row.shared_tokens, row.computed_tokens)
-    return (f"{name}{' (as above)' * chosen}", *(share(each, estimate.prompt_tokens) for each in tokens))
+    return (f"{name}{' (as above)' * is_shared}", *(share(each, estimate.prompt_tokens) for each in tokens))
 
 
 def sentences(estimate: Estimate) -> list[str]:
     """What it comes to."""
-    found = share(estimate.shared_tokens, estimate.prompt_tokens)
+    shared = share(estimate.shared_tokens, estimate.prompt_tokens)
     before = estimate.prompt_tokens - estimate.local_tokens
     lines = [
         f"Sharing would save computing {estimate.shared_tokens:,} of {before:,} prompt tokens that an engine's own "
-        f"cache does not have ({share(estimate.shared_tokens, before)}; {found} of all)."
+        f"cache does not have ({share(estimate.shared_tokens, before)}; {shared} of all)."
     ]
     if estimate.shared_bytes is not None and estimate.distinct_bytes is not None:
         lines.append(

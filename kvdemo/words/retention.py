@@ -27,10 +27,10 @@ def hero(result: Result) -> str:
 def sentence(result: Result) -> str:
     """The same, with the tokens' sources and how sure it is."""
     after = LOST[rows(result)[0].arm]
-    told = [
+    ratios = [
         f"{row.engine} {_gain(result, row)} ({_sure(row)}; cached tokens: {token_sources(row)})" for row in rows(result)
     ]
-    return f"Asked again after {after}, TTFT of computing over that: {', '.join(told)}."
+    return f"Asked again after {after}, TTFT of computing over that: {', '.join(ratios)}."
 
 
 def _gain(result: Result, row: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from kvdemo import units
 from kvdemo.backends.backend import Usage
-from kvdemo.judge.frame import Cache, Engine, Frame, Seen, Service
+from kvdemo.judge.frame import Cache, Engine, Frame, PromptsSeen, Service
 from kvdemo.judge.rates import Prompts, Quantile, Ttft
 from kvdemo.words.tones import Piece, Tone
 
@@ -106,12 +106,12 @@ def size(value: int | None) -> str:
 
 
 def _ttft(one: Engine, pick: Callable[[Ttft], Quantile | None]) -> Piece:
-    seen = one.rates.ttft
-    if seen is None:
+    times = one.rates.ttft
+    if times is None:
         return Piece(UNKNOWN, Tone.DIM)
-    if (found := pick(seen)) is None:
-        return Piece(UNKNOWN if seen.n else units.NO_VALUE, Tone.DIM)
-    return Piece(("> " if found.at_least else "") + units.duration(found.seconds * 1000))
+    if (value := pick(times)) is None:
+        return Piece(UNKNOWN if times.n else units.NO_VALUE, Tone.DIM)
+    return Piece(("> " if value.at_least else "") + units.duration(value.seconds * 1000))
 
 
 def _quiet(one: Engine | Cache) -> bool:
@@ -161,12 +161,12 @@ ENGINE_GAUGES: tuple[Gauge[Engine], ...] = (
         "TTFT50",
         "median time to first token in the window, interpolated in the buckets of the engine's histogram as "
         "histogram_quantile of Prometheus does",
-        lambda one: _ttft(one, lambda seen: seen.p50),
+        lambda one: _ttft(one, lambda times: times.p50),
     ),
     Gauge(
         "TTFT90",
         "the 90th percentile of the same",
-        lambda one: _ttft(one, lambda seen: seen.p90),
+        lambda one: _ttft(one, lambda times: times.p90),
     ),
     Gauge("N", "first tokens in the window", lambda one: _count(one.rates.ttft.n if one.rates.ttft else None)),
     Gauge("KV", "share of the engine's KV blocks in use", lambda one: _share(one.rates.kv_usage)),
@@ -207,8 +207,8 @@ def window(frame: Frame) -> str:
 
 def total(frame: Frame) -> list[Part]:
     """The bars of all engines as one."""
-    known = [parts(one) for one in frame.engines]
-    return [Part(source, sum(bar[n].rate for bar in known if bar)) for n, source in enumerate(SOURCES)]
+    bars = [parts(one) for one in frame.engines]
+    return [Part(source, sum(bar[n].rate for bar in bars if bar)) for n, source in enumerate(SOURCES)]
 
 
 def summary(frame: Frame) -> str:
@@ -225,43 +225,43 @@ def summary(frame: Frame) -> str:
 
 def rates(bar: Sequence[Part]) -> str:
     """A bar in words: 50.0 computed + 120 shared tokens a second."""
-    said = " + ".join(f"{units.digits(part.rate)} {part.source.name}" for part in bar if part.rate)
-    return f"{said or 'no'} tokens a second" if bar else "unknown"
+    rates_text = " + ".join(f"{units.digits(part.rate)} {part.source.name}" for part in bar if part.rate)
+    return f"{rates_text or 'no'} tokens a second" if bar else "unknown"
 
 
 def complaints(frame: Frame) -> list[Piece]:
     """What is wrong with services, one sentence each."""
-    said = []
+    lines = []
     for one in frame.services:
         if one.problem:
             since = f" (for {one.silent:.0f} s)" if one.silent >= 1 else ""
-            said.append(Piece(f"{one.name}: {one.problem}{since}", Tone.BAD))
+            lines.append(Piece(f"{one.name}: {one.problem}{since}", Tone.BAD))
         if one.restarted:
             how = "was restarted" if one.broken == "restarted" else f"{one.broken}: it was restarted, or reset"
-            said.append(Piece(f"{one.name}: {how}; seen at {one.restarted:%H:%M:%S}, counted anew since", Tone.WARN))
-    return said
+            lines.append(Piece(f"{one.name}: {how}; seen at {one.restarted:%H:%M:%S}, counted anew since", Tone.WARN))
+    return lines
 
 
 def recent(frame: Frame) -> list[tuple[Piece, ...]]:
     """The last prompts, newest first."""
-    return [_prompts(seen) for seen in frame.recent]
+    return [_prompts(times) for times in frame.recent]
 
 
-def _prompts(seen: Seen) -> tuple[Piece, ...]:
-    one = seen.prompts
-    head = Piece(f"{seen.at:%H:%M:%S} {one.engine}: ", Tone.DIM)
+def _prompts(times: PromptsSeen) -> tuple[Piece, ...]:
+    one = times.prompts
+    head = Piece(f"{times.at:%H:%M:%S} {one.engine}: ", Tone.DIM)
     tokens = f"{one.tokens:,} tokens" if one.tokens is not None else "tokens unknown"
     if one.n > 1:
         return head, Piece(f"{one.n:,} prompts, together {tokens}; sources of each unknown")
     took = f", TTFT {units.duration(one.ttft * 1000)}" if one.ttft is not None else ""
     if one.sources is None:
         return head, Piece(f"{tokens}, sources unknown{took}")
-    shown = [
+    cells = [
         (one.sources.computed, "computed", Tone.COMPUTED),
         (one.sources.local, "local", Tone.LOCAL),
         (one.sources.shared, f"shared{_tiers(one)}", Tone.SHARED),
     ]
-    pieces = [Piece(f"{count:,} {name}", tone) for count, name, tone in shown if count]
+    pieces = [Piece(f"{count:,} {name}", tone) for count, name, tone in cells if count]
     between = [piece for part in pieces for piece in (Piece(" + "), part)][1:]
     return head, Piece(f"{tokens} = "), *between, Piece(took)
 
