@@ -121,9 +121,9 @@ def doctor(
     profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
 ) -> None:
     """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
-    from kvdemo.commands import checkup, workdir
+    from kvdemo.commands import doctor, workdir
 
-    checkup.run(profile or workdir.find_profile(), project_name, as_json=json)
+    doctor.run(profile or workdir.find_profile(), project_name, as_json=json)
 
 
 @app.command()

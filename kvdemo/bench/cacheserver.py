@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kvdemo import backends
 from kvdemo.backends.backend import Backend
-from kvdemo.fleet import keystore
+from kvdemo.fleet import stores
 from kvdemo.host import health
 from kvdemo.judge import verdict
 from kvdemo.judge.sample import Sample
@@ -105,7 +105,7 @@ def wait_for_files(plan: Plan, salt: str, chunks: int) -> int:
     files, progress = 0, time.monotonic()
     while files < chunks and time.monotonic() - progress < STORE_PATIENCE:
         time.sleep(POLL)
-        now = len(files_of(plan, salt)) + sum(len(keystore.keys(one, salt, os.environ)) for one in _with_servers(plan))
+        now = len(files_of(plan, salt)) + sum(len(stores.keys(one, salt, os.environ)) for one in _with_servers(plan))
         if now > files:
             files, progress = now, time.monotonic()
     return files
@@ -123,7 +123,7 @@ def forget(plan: Plan, salts: str) -> None:
     for file in files_of(plan, salts):
         file.unlink(missing_ok=True)
     for cache in _with_servers(plan):
-        keystore.forget(cache, salts, os.environ)
+        stores.forget(cache, salts, os.environ)
 
 
 def why_missing(

@@ -1,5 +1,5 @@
 """Commands from their arguments to what they print; ``cli`` registers them.
 
-Read ``options`` and ``frame`` (around every command), ``lookup`` (which project is meant), ``checks``, ``doctor`` and
-``checkup``, then ``benchmark`` and ``measuring``.
+Read ``options`` and ``invocation`` (around every command), ``scope`` (which project is meant), ``checks`` and
+``doctor``, then ``benchmark`` and ``measuring``.
 """

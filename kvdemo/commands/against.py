@@ -87,14 +87,14 @@ def of(path: Path | None, wishes: Wishes) -> Against:
 
 def size(text: str, option: str, per_token: int | None) -> int | None:
     """The tokens that a cache of this size holds: 20GiB, 130,944 tokens, unlimited (None). Raises UsageError."""
-    from kvdemo.config import quantities
+    from kvdemo.config import values
 
     if text.strip().lower() == UNLIMITED:
         return None
     if match := re.fullmatch(r"([0-9][0-9_,]*)\s*tok(?:ens?)?", text.strip()):
         return int(re.sub("[_,]", "", match[1]))
     try:
-        size = quantities.size(text)
+        size = values.size(text)
     except ValueError as error:
         raise UsageError(
             f"{option}: {error}", f"or in tokens, or none: {option} 130944tokens, {option} {UNLIMITED}"

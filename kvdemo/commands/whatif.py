@@ -87,7 +87,7 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
 
 def shelf(conditions: Mapping[str, Any], settings: Options, l1: str) -> int:
     """How many documents L1 holds: of the size asked for, else that of the run; all of them if nobody knows."""
-    from kvdemo.config.quantities import size
+    from kvdemo.config.values import size
 
     per_token = conditions.get("kv_bytes_per_token")
     tokens = settings.document_tokens or conditions.get("document_tokens") or conditions.get("prompt_tokens")

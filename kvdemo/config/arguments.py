@@ -14,8 +14,7 @@ from typing import Any
 from pydantic import ValidationInfo
 
 from kvdemo.config import flags
-from kvdemo.config.quantities import describe, refuse
-from kvdemo.config.values import VARIABLE, absolute_path, mapping
+from kvdemo.config.values import VARIABLE, absolute_path, describe, mapping, refuse
 
 _FLAG = r"[A-Za-z0-9][A-Za-z0-9-]*(\.[\w-]+)*\+?"
 _LEVEL = re.compile(r"-*O=?([0-3])")

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 
 from kvdemo.config import fields, values
 from kvdemo.config.part import Part
-from kvdemo.config.quantities import between, describe, number, refuse
+from kvdemo.config.values import between, describe, number, refuse
 from kvdemo.errors import UsageError
 
 

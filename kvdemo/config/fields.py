@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 
 from kvdemo import backends
-from kvdemo.config import arguments, quantities, values
+from kvdemo.config import arguments, values
 from kvdemo.config.values import LABEL, VARIABLE
 
 
@@ -23,7 +23,7 @@ def _model_or_empty(value: Any, info: ValidationInfo) -> str:
 _NULL = {"type": "null"}
 _TEXT = {"type": "string", "minLength": 1}
 _SIZES = (
-    {"type": "integer", "minimum": quantities.SMALLEST_SIZE},
+    {"type": "integer", "minimum": values.SMALLEST_SIZE},
     {"type": "string", "pattern": r"^[0-9.]+ *([KMGTkmgt][Ii]?)?[Bb]?$"},
 )
 _DURATIONS = (
@@ -51,12 +51,12 @@ Names = Annotated[tuple[str, ...], BeforeValidator(values.variables), _schema(_N
 Label = Annotated[str, BeforeValidator(values.label), _schema({"type": "string", "pattern": LABEL})]
 Host = Annotated[str, BeforeValidator(values.host), _schema(_TEXT)]
 Port = Annotated[
-    int | None, BeforeValidator(values.optional(quantities.between(1024, 65535, "a port"))), _schema(_LIMITS, _NULL)
+    int | None, BeforeValidator(values.optional(values.between(1024, 65535, "a port"))), _schema(_LIMITS, _NULL)
 ]
-Count = Annotated[int, BeforeValidator(quantities.between(1, 2**31)), _schema({"type": "integer", "minimum": 1})]
+Count = Annotated[int, BeforeValidator(values.between(1, 2**31)), _schema({"type": "integer", "minimum": 1})]
 Context = Annotated[
     int | Literal["auto"] | None,
-    BeforeValidator(values.optional(quantities.context)),
+    BeforeValidator(values.optional(values.context)),
     _schema(
         {"type": "integer", "minimum": 1},
         {"const": -1},
@@ -65,15 +65,15 @@ Context = Annotated[
     ),
 ]
 Version = Annotated[Literal[1], BeforeValidator(values.version), _schema({"const": 1, "type": "integer"})]
-Chunk = Annotated[int, BeforeValidator(quantities.between(16, 2**31)), _schema({"type": "integer", "minimum": 16})]
-Size = Annotated[int, BeforeValidator(quantities.size), _schema(*_SIZES)]
-OptionalSize = Annotated[int | None, BeforeValidator(values.optional(quantities.size)), _schema(*_SIZES, _NULL)]
+Chunk = Annotated[int, BeforeValidator(values.between(16, 2**31)), _schema({"type": "integer", "minimum": 16})]
+Size = Annotated[int, BeforeValidator(values.size), _schema(*_SIZES)]
+OptionalSize = Annotated[int | None, BeforeValidator(values.optional(values.size)), _schema(*_SIZES, _NULL)]
 Memory = Annotated[
     float | int | None,
-    BeforeValidator(values.optional(quantities.memory)),
+    BeforeValidator(values.optional(values.memory)),
     _schema({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, *_SIZES, _NULL),
 ]
-Seconds = Annotated[float, BeforeValidator(quantities.seconds), _schema(*_DURATIONS)]
+Seconds = Annotated[float, BeforeValidator(values.seconds), _schema(*_DURATIONS)]
 OptionalPath = Annotated[Path | None, BeforeValidator(values.path), _schema({"type": ["string", "null"]})]
 Store = Annotated[str | None, BeforeValidator(values.store), _schema({"type": ["string", "null"]})]
 Address = Annotated[str, BeforeValidator(values.ray_address), _schema(_TEXT)]

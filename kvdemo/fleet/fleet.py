@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from kvdemo.errors import KvdemoError, NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.fleet import excerpts, keystore, launchers, precheck, signature, stores, teardown, watch
+from kvdemo.fleet import excerpts, launchers, precheck, signature, stores, teardown, watch
 from kvdemo.fleet.gpulocks import GpuLocks
 from kvdemo.host import health, locks, survey
 from kvdemo.host.launcher import Event, Launcher, State
@@ -226,7 +226,7 @@ class _Starter:
         if spec.directory:
             stores.make(Path(spec.directory), dict(self.plan.models), self.project.stores)
         elif spec.store:
-            keystore.claim(spec, self.environ)
+            stores.claim(spec, self.environ)
         self.project.note_secrets(spec.secrets, self.plan.profile)
         self.started_services.append(spec.name)
         self.launcher.start(spec, self.run_id, self.environ)

@@ -140,7 +140,7 @@ def store_of(l2: str | None, fingerprints: Mapping[str, str]) -> str:
     """L2 for exactly these weights, flags and versions, none of which the backend's own key knows.
 
     On disk that is a directory of their own. A server has no directories: whoever starts on it claims it for them
-    (``keystore.claim``).
+    (``stores.claim``).
     """
     if not l2 or is_server(l2):
         return l2 or ""

@@ -1,6 +1,6 @@
 """``kvdemo ui``: a web page on which to ask, race and measure. It shows what the stories yield.
 
-Read ``conversation``, ``recall`` and ``download`` (what is on the page), ``stage``, ``race`` and ``run`` (what it
+Read ``conversation``, ``prompts`` and ``download`` (what is on the page), ``engines``, ``race`` and ``run`` (what it
 does), ``hosts`` (who may ask), ``look`` and ``parts``, the panels ``ask``, ``turns``, ``document``, ``history`` and
 ``bench``, then ``web``.
 """

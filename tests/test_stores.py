@@ -10,7 +10,7 @@ import pytest
 from conftest import Lab
 from kvdemo.backends import store
 from kvdemo.errors import PreflightError
-from kvdemo.fleet import keystore
+from kvdemo.fleet import stores
 from kvdemo.planning.services import ServiceSpec
 from twonodes import valkey
 
@@ -41,36 +41,36 @@ def put(url: str, *keys: str) -> None:
 
 def test_a_server_belongs_to_one_fingerprint_of_a_model(server: str) -> None:
     """The first one has it; the same may come again, others may not; another model is another matter."""
-    keystore.claim(cache(server, {"/m[1]": "f1"}), ENVIRON)
+    stores.claim(cache(server, {"/m[1]": "f1"}), ENVIRON)
     put(server, "/m[1]@0@0@hash@salt")
-    keystore.claim(cache(server, {"/m[1]": "f1", "/n": "g1"}), ENVIRON)
+    stores.claim(cache(server, {"/m[1]": "f1", "/n": "g1"}), ENVIRON)
     with pytest.raises(PreflightError, match=r"holds KV of /m\[1\] by other weights, .* \(f1, not f2\)"):
-        keystore.claim(cache(server, {"/m[1]": "f2"}), ENVIRON)
+        stores.claim(cache(server, {"/m[1]": "f2"}), ENVIRON)
 
 
 def test_kv_without_a_claim_is_nobodys(server: str) -> None:
     """Of another program, or its claim was evicted: it may be of any weights."""
     put(server, "org/model@0@0@hash")
     with pytest.raises(PreflightError, match="unknown"):
-        keystore.claim(cache(server, {"org/model": "f1"}), ENVIRON)
-    keystore.claim(cache(server, {"org/mode": "f1", "org": "f1"}), ENVIRON)
+        stores.claim(cache(server, {"org/model": "f1"}), ENVIRON)
+    stores.claim(cache(server, {"org/mode": "f1", "org": "f1"}), ENVIRON)
 
 
 def test_keys_of_a_salt(server: str) -> None:
     """Found and deleted by salt; nothing else is."""
     put(server, "m@0@0@1@run-1", "m@0@0@2@run-1", "m@0@0@1@run-2", "m@0@0@1")
-    assert sorted(keystore.keys(cache(server), "run-1", ENVIRON)) == ["m@0@0@1@run-1", "m@0@0@2@run-1"]
-    keystore.forget(cache(server), "run-*", ENVIRON)
-    assert keystore.keys(cache(server), "run-*", ENVIRON) == []
+    assert sorted(stores.keys(cache(server), "run-1", ENVIRON)) == ["m@0@0@1@run-1", "m@0@0@2@run-1"]
+    stores.forget(cache(server), "run-*", ENVIRON)
+    assert stores.keys(cache(server), "run-*", ENVIRON) == []
 
 
 def test_a_server_that_refuses(server: str) -> None:
     """No password, or nobody there: what to look at."""
     with pytest.raises(PreflightError, match="authenticated") as caught:
-        keystore.claim(cache(server, {"m": "f"}), {})
+        stores.claim(cache(server, {"m": "f"}), {})
     assert "LMCACHE_RESP_PASSWORD" in caught.value.hint
     with pytest.raises(PreflightError, match="refused"):
-        keystore.claim(cache("redis://127.0.0.1:9", {"m": "f"}), {})
+        stores.claim(cache("redis://127.0.0.1:9", {"m": "f"}), {})
 
 
 def test_other_weights_are_refused_before_they_start(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
