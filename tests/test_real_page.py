@@ -50,13 +50,18 @@ def give(tab: Tab, fleet: Real, name: str) -> None:
 
 
 def test_the_page_shows_the_race(ready: Real, tab: Tab) -> None:
-    """Of a document that only A has read, B answers several times faster than plain B, and its bar says why."""
+    """Of a document that only A has read, B answers several times faster than plain B, and its bar says why.
+
+    So does the strip, by the engines' counters alone.
+    """
     give(tab, ready, "context.txt")
     assert tab.demonstrate(NOTICE * 11) == {"lmcache-a": "COLD", "vllm-b": "COLD", "lmcache-b": "SHARED"}
     assert tab.ttft("vllm-b") > 3 * tab.ttft("lmcache-b")
     assert tab.sources("lmcache-b")["shared"] > 0.9
     assert tab.sources("vllm-b")["computed"] == 1
     expect(tab.turn.locator(".finding")).to_contain_text("faster (TTFT): lmcache-b had")
+    loaded = re.compile(r"lmcache-b: [\d,]+ tokens = [\d,]+ computed \+ [\d,]+ shared")
+    expect(tab.page.locator("#live .prompts")).to_contain_text(loaded)
 
 
 def test_cold_again(tab: Tab) -> None:
