@@ -215,6 +215,31 @@ def test_metrics_that_cannot_be_read(fleet: Fleet) -> None:
     assert engine(frame, "odd").problem == "its /metrics has no counters of vLLM"
 
 
+def test_an_address_that_nobody_can_ask(fleet: Fleet) -> None:
+    """It is a problem of that one service, at once, not of the others."""
+    made = gauges.of_targets(attach.services([f"odd=http://{'x' * 70}.test", f"a={fleet.plan.service('a').url}"]), "")
+    frame = made.look()
+    assert engine(frame, "odd").problem.startswith(("cannot be asked", "does not answer"))
+    assert not engine(frame, "a").problem
+
+
+def test_a_late_answer_is_not_shown_as_of_now(fleet: Fleet) -> None:
+    """What an engine answered after the look that asked is asked anew by the next: its reading is of that look."""
+    made = fleet.gauges("plain")
+    leader = fleet.lab.project().records()["plain"].leader
+    assert leader is not None
+    os.kill(leader.pid, signal.SIGSTOP)
+    try:
+        assert engine(made.look(), "plain").problem
+    finally:
+        os.kill(leader.pid, signal.SIGCONT)
+    waiting = made.sources["plain"].question
+    assert waiting is not None
+    assert waiting.finished.wait(30)
+    fleet.ask("plain", fleet.salt(), 77)
+    assert one_prompt(made.look()).tokens == 77
+
+
 def test_a_router_is_told(fleet: Fleet) -> None:
     """Engines that answer in turn at one address have no rates: that is said, and what to do."""
     with relay(*(fleet.plan.service(name).port for name in ("a", "b"))) as port:

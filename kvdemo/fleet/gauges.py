@@ -61,7 +61,10 @@ class Question:
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
     def _run(self, work: Callable[[], Answer]) -> None:
-        self.answer = work()
+        try:
+            self.answer = work()
+        except Exception as error:  # an address that no library can read: whoever asked is told
+            self.answer = Answer(None, f"cannot be asked ({str(error) or type(error).__name__})")
         self.finished.set()
 
 
@@ -78,9 +81,9 @@ class Source:
         self.silent_since: float | None = None
 
     def ask(self) -> None:
-        """Ask, unless an answer is still awaited."""
+        """Ask, unless an answer is still awaited; one that came too late for the look before is of no use to this."""
         self.new = False
-        if self.question is None:
+        if self.question is None or self.question.finished.is_set():
             self.question = Question(self._read)
 
     def _read(self) -> Answer:
@@ -107,8 +110,7 @@ class Source:
     def _take(self, reading: Scrape | None) -> None:
         if reading is None:
             return
-        current = backends.of(self.spec.backend).lookups if self.spec.kind == "cache" else None
-        if PROMPT_TOKENS.key not in reading.values and current is None:
+        if self.spec.kind == "engine" and PROMPT_TOKENS.key not in reading.values:
             self.answer = Answer(None, FOREIGN.format("vLLM"))
             return
         broken = self.window.add(reading)
