@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from kvdemo.backends.backend import Backend
 from kvdemo.backends.lmcache import LMCache
 from kvdemo.backends.mooncake import Mooncake
+from kvdemo.backends.native import Native
 
 DEFAULT: Backend = LMCache()
 """The backend of a cache that names none."""
 
-BACKENDS: Mapping[str, Backend] = {one.kind: one for one in (DEFAULT, Mooncake())}
+BACKENDS: Mapping[str, Backend] = {one.kind: one for one in (DEFAULT, Native(), Mooncake())}
 """Every backend, by its kind."""
 
 

@@ -47,13 +47,16 @@ class Server:
 class Address:
     """Where an engine finds its cache server, and what tells this engine and its KV from others.
 
-    ``chunk_size`` are tokens, ``own_port`` is that of the engine's own API, ``sockets`` the private directory of its
-    project, ``kin`` the fingerprint of what makes its KV right for others: weights, numeric flags and versions.
+    ``chunk_size`` are tokens, ``l1`` bytes, ``store`` is L2 as in ``Server``. ``own_port`` is that of the engine's own
+    API, ``sockets`` the private directory of its project, ``kin`` the fingerprint of what makes its KV right for
+    others: weights, numeric flags and versions.
     """
 
     host: str
     port: int
     chunk_size: int = 256
+    l1: int = 0
+    store: str = ""
     own_port: int = 0
     sockets: str = "/tmp"
     fingerprint: str = ""
@@ -154,6 +157,16 @@ class Backend(ABC):
     """Names of ports that its server binds besides that for engines and that for HTTP, on the address for engines."""
     lacks: ClassVar[Mapping[str, str]] = {}
     """Keys of a cache that mean nothing to it, and why."""
+    serves: ClassVar[bool] = True
+    """Whether it has a process of its own; else engines do everything, and nothing is started for the cache."""
+    private_l1: ClassVar[bool] = False
+    """Whether each engine takes L1 for itself."""
+    needs_gpu: ClassVar[str] = ""
+    """Why its engines cannot do without GPUs; empty if they can."""
+    needs_l2: ClassVar[str] = ""
+    """Why it needs L2; empty if it does not."""
+    l2_server: ClassVar[str] = ""
+    """Why its L2 can be no Redis or Valkey server; empty if it can."""
     one_machine: ClassVar[bool] = False
     """Whether it serves the engines of one machine only, started by kvdemo: no cluster, no export."""
     exposed: ClassVar[str] = ""
@@ -281,6 +294,11 @@ class Backend(ABC):
 
     def tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
         """Tokens that the server's lookups hit in each tier (``l1``, ``l2``) between two readings."""
+        del before, after
+        return None
+
+    def engine_tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
+        """Tokens from each tier between two readings of the engine's own counters, where these tell."""
         del before, after
         return None
 

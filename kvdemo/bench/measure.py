@@ -132,7 +132,8 @@ class Meter:
             sample,
             sources=_sources(before, after),
             lookup=_lookup(step.engine, before, after),
-            tiers=cacheserver.tiers(server, cache_before, cache_after),
+            tiers=cacheserver.tiers(server, cache_before, cache_after)
+            or backends.of(step.engine.backend).engine_tiers(before, after),
         )
         note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
         return replace(sample, note="" if sample.error else note)

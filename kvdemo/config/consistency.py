@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 
 from kvdemo import backends
+from kvdemo.backends.store import is_server
 from kvdemo.config import decisions, exposure, flags, parallel
 from kvdemo.config.findings import Keys
 from kvdemo.config.settings import Cache, Engine, Profile, Settings
@@ -126,8 +127,13 @@ def _check_adapters(document: Document, profile: Profile) -> None:
         for key in backends.of(cache.kind).lacks:
             if text := decisions.lacking(cache, key):
                 document.find(_nearest(document, "caches", name, key), text)
-        if backends.of(cache.kind).lacks.get("l2"):
+        backend = backends.of(cache.kind)
+        if backend.lacks.get("l2"):
             continue
+        if backend.needs_l2 and not cache.l2:
+            document.find(("caches", name), backend.needs_l2, at_key=True)
+        if backend.l2_server and is_server(cache.l2 or ""):
+            document.find(_nearest(document, "caches", name, "l2"), backend.l2_server)
         keys = _nearest(document, "caches", name, "l2_adapter")
         if cache.l2_adapter and not cache.l2 and (*keys[:-1], "l2") not in document.broken:
             document.find(keys, "these fields are for L2: write 'l2', a directory or redis://HOST:PORT, beside them")

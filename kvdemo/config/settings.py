@@ -66,7 +66,8 @@ class Cache(_Service):
     """One cache server, through which engines share their KV."""
 
     kind: fields.Kind = backends.DEFAULT.kind
-    """What carries the KV: lmcache, a server of LMCache; mooncake, a Mooncake store. Default: lmcache."""
+    """What carries the KV: lmcache, a server of LMCache; mooncake, a Mooncake store; vllm, vLLM's own
+    tiers, without a process, which need GPUs and l2. Default: lmcache."""
     l1: fields.Size = 2 * GIB
     """Host memory for KV, in bytes or such as 8GiB. Default: 2GiB."""
     l2: fields.Store = None

@@ -28,8 +28,8 @@ def export(plan: Plan, form: Format, nodes: int = 1) -> str:
         raise UsageError(f"{unknown[0]}: its GPU is given by a UUID that this machine has not", "give its index")
     for spec in plan.services:
         backend = backends.of(spec.backend)
-        if spec.kind == "cache" and backend.one_machine:
-            text = f"{spec.name}: a cache of kind {backend.kind} is started by kvdemo only"
+        if backend.one_machine:
+            text = f"{spec.cache or spec.name}: a cache of kind {backend.kind} is started by kvdemo only"
             raise UsageError(text, "export a profile without it")
     if form == "slurm":
         return slurm(plan, nodes)

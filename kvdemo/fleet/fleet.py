@@ -129,7 +129,7 @@ def _merge(plan: Plan, specs: Sequence[ServiceSpec], previous: Plan | None, runn
 
 def _closure(plan: Plan, names: Sequence[str]) -> list[ServiceSpec]:
     selection = resolve_names(plan, names)
-    selection |= {spec.cache for spec in plan.services if spec.name in selection and spec.cache}
+    selection |= {spec.server for spec in plan.services if spec.name in selection and spec.server}
     return [spec for spec in plan.services if spec.name in selection]
 
 
@@ -154,7 +154,7 @@ def _unchanged_services(specs: Sequence[ServiceSpec], previous: Plan | None, lau
             and not status.guardian_stopped
             and not health.core_died(spec.url)
         )
-        follows = not spec.cache or spec.cache in same
+        follows = not spec.server or spec.server in same
         if lives and follows and before.get(spec.name) == spec.digest:
             same.add(spec.name)
     return same
@@ -213,7 +213,7 @@ class _Starter:
                 if event.state is State.FAILED and event.service not in early and _too_early(event):
                     early.add(event.service)
                     self.watching.discard(event.service)
-                    pending[event.service] = {self.plan.service(event.service).cache}
+                    pending[event.service] = {self.plan.service(event.service).server}
                     event = Event(event.service, State.WAITING, event.kind, detail="for its cache", at=event.at)
                 yield event
                 if event.state is State.FAILED:
@@ -232,7 +232,7 @@ class _Starter:
         self.launcher.start(spec, self.run_id, self.environ)
 
     def _watch(self, spec: ServiceSpec, deadline: float) -> None:
-        cache = self.plan.service(spec.cache) if spec.cache else None
+        cache = self.plan.service(spec.server) if spec.server else None
         secrets = {name: self.environ[name] for name in spec.secrets if self.environ.get(name)}
         try:
             watch.until_ready(

@@ -53,7 +53,7 @@ def start(
     in_plan = {spec.name for spec in plan.services}
     targets = sorted(names or (_stopped_services(project) | set(launcher.started_services())) & in_plan or in_plan)
     running = launcher.running()
-    needed = set(targets) | {plan.service(name).cache for name in targets}
+    needed = set(targets) | {plan.service(name).server for name in targets}
     specs = [spec for spec in plan.services if spec.name in needed - running]
     precheck.check(project, specs, environ, launcher, "nothing was started")
     document = project.load()

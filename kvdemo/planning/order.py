@@ -12,7 +12,7 @@ from kvdemo.planning.plan import ServiceSpec
 
 def at_start(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:
     """Every engine before it that measures the memory of one of its GPUs; its cache, if it measures too."""
-    dependencies = {spec.cache} if spec.cache and measures(spec) else set()
+    dependencies = {spec.server} if spec.server and measures(spec) else set()
     for other in services:
         if other.name == spec.name:
             break
@@ -23,7 +23,7 @@ def at_start(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:
 
 def in_export(spec: ServiceSpec, services: Sequence[ServiceSpec]) -> set[str]:
     """The same, and its cache in any case."""
-    return at_start(spec, services) | ({spec.cache} if spec.cache else set())
+    return at_start(spec, services) | ({spec.server} if spec.server else set())
 
 
 def measures(spec: ServiceSpec) -> bool:

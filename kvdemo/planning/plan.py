@@ -19,7 +19,7 @@ from kvdemo.planning.problems import Problem
 from kvdemo.planning.services import Node, ServiceSpec, reachable
 
 if TYPE_CHECKING:
-    from kvdemo.config.profile import Engine, Profile
+    from kvdemo.config.profile import Cache, Engine, Profile
 
 __all__ = ["Node", "Plan", "ServiceSpec", "make", "wanted_ports"]
 
@@ -58,8 +58,10 @@ class Plan:
         return tuple(str(problem) for problem in self.problems if not problem.hard)
 
     def service(self, name: str) -> ServiceSpec:
-        """The service of that name; KeyError if there is none."""
-        return {spec.name: spec for spec in self.services}[name]
+        """The service of that name, or what stands for a cache without a process; KeyError if there is neither."""
+        found = {spec.name: spec for spec in self.services}
+        found |= {spec.cache: spec.own_cache for spec in self.engines if spec.cache and not spec.server}
+        return found[name]
 
     @property
     def engines(self) -> tuple[ServiceSpec, ...]:
@@ -109,6 +111,8 @@ def wanted_ports(profile: Profile) -> dict[str, int | None]:
     """
     ports: dict[str, int | None] = {}
     for name, cache in profile.caches.items():
+        if not backends.of(cache.kind).serves:
+            continue
         ports |= {name: cache.port, f"{name}.http": cache.http_port}
         ports |= {f"{name}.{more}": None for more in backends.of(cache.kind).more_ports}
     return ports | {name: engine.port for name, engine in profile.engines.items()}
@@ -123,7 +127,11 @@ def make(profile: Profile, facts: Facts, fingerprints: Fingerprints | None = Non
     fingerprints = fingerprints or {
         name: compatibility.fingerprints_of(profile, name, facts) for name in profile.caches
     }
-    specs = [_cache(profile, name, facts, assignments, fingerprints[name]) for name in profile.caches]
+    specs = [
+        _cache(profile, name, facts, assignments, fingerprints[name])
+        for name, cache in profile.caches.items()
+        if backends.of(cache.kind).serves
+    ]
     specs += [_engine(profile, name, facts, assignments[name], fingerprints) for name in profile.engines]
     interpreters = {compatibility.python_of(profile, spec.name, facts) for spec in specs}
     fetch = sorted({repository.name for repository in compatibility.absent(profile, facts)})
@@ -174,10 +182,13 @@ def _of_backends(profile: Profile, facts: Facts) -> Iterator[Problem]:
     for name, cache in profile.caches.items():
         backend = backends.of(cache.kind)
         for service in (name, *(one for one, engine in profile.engines.items() if engine.cache == name)):
-            entry = facts.interpreters.get(compatibility.python_of(profile, service, facts))
-            if entry and entry.versions and not entry.problem and backend.package not in entry.versions:
-                text = f"{service}: {backend.package} not installed for {entry.python}"
-                yield Problem("interpreter", text, backend.install, service, entry.python)
+            found = facts.interpreters.get(compatibility.python_of(profile, service, facts))
+            if found and found.versions and not found.problem and backend.package not in found.versions:
+                text = f"{service}: {backend.package} not installed for {found.python}"
+                yield Problem("interpreter", text, backend.install, service, found.python)
+        for one, engine in profile.engines.items() if backend.needs_gpu else ():
+            if engine.cache == name and engine.gpus == ():
+                yield Problem("gpu", f"{one}: {backend.needs_gpu}", "give it GPUs, or another kind of cache", one)
         if backend.exposed:
             yield Problem(
                 "exposed", f"{name}: {backend.exposed}", "use it in a network that you trust", name, hard=False
@@ -267,8 +278,10 @@ def _wiring(profile: Profile, name: str, facts: Facts, fingerprints: Mapping[str
     cache = profile.caches[engine.cache]
     address = Address(
         reachable(_inner(profile, engine.cache)),
-        facts.ports[engine.cache],
+        facts.ports.get(engine.cache, 0),
         chunk_size=cache.chunk_size,
+        l1=cache.l1,
+        store=_store(cache, fingerprints),
         own_port=facts.ports[name],
         sockets=facts.sockets,
         fingerprint=compatibility.digest(fingerprints[engine.model]),
@@ -298,6 +311,17 @@ def _env(profile: Profile, name: str, facts: Facts, assignment: budget.Assignmen
 def _secrets(profile: Profile) -> tuple[str, ...]:
     """Those of an engine: all but what is for cache servers."""
     return tuple(secret for secret in profile.secrets if not secret.startswith(backends.secrets()))
+
+
+def _store(cache: Cache, fingerprints: Mapping[str, str]) -> str:
+    return compatibility.store_of(cache.l2, fingerprints)
+
+
+def _own_tiers(cache: Cache | None, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What an engine keeps itself, where its cache has no process."""
+    if cache is None or backends.of(cache.kind).serves:
+        return {}
+    return {"l1": cache.l1, "store": _store(cache, fingerprints)}
 
 
 def _server(python: str, facts: Facts) -> tuple[str, ...]:
@@ -344,6 +368,7 @@ def _engine(profile: Profile, name: str, facts: Facts, share: budget.Assignment,
         weights=model.digest,
         context=window.of_engine(engine, model),
         chunk_size=cache.chunk_size if cache else None,
+        **_own_tiers(cache, fingerprints.get(engine.cache or "", {})),
         kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,

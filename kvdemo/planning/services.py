@@ -103,6 +103,19 @@ class ServiceSpec:
         return tuple((self.host if port == self.port else self.inner or self.host, port) for port in self.ports)
 
     @property
+    def server(self) -> str:
+        """The cache server that an engine needs; empty where its cache has no process."""
+        return self.cache if self.cache and backends.of(self.backend).serves else ""
+
+    @property
+    def own_cache(self) -> ServiceSpec:
+        """What stands for an engine's cache that has no process: nobody can ask it anything."""
+        nothing: dict[str, Any] = {"argv": (), "env": {}, "host": "", "port": 0, "ports": ()}
+        nothing |= {"start_timeout": 0.0, "stop_timeout": 0.0}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in ("backend", "chunk_size", "l1", "pool", "store")}
+        return ServiceSpec(self.cache, "cache", **nothing, **kept)
+
+    @property
     def directory(self) -> str:
         """The directory of L2; empty if there is none, or if L2 is a server."""
         return "" if is_server(self.store) else self.store

@@ -80,8 +80,9 @@ def sums(profile: Profile, facts: Facts, assignments: Mapping[str, Assignment]) 
         if row := _gpu(profile, facts, gpu, assignments):
             yield row
     cpu = {name: engine.kv_cache or GIB for name, engine in profile.engines.items() if engine.gpus == ()}
-    l1 = sum(cache.l1 for cache in profile.caches.values())
+    users = Counter(engine.cache for engine in profile.engines.values())
     kinds = {name: backends.of(cache.kind) for name, cache in profile.caches.items()}
+    l1 = sum(one.l1 * (users[name] if kinds[name].private_l1 else 1) for name, one in profile.caches.items())
     copies = sum(kinds[engine.cache].engine_bytes for engine in profile.engines.values() if engine.cache)
     engines = sum((_host_bytes(profile.engines[name]) + kv for name, kv in cpu.items()), 0)
     if facts.memory is not None and l1 + engines + copies:

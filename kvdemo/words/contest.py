@@ -19,7 +19,7 @@ def names(contest: Contest) -> dict[str, str]:
 
 
 def hero(result: Result, contest: Contest) -> str:
-    """Each with its speed-up: ``LMCache 5.2x, Mooncake 3.1x``."""
+    """Each with its speed-up: ``ONE 5.2x, OTHER 3.1x``."""
     called = names(contest)
     return ", ".join(f"{called[side.contender.cache]} {_speedup(result, side)}" for side in contest.sides)
 

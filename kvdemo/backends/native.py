@@ -1,0 +1,85 @@
+"""vLLM's own tiers: the OffloadingConnector, with host memory of each engine in front of files that all of them share.
+
+There is no process: each engine pins ``l1`` of its own, and finds what others computed in ``l2`` only, a directory (in
+/dev/shm it is memory). Source: vLLM 0.32 (v1/kv_offload and kv_connector/v1/offloading). A key is vLLM's hash of the
+block, which contains the request's salt, in a folder by model name, dtype, block size, layers and ranks; weights are
+not in it. Files are never evicted. kvdemo has not run it on a GPU yet, and vLLM's CPU build refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvdemo.backends.backend import NOTHING, Address, Backend, Server, Wiring
+from kvdemo.backends.series import Series
+
+READERS, WRITERS = 16, 16
+"""Threads of an engine that read and write files; vLLM's own defaults."""
+
+BY_TIER = Series("vllm:", "prompt_tokens_cached_by_source", "counter", "source")
+"""Cached prompt tokens by where they were: device, host, disk and others."""
+
+_NO_SERVER = "vLLM's own tiers have no process: leave it out"
+
+
+class Native(Backend):
+    """See the module."""
+
+    kind = "vllm"
+    title = "vLLM's own tiers"
+    command = ()
+    package = "vllm"
+    connector = "OffloadingConnector"
+    chunk_size = 256
+    serves = False
+    private_l1 = True
+    needs_gpu = (
+        "vLLM's own tiers need GPUs: its CPU build ends with 'CPU Offloading is currently only supported on CUDA-alike "
+        "and XPU GPUs'"
+    )
+    needs_l2 = "engines share through 'l2' only: name a directory, on a disk or below /dev/shm"
+    l2_server = "vLLM's own tiers keep KV in a directory, not in Redis or Valkey"
+    lacks = {  # noqa: RUF012 (read only)
+        "args": _NO_SERVER,
+        "http_port": _NO_SERVER,
+        "l2_adapter": "these fields are for LMCache: leave them out",
+        "port": _NO_SERVER,
+    }
+    one_machine = True
+
+    def options(self, server: Server) -> dict[str, Any]:
+        """There is no server."""
+        del server
+        return {}
+
+    def wiring(self, server: Address) -> Wiring:
+        """The connector with its two tiers; a block that cannot be loaded is computed."""
+        transfer = {
+            "kv_connector": self.connector,
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {
+                "spec_name": "TieringOffloadingSpec",
+                "cpu_bytes_to_use": server.l1,
+                "block_size": server.chunk_size,
+                "secondary_tiers": [
+                    {"type": "fs", "root_dir": server.store, "n_read_threads": READERS, "n_write_threads": WRITERS}
+                ],
+            },
+        }
+        return Wiring({"kv-transfer-config": transfer})
+
+    def in_container(
+        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
+    ) -> dict[str, Any]:
+        """It is not exported (``one_machine``)."""
+        del host, directory, adapter
+        return dict(options)
+
+    def engine_tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
+        """By the engine's own account of where cached tokens came from."""
+        names = {"l1": BY_TIER.at("host"), "l2": BY_TIER.at("disk")}
+        if not any(name in after for name in names.values()):
+            return None
+        return {tier: int(after.get(name, 0) - before.get(name, 0)) for tier, name in names.items()}
