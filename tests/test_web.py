@@ -156,6 +156,15 @@ def test_the_strip_stands_still_while_a_request_is_timed(fleet: Fleet, tab: Tab)
     expect(tab.page.locator("#live .prompts")).to_contain_text(re.compile(r"plain: [\d,]+ tokens"))
 
 
+def test_the_strip_tells_the_prompts_of_a_demonstration_apart(tab: Tab) -> None:
+    """However fast they follow each other: what B loads is told from what A computes."""
+    assert tab.demonstrate() == {"a": "COLD", "other": "COLD", "b": "SHARED"}
+    prompts = tab.page.locator("#live .prompts")
+    expect(prompts).to_contain_text(re.compile(r"b: [\d,]+ tokens = [\d,]+ computed \+ [\d,]+ shared"))
+    expect(prompts).to_contain_text(re.compile(r"a: ([\d,]+) tokens = \1 computed"))
+    expect(prompts).to_contain_text(re.compile(r"other: ([\d,]+) tokens = \1 computed"))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_strip_fits_a_phone(opened: Open, scheme: str) -> None:
     """Opened, its tables scroll; the page does not, and the names stay where they are."""

@@ -79,6 +79,7 @@ class EnginePool:
         self.bell: Bell
         self.gauges = gauges.of_project(project, environ)
         self.frame: Frame | None = None
+        self.reading = threading.Lock()
         self.frame_bell: Bell
         self.adopt(fleet.load_plan(project))
 
@@ -113,10 +114,16 @@ class EnginePool:
         while True:
             if self.bell.listeners and not self.timed:
                 await self.do(self.observe)
-            if self.frame_bell.listeners and not self.paused:
-                self.frame = await self.do(self.gauges.look)
-                self.frame_bell.ring()
+            if self.frame_bell.listeners:
+                await self.do(self.read_counters)
             await asyncio.sleep(STATUS_POLL)
+
+    def read_counters(self) -> None:
+        """What the engines have counted until now, unless something is timed at this moment."""
+        with self.reading:
+            if not self.paused:
+                self.frame = self.gauges.look()
+                self.frame_bell.ring()
 
     @property
     def paused(self) -> bool:

@@ -32,12 +32,14 @@ async def ask(
 ) -> None:
     """Ask the engines of a turn, group after group.
 
-    ``drawn`` is awaited before each group: a browser that still draws takes processor time from an engine beside it.
+    ``painted`` is awaited before each group: a browser that still draws takes processor time from an engine beside it.
+    The engines' counters are read there, too: what one counts of a prompt is told apart from what came before.
     """
     messages = workload.messages(conversation.system, turn.document.text, turn.question, turn.earlier)
     for group in turn.groups:
         if painted is not None:
             await painted()
+        await pool.do(pool.read_counters)
         lanes = (pool.do(_lane, pool, turn, lane, messages, conversation.bell) for lane in group)
         await asyncio.gather(*lanes)
 
