@@ -182,6 +182,7 @@ a { color: inherit; text-underline-offset: .2em; }
   .line { flex-wrap: wrap; } .choose .go { flex: 1 0 100%; } .line .q-field { flex: 1 0 100%; } .go { flex: 1; }
   .fleet { order: 3; flex-basis: 100%; } .pill { font-size: .75rem; padding: .1rem .5rem; } .tabs { flex: 1; }
   .top { gap: .4rem; } .tab { padding: .3rem .5rem; font-size: .9rem; }
+  .finding { flex-direction: column; align-items: start; gap: .3rem; }
   .finding b { font-size: 2.4rem; } .chip { font-size: .95rem; }
   .race { grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .6rem; grid-auto-flow: dense; }
   .race .track { grid-column: 1 / -1; height: 1.3rem; margin-bottom: .5rem; } .race .clock { grid-column: 2; }
