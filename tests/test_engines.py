@@ -43,12 +43,14 @@ def test_a_plain_engine_on_a_gpu() -> None:
 
 
 def test_an_engine_without_a_gpu() -> None:
-    """The CPU build: eager, one process, no GPU flags, KV space in whole GiB."""
+    """The CPU build: eager, one process, no GPU flags, KV space to the byte."""
     argv = words(engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=0)
     assert "--enforce-eager" in argv
     assert "--gpu-memory-utilization" not in argv
+    assert value(argv, "--kv-cache-memory-bytes") == str(int(1.5 * GIB))
+    assert value(words(engine(gpus=[]), devices=0), "--kv-cache-memory-bytes") == str(GIB)
     env = engines.env(engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=(), offline=True, sockets="/s", start_timeout=9)
-    assert (env["VLLM_CPU_KVCACHE_SPACE"], env["CUDA_VISIBLE_DEVICES"], env["HF_HUB_OFFLINE"]) == ("2", "", "1")
+    assert (env["CUDA_VISIBLE_DEVICES"], env["HF_HUB_OFFLINE"]) == ("", "1")
 
 
 def test_a_cached_engine() -> None:
@@ -153,6 +155,7 @@ def test_inherited_variables() -> None:
         "AWS_SECRET_ACCESS_KEY": "k",
         "https_proxy": "p",
         "EDITOR": "vi",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
     }
     assert environment.inherit(mine) == {"PATH": "/bin", "HF_HOME": "/h", "https_proxy": "p"}
     found = environment.of_service(mine | {"EMPTY": ""}, {"PATH": "/x", "A": "1"}, ["HF_TOKEN", "EMPTY", "ABSENT"])

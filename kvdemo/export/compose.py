@@ -13,6 +13,7 @@ from kvdemo.export import containers
 from kvdemo.export.containers import Container
 from kvdemo.export.yamltext import AnchoredMapping, comment, dump
 from kvdemo.planning import order
+from kvdemo.planning.engines import GIB
 from kvdemo.planning.plan import Plan
 
 _HEAD = """\
@@ -101,8 +102,8 @@ def _namespaces(plan: Plan, one: Container) -> dict[str, Any]:
         return {"init": True, "ipc": "host"}
     if spec.kind == "engine":
         return {"ipc": f"service:{spec.cache}", "pid": f"service:{spec.cache}"}
-    size = sum(int(other.env.get("VLLM_CPU_KVCACHE_SPACE", "1")) for other in users) + 1
-    return {"init": True, "ipc": "shareable", "shm_size": f"{size}gb"}
+    size = sum(other.options["kv-cache-memory-bytes"] for other in users)
+    return {"init": True, "ipc": "shareable", "shm_size": f"{-(-size // GIB) + 1}gb"}
 
 
 def _gpus(one: Container) -> dict[str, Any]:

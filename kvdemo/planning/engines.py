@@ -78,6 +78,7 @@ def options(
         arguments |= {"gpu-memory-utilization": memory, "kv-cache-memory-bytes": engine.kv_cache}
     else:
         arguments |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
+        arguments |= {"kv-cache-memory-bytes": engine.kv_cache or GIB}
     arguments |= dict(wiring.arguments)
     # A null leaves a default out; but GPUs that the engine was given must not stay empty.
     pairs = normalize(engine.args).items()
@@ -104,7 +105,6 @@ def env(
     else:
         variables |= {
             "CUDA_VISIBLE_DEVICES": "",
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-(engine.kv_cache or GIB) // GIB))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }

@@ -43,6 +43,9 @@ PREFIXES = (
     "VLLM_",
     "XDG_",
 )
+DECIDED = frozenset(["VLLM_CPU_KVCACHE_SPACE"])
+"""Whole GiB, which vLLM's CPU build takes instead of the bytes that its command says."""
+
 SENSITIVE = ("KEY", "PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL")
 
 
@@ -52,6 +55,7 @@ def inherit(environ: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in environ.items()
         if (name in NAMES or name.startswith(PREFIXES) or name.lower().endswith("_proxy"))
+        and name not in DECIDED
         and not any(word in name.upper() for word in SENSITIVE)
     }
 
