@@ -78,7 +78,7 @@ def test_the_steps_come_in_order(demo: Demo) -> None:
         "setup",
         f"init --output {PROFILE} --force",
         f"up {PROFILE} -p cpu",
-        "bench -p cpu",
+        "bench -p cpu --no-limit",
         "down -p cpu",
     ]
     assert re.search(
