@@ -22,7 +22,7 @@ def engine(**keys: Any) -> Engine:
 
 def words(one: Engine, **changes: Any) -> list[str]:
     """The command line of an engine."""
-    given: dict[str, Any] = {"command": ("py", "-m", "server"), "served": ["m"], "port": 8000, "devices": 1}
+    given: dict[str, Any] = {"command": ("py", "-m", "server"), "model_names": ["m"], "port": 8000, "devices": 1}
     return list(
         engines.argv(one, **given | {"memory": None, "wiring": engines.UNWIRED, "stop_timeout": 30.0} | changes)
     )

@@ -58,8 +58,8 @@ def options(
 ) -> dict[str, Any]:
     """Every flag of this engine, and its value.
 
-    ``served`` are the model's names towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory``
-    the fraction of each GPU it may use (None: vLLM's default), ``wiring`` what its cache's backend gives it.
+    ``model_names`` are the names towards clients, ``devices`` the number of GPUs (0: vLLM's CPU build), ``memory`` the
+    fraction of each GPU it may use (None: vLLM's default), ``wiring`` what its cache's backend gives it.
     """
     arguments: dict[str, Any] = {
         "model": engine.model,
