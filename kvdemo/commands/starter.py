@@ -53,7 +53,7 @@ def text_of(selection: Choice, model: Path, python: str) -> str:
     """
     text = (shipped.directory() / f"{selection.kind}.yaml").read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
-    body = "".join(lines[1:]) if lines[0].startswith("# yaml-language-server") else text
+    body = "".join(lines[1:]).removeprefix("#\n") if lines[0].startswith("# yaml-language-server") else text
     replaced = dict(selection.edits)
     if selection.model == choice.SMALL:
         replaced |= {old: str(model).replace("$", "$$") for old in ("../.cache/smollm2", choice.GATED) if old in body}
