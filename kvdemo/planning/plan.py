@@ -317,11 +317,12 @@ def _store(cache: Cache, fingerprints: Mapping[str, str]) -> str:
     return compatibility.store_of(cache.l2, fingerprints)
 
 
-def _own_tiers(cache: Cache | None, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """What an engine keeps itself, where its cache has no process."""
-    if cache is None or backends.of(cache.kind).serves:
+def _by_cache(cache: Cache | None, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What is known of an engine by its cache; also what it keeps itself where that has no process."""
+    if cache is None:
         return {}
-    return {"l1": cache.l1, "store": _store(cache, fingerprints)}
+    own = {} if backends.of(cache.kind).serves else {"l1": cache.l1, "store": _store(cache, fingerprints)}
+    return {"chunk_size": cache.chunk_size, **own}
 
 
 def _server(python: str, facts: Facts) -> tuple[str, ...]:
@@ -367,8 +368,7 @@ def _engine(profile: Profile, name: str, facts: Facts, share: budget.Assignment,
         model=served[0],
         weights=model.digest,
         context=window.of_engine(engine, model),
-        chunk_size=cache.chunk_size if cache else None,
-        **_own_tiers(cache, prints.get(engine.cache or "", {})),
+        **_by_cache(cache, prints.get(engine.cache or "", {})),
         kv_bytes_per_token=demand.kv_bytes_per_token(engine, model),
         start_timeout=profile.start_timeout,
         stop_timeout=profile.stop_timeout,
