@@ -59,9 +59,9 @@ class Plan:
 
     def service(self, name: str) -> ServiceSpec:
         """The service of that name, or what stands for a cache without a process; KeyError if there is neither."""
-        found = {spec.name: spec for spec in self.services}
-        found |= {spec.cache: spec.own_cache for spec in self.engines if spec.cache and not spec.server}
-        return found[name]
+        services = {spec.name: spec for spec in self.services}
+        services |= {spec.cache: spec.own_cache for spec in self.engines if spec.cache and not spec.server}
+        return services[name]
 
     @property
     def engines(self) -> tuple[ServiceSpec, ...]:
