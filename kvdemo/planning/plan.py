@@ -182,10 +182,10 @@ def _of_backends(profile: Profile, facts: Facts) -> Iterator[Problem]:
     for name, cache in profile.caches.items():
         backend = backends.of(cache.kind)
         for service in (name, *(one for one, engine in profile.engines.items() if engine.cache == name)):
-            found = facts.interpreters.get(compatibility.python_of(profile, service, facts))
-            if found and found.versions and not found.problem and backend.package not in found.versions:
-                text = f"{service}: {backend.package} not installed for {found.python}"
-                yield Problem("interpreter", text, backend.install, service, found.python)
+            entry = facts.interpreters.get(compatibility.python_of(profile, service, facts))
+            if entry and entry.versions and not entry.problem and backend.package not in entry.versions:
+                text = f"{service}: {backend.package} not installed for {entry.python}"
+                yield Problem("interpreter", text, backend.install, service, entry.python)
         for one, engine in profile.engines.items() if backend.needs_gpu else ():
             if engine.cache == name and engine.gpus == ():
                 yield Problem("gpu", f"{one}: {backend.needs_gpu}", "give it GPUs, or another kind of cache", one)
