@@ -287,6 +287,30 @@ def test_tiers_of_one_prompt() -> None:
     assert rates.tiers(backend, replace(one, sources=None), at(0, CALM), at(2, ASKED)) is None
 
 
+IDLE = 'vllm:num_requests_running{engine="0"} 0.0\nvllm:num_requests_waiting{engine="0"} 0.0\n'
+TIERS = """vllm:prompt_tokens_cached_by_source_total{{engine="0",source="device"}} 9.0
+vllm:prompt_tokens_cached_by_source_total{{engine="0",source="host"}} {host}.0
+vllm:prompt_tokens_cached_by_source_total{{engine="0",source="disk"}} {disk}.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        (IDLE + TIERS.format(host=5, disk=7), IDLE + TIERS.format(host=505, disk=1491), {"l1": 500, "l2": 1484}),
+        (IDLE + TIERS.format(host=5, disk=7), IDLE + TIERS.format(host=505, disk=1490), None),  # not all of it
+        (TIERS.format(host=5, disk=7), IDLE + TIERS.format(host=505, disk=1491), None),  # perhaps not idle
+        (IDLE + TIERS.format(host=5, disk=7), IDLE.replace("0.0", "1.0") + TIERS.format(host=505, disk=1491), None),
+        (IDLE, IDLE, None),  # it does not tell
+    ],
+)
+def test_tiers_of_the_engine_itself(before: str, after: str, found: dict[str, int] | None) -> None:
+    """One with tiers of its own counts what each gave: of one prompt while it was idle before and after, all of it."""
+    one = Prompts("a", 1, 2000, Sources(16, 0, 1984))
+    assert rates.own_tiers(backends.of("vllm"), one, at(0, before), at(2, after)) == found
+    assert rates.own_tiers(backends.DEFAULT, one, at(0, before), at(2, after)) is None
+
+
 def reading(seconds: float, birth: float | None, tokens: float = 0.0) -> Scrape:
     """A reading of a process with this start."""
     born = f"process_start_time_seconds {birth}\n" if birth is not None else ""

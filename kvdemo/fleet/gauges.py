@@ -216,8 +216,11 @@ class Gauges:
         return [self._tiers(one, prompts_by_engine) for one in prompts_by_engine.values() if one]
 
     def _tiers(self, one: Prompts, prompts_by_engine: Mapping[str, Prompts | None]) -> Prompts:
-        """The same with the tiers, if nobody else can have asked the cache meanwhile."""
-        cache = self.sources.get(self.sources[one.engine].spec.cache)
+        """The same with the tiers, if the engine tells, or if nobody else can have asked the cache meanwhile."""
+        engine = self.sources[one.engine]
+        cache = self.sources.get(engine.spec.cache)
+        if cache is None and engine.readings is not None:
+            return replace(one, tiers=rates.own_tiers(backends.of(engine.spec.backend), one, *engine.readings))
         if cache is None or cache.readings is None:
             return one
         sharers = [source for source in self.sources.values() if source.spec.cache == cache.spec.name]

@@ -213,6 +213,17 @@ def tiers(backend: Backend, one: Prompts, before: Scrape, after: Scrape) -> Mapp
     return backend.tiers(before.values, after.values)
 
 
+def own_tiers(backend: Backend, one: Prompts, before: Scrape, after: Scrape) -> Mapping[str, int] | None:
+    """The same where the engine itself tells, as one with tiers of its own does, and its tiers make up what is shared.
+
+    It counts them when it schedules a prompt, before the first token: so it has to be idle at both readings.
+    """
+    if one.sources is None or not one.sources.shared or not (idle(before) and idle(after)):
+        return None
+    tokens = backend.engine_tiers(before.values, after.values)
+    return tokens if tokens and sum(tokens.values()) == one.sources.shared else None
+
+
 def idle(reading: Scrape) -> bool:
     """Whether an engine says that no request was running or waiting."""
     return all(reading.values.get(gauge.key) == 0 for gauge in (series.RUNNING, series.WAITING))
