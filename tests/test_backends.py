@@ -207,7 +207,7 @@ def test_a_plan_of_an_earlier_version_names_no_backend() -> None:
     """There was one; an unknown kind is an error, not that one."""
     assert backends.of("") is backends.DEFAULT
     with pytest.raises(KeyError):
-        backends.of("other")
+        backends.of("unheard-of")
 
 
 def test_what_lmcache_tells() -> None:

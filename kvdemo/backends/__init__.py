@@ -13,6 +13,7 @@ from kvdemo.backends.backend import Backend
 from kvdemo.backends.lmcache import LMCache
 from kvdemo.backends.mooncake import Mooncake
 from kvdemo.backends.native import Native
+from kvdemo.backends.other import Other
 
 DEFAULT: Backend = LMCache()
 """The backend of a cache that names none."""
@@ -21,9 +22,13 @@ BACKENDS: Mapping[str, Backend] = {one.kind: one for one in (DEFAULT, Native(), 
 """Every backend, by its kind."""
 
 
+OTHER: Backend = Other()
+"""Of a connector that a profile gives an engine verbatim; no cache is of this kind."""
+
+
 def of(kind: str) -> Backend:
     """The backend of this kind; the default for nobody's (a plan that an earlier version saved names none)."""
-    return BACKENDS[kind] if kind else DEFAULT
+    return {**BACKENDS, OTHER.kind: OTHER}[kind] if kind else DEFAULT
 
 
 def titles() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from kvdemo import backends
-from kvdemo.bench import workload
+from kvdemo.bench import foreign, workload
 from kvdemo.bench.measure import Meter
 from kvdemo.bench.workload import Roles
 from kvdemo.config.benchmark import Bench
@@ -69,6 +69,7 @@ class Session:
         restart: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.restart = restart
+        plan = foreign.with_named(plan, options.writer, options.reader)
         self.plan, self.options, self.document, self.run_id = plan, options, document, run_id
         self.roles: Roles = workload.roles(plan, options.writer, options.reader, options.baseline)
         self.meter = Meter(plan, key)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvdemo.bench import foreign
 from kvdemo.errors import UsageError
 from kvdemo.judge.sample import Arm
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -80,6 +81,7 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     Of several caches the one whose engines are named alone, else all whose engines have the model of the first. Raises
     UsageError if there are no two.
     """
+    plan = foreign.with_named(plan, writer, reader)
     sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
     for spec in plan.engines:
         if spec.cache:
@@ -104,7 +106,11 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     engine_name = writer or reader
     writer = writer or next(name for name in group if name != reader)
     reader = reader or next(name for name in group if name != writer)
-    plain = [spec for spec in plan.engines if not spec.cache and spec.model == group[writer].model]
+    plain = [
+        spec
+        for spec in plan.engines
+        if not spec.cache and spec.model == group[writer].model and not foreign.is_foreign(spec)
+    ]
     if baseline and baseline not in {spec.name for spec in plain}:
         names = ", ".join(spec.name for spec in plain) or "there is none"
         raise UsageError(f"--baseline: {baseline} is not a plain engine of this model", f"plain engines: {names}")
