@@ -7,16 +7,19 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import PATIENCE, Lab
 from guarding import until
 from kvdemo.errors import UsageError
-from kvdemo.fleet import excerpts, fleet, logtime
+from kvdemo.fleet import excerpts, fleet, logbook, logtime, teardown
 from kvdemo.host import survey
+from kvdemo.planning.plan import Plan
 
 NOW = datetime(2026, 11, 30, 7, 15)
 TWO = {"plain": {}, "a": {"cache": "shared"}}
@@ -289,3 +292,28 @@ def test_wait_follows_an_up_that_is_under_way(lab: Lab) -> None:
     assert set(states(lab).values()) == {"ready"}
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
+
+
+def test_the_saved_plan_is_read_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb reads the plan of a project once and passes it on, so that all of the verb sees the same one."""
+    lab.up(lab.profile({"plain": {}}, {}))
+    project, documents, plan_of = lab.project(), [], survey.plan_of
+
+    def counting(document: Mapping[str, Any] | None) -> Plan | None:
+        documents.append(document)
+        return plan_of(document)
+
+    monkeypatch.setattr(survey, "plan_of", counting)
+    verbs: dict[str, Callable[[], object]] = {
+        "ps": lambda: fleet.status(project, lab.environ),
+        "exits": lambda: fleet.exits(project, lab.environ, ["plain"]),
+        "wait": lambda: list(fleet.wait(project, lab.environ, ())),
+        "logs": lambda: list(logbook.lines(project, ["plain"], lab.environ)),
+        "down": lambda: list(teardown.down(project)),
+    }
+    reads = {}
+    for name, verb in verbs.items():
+        documents.clear()
+        verb()
+        reads[name] = len(documents)
+    assert reads == dict.fromkeys(verbs, 1)

@@ -54,7 +54,7 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     for spec in specs:
         key_of(spec, environ)
     previous = survey.saved_plan(project)
-    launcher = launchers.of(project, lock_fd, plan)
+    launcher = launchers.of(project, previous, lock_fd, plan)
     launcher.recover()
     same = _unchanged_services(specs, previous, launcher)
     running = launcher.running()
@@ -65,13 +65,14 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     yield from teardown.stop(launcher, stale, previous)
     document |= launcher.prepare(fresh=not running - stale)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
-    project.save({**document, "plan": _merge(plan, specs, previous, running).to_json()})
+    merged = _merge(plan, specs, previous, running)
+    project.save({**document, "plan": merged.to_json()})
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, launcher, started).run(specs, same, wait=wait, timeout=timeout)
         launcher.note_shared_memory()
         if wait:
-            _note_contexts(project, specs, environ)
+            _note_contexts(project, merged, specs, environ)
         if then:
             yield from then()
     except (Exception, KeyboardInterrupt):
@@ -84,12 +85,12 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
         raise
 
 
-def _note_contexts(project: Project, specs: Sequence[ServiceSpec], environ: Mapping[str, str]) -> None:
+def _note_contexts(project: Project, plan: Plan, specs: Sequence[ServiceSpec], environ: Mapping[str, str]) -> None:
     """Ask engines for the longest sequence where the plan could not know it (``max_model_len: auto``)."""
     unknown = [spec for spec in specs if spec.kind == "engine" and spec.context is None]
     longest = {spec.name: health.window(spec.url, spec.model, key_of(spec, environ)) for spec in unknown}
-    document, plan = project.load(strict=False), survey.saved_plan(project)
-    if document and plan and any(longest.values()):
+    document = project.load(strict=False)
+    if document and any(longest.values()):
         services = tuple(replace(spec, context=longest.get(spec.name) or spec.context) for spec in plan.services)
         project.save({**document, "plan": replace(plan, services=services).to_json()})
 
@@ -280,7 +281,7 @@ def restart(
     _closure(plan, names)
     selection = set(names)
     selection |= {spec.name for spec in plan.services if spec.cache in selection}
-    launcher = launchers.of(project, lock_fd)
+    launcher = launchers.of(project, plan, lock_fd)
     launcher.recover()
     precheck.check(project, [spec for spec in plan.services if spec.name in selection], environ, launcher)
     yield from teardown.stop(launcher, selection, plan)
@@ -296,7 +297,8 @@ def wait(
     Raises ServiceError with the root cause as soon as one has ended, StartTimeoutError after ``timeout`` seconds
     (default: the longest ``start_timeout``), NotReadyError for one that nobody has started or is about to start.
     """
-    plan, launcher = load_plan(project), launchers.of(project)
+    plan = load_plan(project)
+    launcher = launchers.of(project, plan)
     launcher.recover()
     selection = resolve_names(plan, names)
     names_to_wait = [spec for spec in plan.services if spec.name in selection]
@@ -318,15 +320,14 @@ def wait(
 def load_plan(project: Project) -> Plan:
     """The plan of a project that is up. Raises NotReadyError if it is not."""
     document = project.load()
-    plan = survey.saved_plan(project)
-    if plan:
+    if plan := survey.plan_of(document):
         return plan
     if document:
         raise ServiceError(
             f"cannot use {project.document}: what it says of the plan is damaged, or of another version",
             f"run `kvdemo down -p {project.name}`",
         )
-    if strays := launchers.of(project).recover():
+    if strays := launchers.of(project, None).recover():
         raise ServiceError(
             f"project {project.name} runs ({', '.join(strays)}), but {project.document} is gone",
             f"run `kvdemo down -p {project.name}`",
@@ -335,11 +336,15 @@ def load_plan(project: Project) -> Plan:
 
 
 def status(project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
-    """What every service is doing at this moment, in start order."""
-    plan = load_plan(project)
+    """What every service of the saved plan is doing at this moment, in start order. Raises as ``load_plan`` does."""
+    return observe(load_plan(project), project, environ, names)
+
+
+def observe(plan: Plan, project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
+    """What these services of a plan (all if none is named) are doing at this moment, in start order."""
     names_shown = resolve_names(plan, names)
     selection = [spec for spec in plan.services if spec.name in names_shown]
-    launcher = launchers.of(project)
+    launcher = launchers.of(project, plan)
     if {spec.name for spec in selection} - set(launcher.started_services()):
         launcher.recover()
     with ThreadPoolExecutor(max_workers=len(selection) or 1) as pool:
@@ -361,10 +366,9 @@ def _blank(event: Event, secrets: dict[str, str]) -> Event:
 
 def exits(project: Project, environ: Mapping[str, str], names: Collection[str]) -> list[Event]:
     """Those of these services that have ended, with the cause; none of a project that is not up any more."""
-    if survey.saved_plan(project) is None:
-        return []
-    existing = {spec.name for spec in load_plan(project).services}
-    return [event for event in status(project, environ, [name for name in names if name in existing]) if event.cause]
+    plan = survey.saved_plan(project)
+    present = [spec.name for spec in plan.services if spec.name in names] if plan else []
+    return [event for event in observe(plan, project, environ, present) if event.cause] if plan and present else []
 
 
 def death(project: Project, environ: Mapping[str, str], service: str) -> str:

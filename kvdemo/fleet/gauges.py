@@ -19,7 +19,7 @@ from kvdemo import backends
 from kvdemo.backends.series import PROMPT_TOKENS
 from kvdemo.errors import KvdemoError
 from kvdemo.fleet import fleet, launchers
-from kvdemo.host import gpus, health
+from kvdemo.host import gpus, health, survey
 from kvdemo.host.state import Project
 from kvdemo.judge import rates
 from kvdemo.judge.frame import Cache, Engine, Frame, PromptsSeen
@@ -245,7 +245,7 @@ def of_project(
         return [spec for spec in plan.services if spec.name in names or not names]
 
     def memory(name: str) -> int | None:
-        status = launchers.of(project).status(name)
+        status = launchers.of(project, survey.saved_plan(project)).status(name)
         return status.memory if status and status.alive and status.memory else None
 
     key = fleet.key_of

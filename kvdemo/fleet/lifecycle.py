@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 
-from kvdemo.errors import NotReadyError
 from kvdemo.fleet import fleet, launchers, precheck, teardown
 from kvdemo.host import process
 from kvdemo.host.launcher import Event, Launcher, Remains, State
@@ -30,7 +29,8 @@ def stop(project: Project, lock_fd: int, names: Sequence[str], timeout: float | 
 
     Raises UsageError for a service that the plan has not, NotReadyError if the project is not up.
     """
-    plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
+    plan = fleet.load_plan(project)
+    launcher = launchers.of(project, plan, lock_fd)
     launcher.recover()
     targets = dependents(plan, names)
     ending = [name for name in launcher.started_services() if name in targets]
@@ -47,7 +47,8 @@ def start(
     If it fails, what it started is stopped again, and the plan stays. Raises as ``fleet.up`` does, and PreflightError
     for what has become impossible since, before anything starts.
     """
-    plan, launcher = fleet.load_plan(project), launchers.of(project, lock_fd)
+    plan = fleet.load_plan(project)
+    launcher = launchers.of(project, plan, lock_fd)
     launcher.recover()
     fleet.resolve_names(plan, names)
     in_plan = {spec.name for spec in plan.services}
@@ -72,7 +73,8 @@ def down(project: Project, names: Sequence[str], timeout: float | None = None) -
 
     Taking down the last ones of a project is the ``down`` of the project. Raises UsageError for an unknown service.
     """
-    plan, launcher = fleet.load_plan(project), launchers.of(project)
+    plan = fleet.load_plan(project)
+    launcher = launchers.of(project, plan)
     launcher.recover()
     targets = dependents(plan, names)
     if not (set(launcher.started_services()) | _stopped_services(project)) - targets:
@@ -132,12 +134,8 @@ def _observe(
     project: Project, environ: Mapping[str, str], names: Sequence[str], before: Mapping[str, Event]
 ) -> list[Event]:
     plan = saved_plan(project)
-    in_plan = {spec.name for spec in plan.services} if plan else set()
-    try:
-        names_asked = [name for name in names if name in in_plan]
-        events = fleet.status(project, environ, names_asked) if in_plan and (names_asked or not names) else []
-    except NotReadyError:  # taken down at this very moment
-        events = []
+    present = [spec.name for spec in plan.services if spec.name in names or not names] if plan else []
+    events = fleet.observe(plan, project, environ, present) if plan and present else []
     services = {event.service for event in events}
     absent = [Event(name, State.ABSENT, was.kind, at=was.at) for name, was in before.items() if name not in services]
     return [*events, *(replace(event, node=before[event.service].node) for event in absent)]

@@ -23,7 +23,7 @@ LONGEST = 64 * 1024
 
 def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
     """The services asked for (all if none is named). Raises UsageError for one that has no log."""
-    available = launchers.of(project).logs(previous=previous)
+    available = launchers.of(project, saved_plan(project)).logs(previous=previous)
     for name in names:
         if name not in available:
             what = "previous log" if previous else "log"
@@ -52,7 +52,7 @@ def lines(
     # The names outlive the plan: after `down` the logs are still there, and so is what engines wrote into them.
     names = {name for spec in (plan.services if plan else ()) for name in spec.secrets} | project.secrets()[0]
     secrets = {name: environ[name] for name in sorted(names) if environ.get(name)}
-    launcher = launchers.of(project)
+    launcher = launchers.of(project, plan)
     books = {service: _Book(launcher, service, previous) for service in services}
     for service, book in books.items():
         rows: Iterable[str] = book.read_on() if follow else book.read()

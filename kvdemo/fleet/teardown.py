@@ -50,7 +50,8 @@ def ignore_signals() -> Iterator[None]:
 
 def down(project: Project, *, remove_store: bool = False, timeout: float | None = None) -> Generator[Event | Remains]:
     """Stop everything of a project; the last thing yielded are its Remains. Safe to repeat, and after any crash."""
-    plan, launcher = saved_plan(project), launchers.of(project)
+    plan = saved_plan(project)
+    launcher = launchers.of(project, plan)
     launcher.recover()
     names, runs = launcher.started_services(), launcher.runs()
     yield from stop(launcher, names, plan, timeout)

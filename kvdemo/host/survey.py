@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -38,9 +38,9 @@ def survey(
     """Everything the plan may depend on, as seen now; ``avoid`` are ports that other nodes' services take."""
     services = {**profile.caches, **profile.engines}
     pythons = {service.runtime.python or sys.executable for service in services.values()}
-    records = _records(project)
-    running = _running(project, records)
-    ports, busy = _ports(profile, project, running, avoid)
+    previous, records = saved_plan(project), _records(project)
+    running = _running(previous, records)
+    ports, busy = _ports(profile, project, running, avoid, _previous_ports(previous))
     own = sum(process.memory(records[name]) for name in running if name in records)
     return Facts(
         default_python=sys.executable,
@@ -58,7 +58,7 @@ def survey(
         open_files=machine.open_files(),
         wide=machine.has_avx512(),
         disks={name: machine.free(l2) for name, l2 in _directories(profile).items()},
-        kept=_previous_gpus(project, running),
+        kept=_previous_gpus(previous, running),
         node=node,
         sockets=str(project.sockets),
     )
@@ -115,14 +115,17 @@ def name_holders(visible: tuple[Gpu, ...], root: Path) -> tuple[Gpu, ...]:
     )
 
 
-def _previous_gpus(project: Project, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    plan = saved_plan(project) if running else None
+def _previous_gpus(plan: Plan | None, running: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     return {spec.name: spec.gpus for spec in plan.engines if spec.name in running} if plan else {}
 
 
 def saved_plan(project: Project) -> Plan | None:
     """The plan that the project's fleet was started from, if there is a readable one."""
-    document = project.load(strict=False)
+    return plan_of(project.load(strict=False))
+
+
+def plan_of(document: Mapping[str, Any] | None) -> Plan | None:
+    """The plan in a project's document, if there is one and it is whole."""
     try:
         plan = Plan.from_json(document["plan"]) if document else None
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -136,9 +139,8 @@ def _records(project: Project) -> dict[str, Record]:
     return {record.service: record for record in marks.in_directory(project.dir, records.values())} | records
 
 
-def _running(project: Project, records: Mapping[str, Record]) -> dict[str, tuple[int, ...]]:
-    """Ports of each service of this project that is alive."""
-    plan = saved_plan(project)
+def _running(plan: Plan | None, records: Mapping[str, Record]) -> dict[str, tuple[int, ...]]:
+    """Ports of each service of this plan that is alive."""
     if plan is None:
         return {}
     return {
@@ -152,13 +154,17 @@ def _claims(project: Project) -> dict[int, str]:
     for other in projects(project.dir.parent):
         if other.name == project.name:
             continue
-        for name, ports in _running(other, other.records()).items():
+        for name, ports in _running(saved_plan(other), other.records()).items():
             claims |= dict.fromkeys(ports, f"service {name} of project {other.name}; kvdemo down -p {other.name}")
     return claims
 
 
 def _ports(
-    profile: Profile, project: Project, running: Mapping[str, tuple[int, ...]], avoid: Collection[int]
+    profile: Profile,
+    project: Project,
+    running: Mapping[str, tuple[int, ...]],
+    avoid: Collection[int],
+    previous: Mapping[str, int],
 ) -> tuple[dict[str, int], dict[int, str]]:
     requests = wanted_ports(profile)
     hosts = {name: service.host for name, service in {**profile.caches, **profile.engines}.items()}
@@ -166,7 +172,6 @@ def _ports(
     hosts |= {f"{name}.http": cache.host for name, cache in profile.caches.items()}
     hosts |= {key: hosts[key.partition(".")[0]] for key in requests if key not in hosts}
     own = {port for ports in running.values() for port in ports}
-    previous = _previous(project)
     claims = _claims(project)
     fixed = {port for port in requests.values() if port}
     ports: dict[str, int] = {}
@@ -194,9 +199,8 @@ def _ports(
     return ports, busy
 
 
-def _previous(project: Project) -> dict[str, int]:
+def _previous_ports(plan: Plan | None) -> dict[str, int]:
     """The ports of the last start, so that a second ``up`` plans the same."""
-    plan = saved_plan(project)
     ports: dict[str, int] = {}
     for spec in plan.services if plan else ():
         ports[spec.name] = spec.ports[0]
