@@ -53,7 +53,8 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     specs = _closure(plan, names)
     for spec in specs:
         key_of(spec, environ)
-    previous = survey.saved_plan(project)
+    document = project.load(strict=False) or {}
+    previous = survey.plan_of(document)
     launcher = launchers.of(project, previous, lock_fd, plan)
     launcher.recover()
     same = _unchanged_services(specs, previous, launcher)
@@ -61,12 +62,10 @@ def up(  # noqa: PLR0913 (each is one wish of the caller)
     fresh = [spec for spec in specs if spec.name not in same]
     stale = running & ({spec.name for spec in fresh} | (running - {spec.name for spec in plan.services}))
     project.try_writing(precheck.SPACE)  # before anything is stopped
-    document = project.load(strict=False) or {}
     yield from teardown.stop(launcher, stale, previous)
-    document |= launcher.prepare(fresh=not running - stale)
     # Saved before anything starts: whatever happens next, `down` knows what to look for.
     merged = _merge(plan, specs, previous, running)
-    project.save({**document, "plan": merged.to_json()})
+    project.save({**document, **launcher.prepare(fresh=not running - stale), "plan": merged.to_json()})
     started: list[str] = []
     try:
         yield from _Starter(plan, project, environ, launcher, started).run(specs, same, wait=wait, timeout=timeout)

@@ -335,9 +335,8 @@ def _engine(profile: Profile, name: str, facts: Facts, share: budget.Assignment,
     if dtype := compatibility.dtype_of(engine, facts):
         engine = engine.model_copy(update={"args": {"dtype": dtype} | engines.normalize(engine.args)})
     served = engine.served_model_name or (engine.model.rstrip("/").rsplit("/", 1)[-1] if model.path else engine.model,)
-    cache = profile.caches.get(engine.cache or "")
-    wiring = _wiring(profile, name, facts, prints.get(engine.cache or "", {}))
-    command = _server(compatibility.python_of(profile, name, facts), facts)
+    pool, wiring = engine.cache or "", _wiring(profile, name, facts, prints.get(engine.cache or "", {}))
+    cache, command = profile.caches.get(pool), _server(compatibility.python_of(profile, name, facts), facts)
     options = engines.options(
         engine,
         model_names=served,
@@ -361,10 +360,10 @@ def _engine(profile: Profile, name: str, facts: Facts, share: budget.Assignment,
         ports=(facts.ports[name],),
         gpus=share.gpus,
         uuids=share.uuids,
-        cache=engine.cache or "",
+        cache=pool,
         backend=cache.kind if cache else "",
         node=facts.node,
-        pool=(engine.cache or "").removesuffix(f"-{facts.node}"),
+        pool=pool.removesuffix(f"-{facts.node}"),
         model=served[0],
         weights=model.digest,
         context=window.of_engine(engine, model),
