@@ -83,6 +83,10 @@ class Watcher:
         """The names of all series that were scraped."""
         return set(self._get("label/__name__/values"))
 
+    def unanswered(self, directory: Path) -> set[str]:
+        """The series of those questions of the dashboards that have no answer now."""
+        return {name for one in expressions(directory) if not self.ask(one) for name in names(one)}
+
     def scrapes(self) -> float:
         """How often the service was scraped that was scraped least."""
         return min(self.ask("count_over_time(up[5m])").values(), default=0.0)
