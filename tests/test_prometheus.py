@@ -236,11 +236,10 @@ def test_panels_stand_beside_each_other(lab: Lab) -> None:
 
 
 def of_kind(plan: Plan, name: str, kind: str) -> Plan:
-    """The same plan, but this cache and its engines are of that kind."""
+    """The same plan, but this cache and its engines are of that kind; it has no process if that has none."""
     mine = {spec.name for spec in plan.services if name in {spec.name, spec.cache}}
-    return replace(
-        plan, services=tuple(replace(spec, backend=kind) if spec.name in mine else spec for spec in plan.services)
-    )
+    specs = [replace(spec, backend=kind) if spec.name in mine else spec for spec in plan.services]
+    return replace(plan, services=tuple(spec for spec in specs if spec.name != name or backends.of(kind).serves))
 
 
 @needs_prometheus

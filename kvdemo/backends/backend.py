@@ -200,7 +200,7 @@ class Backend(ABC):
     lookup: ClassVar[Line | None] = None
     """The seconds that an engine spends on asking the cache: a histogram of the engine's, if there is one."""
     charts: ClassVar[tuple[Chart, ...]] = ()
-    """What of its server's series shows where tokens came from, and why some are missing."""
+    """What of its server's series, or of its engines', shows where tokens came from, and why some are missing."""
     user: ClassVar[str] = ""
     """The variable that holds the name for an L2 server; empty if there is none."""
     password: ClassVar[str] = ""

@@ -12,13 +12,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvdemo.backends.backend import NOTHING, Address, Backend, Server, Wiring
-from kvdemo.backends.series import Series
+from kvdemo.backends.series import Chart, Line, Series
 
 READERS, WRITERS = 16, 16
 """Threads of an engine that read and write files; vLLM's own defaults."""
 
 BY_TIER = Series("vllm:", "prompt_tokens_cached_by_source", "counter", "source")
 """Cached prompt tokens by where they were: device, host, disk and others."""
+
+_CHARTS = (
+    Chart(
+        "Cached prompt tokens by tier",
+        "suffix: tok/s",
+        "Prompt tokens that were not computed, by where their KV was: on the device, in host memory, in files.",
+        (Line(BY_TIER, "rate"),),
+        stacked=True,
+    ),
+)
 
 _NO_SERVER = "vLLM's own tiers have no process: leave it out"
 
@@ -34,6 +44,7 @@ class Native(Backend):
     chunk_size = 256
     serves = False
     private_l1 = True
+    charts = _CHARTS
     needs_gpu = (
         "vLLM's own tiers need GPUs: its CPU build ends with 'CPU Offloading is currently only supported on CUDA-alike "
         "and XPU GPUs'"

@@ -78,7 +78,7 @@ def charts(plan: Plan) -> list[tuple[str, tuple[Chart, ...]]]:
 
 
 def _used(plan: Plan) -> list[Backend]:
-    kinds = dict.fromkeys(spec.backend for spec in plan.services if spec.kind == "cache")
+    kinds = dict.fromkeys(spec.backend for spec in plan.services if spec.kind == "cache" or spec.cache)
     return list({one.kind: one for one in map(backends.of, kinds)}.values())
 
 
