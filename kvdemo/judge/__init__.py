@@ -2,4 +2,5 @@
 
 Read ``sample`` (one measured request), ``verdict`` (what it proves), ``stats`` and ``answers``, then ``sections`` and
 ``results``, which make the result document; ``record`` writes a run to disk.
+What runs at the moment is ``scrape`` (one reading of counters), ``window`` and ``rates``, and ``frame`` (a whole fleet).
 """

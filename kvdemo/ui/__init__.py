@@ -2,5 +2,5 @@
 
 Read ``conversation``, ``prompts`` and ``download`` (what is on the page), ``engines``, ``race`` and ``run`` (what it
 does), ``hosts`` (who may ask), ``look`` and ``parts``, the panels ``ask``, ``turns``, ``document``, ``history`` and
-``bench``, then ``web``.
+``bench``, the line above them ``strip``, then ``web``.
 """
