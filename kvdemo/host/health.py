@@ -79,11 +79,6 @@ def window(url: str, model: str, key: str = "") -> int | None:
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
-def served_models(url: str, key: str = "") -> list[str]:
-    """The model ids that an OpenAI server offers; empty if it does not answer."""
-    return models(url, key)[1]
-
-
 def models(url: str, key: str = "") -> tuple[int, list[str]]:
     """The status with which an OpenAI server answers, 0 if it does not, and the model ids that it offers."""
     status, body = request(url, "/v1/models", key=key)
