@@ -6,7 +6,7 @@ from kvdemo import units
 from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Between, Contest, Result, Side
-from kvdemo.words.table import spread
+from kvdemo.words.table import factor, spread
 
 
 def names(contest: Contest) -> dict[str, str]:
@@ -48,9 +48,4 @@ def _speedup(result: Result, side: Side) -> str:
         return "a wrong answer"
     if side.speedup is None:
         return "nothing proved"
-    match effect.of(side.speedup, result.noise_floor):
-        case Effect.NONE:
-            return "within noise"
-        case Effect.SLOWER:
-            return f"{units.ratio(1 / side.speedup.median)} slower"
-    return units.ratio(side.speedup.median)
+    return factor(side.speedup, result.noise_floor)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from kvdemo import units
-from kvdemo.judge import effect
-from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Result, Row
-from kvdemo.words.table import spread, token_sources
+from kvdemo.words.table import factor, spread, token_sources
 
 LOST = {"evicted": "its own prefix cache was emptied", "restarted": "it was restarted"}
 """What happened to an engine before it was asked again, by arm."""
@@ -34,14 +31,7 @@ def sentence(result: Result) -> str:
 
 
 def _gain(result: Result, row: Row) -> str:
-    if row.speedup is None:
-        return "nothing proved"
-    match effect.of(row.speedup, result.noise_floor):
-        case Effect.NONE:
-            return "within noise"
-        case Effect.SLOWER:
-            return f"{units.ratio(1 / row.speedup.median)} slower"
-    return units.ratio(row.speedup.median)
+    return factor(row.speedup, result.noise_floor) if row.speedup else "nothing proved"
 
 
 def _sure(row: Row) -> str:

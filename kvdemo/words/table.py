@@ -63,17 +63,24 @@ def _range(row: Row) -> str:
     return extent(row.ttft.min, row.ttft.max, "ms")
 
 
+def factor(speedup: Ratio, noise: Ratio | None) -> str:
+    """How many times faster, or slower, a median is; or that it may be ``noise``."""
+    match effect.of(speedup, noise):
+        case Effect.NONE:
+            return "within noise"
+        case Effect.SLOWER:
+            return f"{units.ratio(1 / speedup.median)} slower"
+    return units.ratio(speedup.median)
+
+
 def _faster(result: Result, row: Row) -> Piece:
     if is_baseline(result, row):
         return Piece("baseline", Tone.DIM)
     if row.speedup is None:
         return Piece(units.NO_VALUE)
-    match effect.of(row.speedup, result.noise_floor):
-        case Effect.NONE:
-            return Piece("within noise", Tone.DIM)
-        case Effect.SLOWER:
-            return Piece(f"{units.ratio(1 / row.speedup.median)} slower", Tone.WARN)
-    return Piece(units.ratio(row.speedup.median), Tone.STRONG if row.arm == "reuse" else Tone.PLAIN)
+    faster = Tone.STRONG if row.arm == "reuse" else Tone.PLAIN
+    tones = {Effect.NONE: Tone.DIM, Effect.SLOWER: Tone.WARN, Effect.FASTER: faster}
+    return Piece(factor(row.speedup, result.noise_floor), tones[effect.of(row.speedup, result.noise_floor)])
 
 
 def _verdict(row: Row) -> tuple[Piece, ...]:
