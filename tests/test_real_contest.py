@@ -35,7 +35,7 @@ def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 
 def test_both_share_in_the_same_trials(contest: Real) -> None:
     """One baseline, both caches: the reader of each loads whole chunks, and answers the same to the last bit."""
-    found = contest.bench("--context", "short.txt", "--trials", "2", "--no-limit", "--result-dir", "results")
+    found = contest.bench("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "results")
     verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in found["rows"]}
     assert verdicts.pop(("vllm-a", "cold")) == "COLD"
     arms = {"store": "COLD", "reuse": "SHARED", "again": "LOCAL"}
@@ -47,7 +47,7 @@ def test_both_share_in_the_same_trials(contest: Real) -> None:
     assert found["prompt_tokens"] - BLOCK <= found["expected_hit_tokens"] < found["prompt_tokens"]
     assert found["answer"]["same"] is True
     assert [side["contender"]["title"] for side in found["contest"]["sides"]] == ["LMCache", "Mooncake"]
-    assert found["contest"]["between"][0]["ratio"]["n"] == 2
+    assert found["contest"]["between"][0]["ratio"]["n"] == 1
     assert found["valid"]
 
 
