@@ -51,6 +51,7 @@ def test_an_engine_without_a_gpu() -> None:
     assert value(words(engine(gpus=[]), devices=0), "--kv-cache-memory-bytes") == str(GIB)
     env = engines.env(engine(gpus=[], kv_cache=int(1.5 * GIB)), devices=(), offline=True, sockets="/s", start_timeout=9)
     assert (env["CUDA_VISIBLE_DEVICES"], env["HF_HUB_OFFLINE"]) == ("", "1")
+    assert env["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_a_cached_engine() -> None:

@@ -105,6 +105,9 @@ def env(
     else:
         variables |= {
             "CUDA_VISIBLE_DEVICES": "",
+            # By default a thread that waits for another one spins: on cores that other programs want, too, engines then
+            # took nearly twice the processor time for a prompt (docs/cpu.md), and two to three times as long.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
