@@ -110,7 +110,7 @@ def address() -> str:
 
 
 def nodes(node_names: Mapping[str, str]) -> dict[str, Node]:
-    """The live nodes by id. Their names are their host names, numbered where these are equal; ``known`` ones stay."""
+    """The live nodes by id, named after their hosts, numbered where these are equal; names in ``node_names`` stay."""
     import ray  # noqa: PLC0415
 
     def order(row: Mapping[str, Any]) -> tuple[bool, str]:

@@ -58,7 +58,7 @@ def services() -> dict[Path, list[Record]]:
 
 
 def in_directory(run_dir: Path, records: Iterable[Record]) -> list[Record]:
-    """The marked services of this run directory without a record among ``known``."""
+    """The marked services of this run directory without a record among ``records``."""
     recorded = {(record.run_id, record.service) for record in records}
     services_here = services().get(run_dir.absolute(), [])
     return [record for record in services_here if (record.run_id, record.service) not in recorded]

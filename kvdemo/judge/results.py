@@ -98,7 +98,7 @@ def is_tight(samples: Sequence[Sample], baseline: str, reader: str, share: float
 
 
 def _row(engine: str, arm: Arm, judgements: Judgements, paired: Judgements, conditions: Conditions) -> Row:
-    """One row of ``judged`` samples; ``paired`` are those of which ratios may be made."""
+    """One row of samples with their ``judgements``; ``paired`` are those of which ratios may be made."""
     own = [(sample, judgement) for sample, judgement in judgements if (sample.engine, sample.arm) == (engine, arm)]
     verdicts = Counter(judgement.verdict for _, judgement in own)
     worst = next(verdict for verdict in Verdict if verdict in verdicts)

@@ -191,7 +191,7 @@ def configurations(shape: Shape, vocabulary: int) -> dict[str, dict[str, Any]]:
 def make(out: Path, document: Path, seed: int = 0, shape: Shape | None = None, reference: str = "") -> tuple[int, int]:
     """Make the model directory ``out``; return how many tokens ``document`` has and how many parameters the model.
 
-    With ``like`` it gets that model's shape, and no weights.
+    With ``reference`` it gets that model's shape, and no weights.
 
     Raises:
         OSError: the document cannot be read or the directory cannot be written.

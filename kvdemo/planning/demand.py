@@ -34,8 +34,8 @@ class Demand:
     """Bytes on each GPU of an engine. ``context`` is its longest sequence, ``per_token`` the KV of one token.
 
     What is not known is None; ``exact`` is whether a context really takes ``per_token`` for each of its tokens, and
-    ``kept`` what one takes at least if it does not. ``overhead`` is what the process needs whatever it does; ``batch``
-    tokens are computed at once, which take ``per_batched`` bytes each. ``block`` are the tokens of a KV block.
+    ``minimum`` what one takes at least if it does not. ``overhead`` is what the process needs whatever it does;
+    ``batch`` tokens are computed at once, which take ``per_batched`` bytes each. ``block`` are the tokens of a KV block.
     """
 
     weights: int | None
