@@ -35,7 +35,8 @@ class Demand:
 
     What is not known is None; ``exact`` is whether a context really takes ``per_token`` for each of its tokens, and
     ``minimum`` what one takes at least if it does not. ``overhead`` is what the process needs whatever it does;
-    ``batch`` tokens are computed at once, which take ``per_batched`` bytes each. ``block`` are the tokens of a KV block.
+    ``batch`` tokens are computed at once, which take ``per_batched`` bytes each. ``block`` are the tokens of a KV
+    block.
     """
 
     weights: int | None
