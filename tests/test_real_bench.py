@@ -250,6 +250,27 @@ def test_cold_against_cold(ready: Real) -> None:
     until(lambda: not files(ready), 30)
 
 
+def test_sharing_serves_more_requests_a_second(ready: Real) -> None:
+    """Under one schedule engines that share keep a limit at over three times the rate; every token is accounted for.
+
+    The rates are multiples of what this machine computes: a third of one engine's time, and five times of it.
+    """
+    _, document = bench(ready, "pace", "--trials", "1", "--context", "context.txt")
+    cold = document["rows"][0]["median_ttft_ms"] / 1000
+    rates, limit, duration = f"{0.35 / cold:.3g},{5 / cold:.3g}", f"{2 * cold:.3g}s", f"{6 * cold:.3g}s"
+    given = ("--context", "context.txt", "--documents", "10", "--max-tokens", "4", "--result-dir", "load")
+    done = ready.run("load", *given, "--rate", rates, "--slo-ttft", limit, "--duration", duration)
+    assert done.returncode == 0, done
+    (saved,) = (ready.path / "load").glob("*.jsonl")
+    result = json.loads(ready.do("report", "--json", saved))
+    points = {(point["side"], index % 2): point for index, point in enumerate(result["points"])}
+    assert (points["plain", 0]["kept"], points["plain", 1]["kept"]) == (1, 0)
+    assert points["shared", 1]["kept"] == 1
+    assert points["shared", 1]["sources"]["shared"] > 0
+    assert all(point["accounted"] for point in points.values() if not point["cut"])
+    assert result["gains"][0]["ratio"]["median"] > 3
+
+
 def test_a_foreign_answer_is_noticed(ready: Real) -> None:
     """Another client asks the plain engine during the cold request: that sample proves nothing."""
     stop = threading.Event()
