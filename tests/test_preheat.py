@@ -14,7 +14,7 @@ from rich.console import Console
 
 from conftest import PATIENCE, Lab
 from guarding import until
-from kvdemo.bench import bench, preheat
+from kvdemo.bench import preheat, trials
 from kvdemo.errors import ServiceError
 from kvdemo.fleet import fleet
 from kvdemo.fleet.watch import State
@@ -160,4 +160,4 @@ def test_a_store_that_cannot_be_tidied_is_told(lab: Lab) -> None:
 
 def test_the_text_is_long_enough(lab: Lab) -> None:
     """For every profile."""
-    assert len(preheat.text(lab.plan(profile(lab)))) >= bench.WARM_UP_CHARACTERS
+    assert len(preheat.text(lab.plan(profile(lab)))) >= trials.WARM_UP_CHARACTERS
