@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvdemo.errors import GateError, UsageError
+from kvdemo.judge.comparison import Comparison
 from kvdemo.judge.sample import Sample, Sources
 from kvdemo.report import compare, savedrun, sides
+from kvdemo.words import comparison as words
 from runs import CALM, CONDITIONS, PROMPT, run, samples, save
 
 values = st.lists(st.floats(0.01, 1000), min_size=3, max_size=8)
@@ -21,7 +23,7 @@ values = st.lists(st.floats(0.01, 1000), min_size=3, max_size=8)
 
 def both(
     directory: Path, new: list[Sample] | None = None, old: list[Sample] | None = None, **changes: Any
-) -> compare.Comparison:
+) -> Comparison:
     """A run compared with another: other samples, or other conditions."""
     one = save(directory, "old", old or samples())
     other = save(directory, "new", new or samples(), **changes)
@@ -59,7 +61,7 @@ def test_every_arm_is_compared(tmp_path: Path) -> None:
     assert speedup.new == pytest.approx(13.3333)
     assert speedup.difference is not None
     assert speedup.difference.median == pytest.approx(-6.6667, abs=0.001)
-    assert "The speed-up differs by -6.7" in compare.text(found)
+    assert "The speed-up differs by -6.7" in words.text(found)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_the_gate_wants_to_be_sure(tmp_path: Path) -> None:
 def test_lost_proof_fails_the_gate(tmp_path: Path, arm: str, changes: dict[str, Any], said: str) -> None:
     """A new run that no longer proves what the old one did is worse, however quick it is."""
     found = both(tmp_path, [replace(s, **changes) if s.arm == arm else s for s in samples()])
-    assert said in compare.text(found)
+    assert said in words.text(found)
     with pytest.raises(GateError) as error:
         compare.gate(found, 0.5)
     assert said in str(error.value)
@@ -167,7 +169,7 @@ def test_summaries_have_no_intervals(tmp_path: Path) -> None:
     found = compare.compare(*map(savedrun.any_result, summaries))
     assert not any(line.ratio for line in found.lines)
     assert {line.name: line.change for line in found.lines}["reuse"] == pytest.approx(2.0, rel=0.001)
-    assert "only a summary" in compare.text(found)
+    assert "only a summary" in words.text(found)
     with pytest.raises(UsageError, match="3 samples"):
         compare.gate(found, 0.1)
 
@@ -206,9 +208,9 @@ def test_a_result_of_vllm_bench(tmp_path: Path) -> None:
     assert line.old == pytest.approx(510.0)
     assert line.new == pytest.approx(505.0)
     assert line.sizes == (3, 3)
-    said = compare.text(found)
-    for words in ("cannot be checked", "./models/tiny", "1 of its requests failed"):
-        assert words in said
+    said = words.text(found)
+    for phrase in ("cannot be checked", "./models/tiny", "1 of its requests failed"):
+        assert phrase in said
     assert "at once" not in said
     turned = compare.compare(savedrun.any_result(theirs), savedrun.any_result(ours), arm="cold").lines[0]
     assert turned.name == "cold (baseline)"

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from kvdemo.errors import UsageError
 from kvdemo.report import compare, page, savedrun, tables
+from kvdemo.words import comparison as words
 from runs import edit, run, samples, save
 
 ODD: tuple[Any, ...] = (
@@ -62,7 +63,7 @@ def show(path: Path, other: Path) -> str:
         tables.as_html(held.result)
     for pair in ((held, savedrun.any_result(other)), (savedrun.any_result(other), held)):
         try:
-            compare.text(compare.compare(*pair)).encode()
+            words.text(compare.compare(*pair)).encode()
         except UsageError as error:
             str(error).encode()
     text = console.export_text()

@@ -13,6 +13,7 @@ from kvdemo import __version__, backends
 from kvdemo.bench import cacheserver, calibrate
 from kvdemo.bench.session import Session
 from kvdemo.bench.workload import Pair
+from kvdemo.config import flags
 from kvdemo.host import bandwidth, gpus, runtime
 from kvdemo.planning import environment
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -51,7 +52,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
         "baseline": roles.baseline.name,
         "writer": roles.writer.name,
         "reader": reader.name,
-        "flags": {spec.name: [_without_folders(word) for word in spec.argv[3:]] for spec in plan.services if spec.argv},
+        "flags": {spec.name: _flags(spec) for spec in plan.services if spec.options},
     }
     if roles.others and not (options.matrix or options.evicted or options.restarted):
         facts["contenders"] = [_contender(pair) for pair in roles.pairs]
@@ -89,6 +90,11 @@ def _device(plan: Plan, engines: tuple[ServiceSpec, ...], environ: Mapping[str, 
         return "; ".join(f"{node.name}: {node.device}" for node in plan.nodes)
     names = sorted({gpu.name for gpu in gpus.detect(environ) for spec in engines if gpu.index in spec.gpus})
     return ", ".join(names) or f"{os.cpu_count()} processor cores"
+
+
+def _flags(spec: ServiceSpec) -> list[str]:
+    """What it was started with."""
+    return [_without_folders(word) for word in flags.words(spec.options)]
 
 
 def _without_folders(word: str) -> str:

@@ -101,6 +101,7 @@ def compare(
     """
     from kvdemo.judge import trafficfile
     from kvdemo.report import compare, comparetraffic, savedrun
+    from kvdemo.words import comparison as words
 
     limit = compare.percentage(max_regress) if max_regress else None
     across_versions, of_traffic = across is not None, [trafficfile.is_traffic(path) for path in (old, new)]
@@ -112,6 +113,6 @@ def compare(
     else:
         pair = (savedrun.any_result(old), savedrun.any_result(new))
         comparison = compare.compare(*pair, across_versions=across_versions, arm=arm)
-    typer.echo(compare.text(comparison))
+    typer.echo(words.text(comparison))
     if limit is not None:
         typer.echo(compare.gate(comparison, limit))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 
+from kvdemo.config import flags
 from kvdemo.export import containers
 from kvdemo.planning import order
 from kvdemo.planning.plan import Plan, ServiceSpec
@@ -126,7 +127,7 @@ def _start(spec: ServiceSpec) -> str:
     env = [shlex.quote(f"{name}={value}") for name, value in spec.env.items() if name != _SOCKETS]
     env += [f'{_SOCKETS}="$sockets"'] if _SOCKETS in spec.env else []
     env += [f'{name}="${{{name}:?set it first}}"' for name in containers.secrets(spec, fetches=not offline)]
-    words = " \\\n  ".join([" ".join(env), *(_group_flags(spec.argv))])
+    words = " \\\n  ".join([" ".join(env), *_lines(spec)])
     folder = containers.directory(spec)
     mkdir = f"mkdir -p {shlex.quote(folder)}\n" if folder else ""
     array = "caches" if spec.kind == "cache" else "engines"
@@ -139,14 +140,10 @@ def _start(spec: ServiceSpec) -> str:
     )
 
 
-def _group_flags(argv: tuple[str, ...]) -> list[str]:
-    """Quoted words, a flag and its values on one line."""
-    lines: list[list[str]] = []
-    for word in argv:
-        if word.startswith("--") or not lines:
-            lines.append([])
-        lines[-1].append(shlex.quote(word))
-    return [" ".join(line) for line in lines]
+def _lines(spec: ServiceSpec) -> list[str]:
+    """The program, then a line for each flag with its values; quoted."""
+    options = [flags.words({name: value}) for name, value in spec.options.items()]
+    return [shlex.join(words) for words in (spec.command, *options) if words]
 
 
 def _wait(spec: ServiceSpec) -> str:

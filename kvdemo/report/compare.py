@@ -7,51 +7,19 @@ does not tell is said, not assumed. Comparisons are unpaired: the trials of two 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
-from kvdemo import units
 from kvdemo.errors import GateError, UsageError
+from kvdemo.judge.comparison import Comparison, Line
 from kvdemo.report import sides
 from kvdemo.report.savedrun import ForeignRun, SavedRun
-from kvdemo.report.sides import Arm, Change, Key
-from kvdemo.words.table import PHASES
+from kvdemo.report.sides import Arm
+from kvdemo.words import comparison as words
 
 MUST_AGREE = ("model_id", "model_digest", "prompt_sha256", "chunk_size", "device", "max_tokens", "versions")
 """Conditions that make runs comparable; one that neither run knows agrees."""
 
 IF_KNOWN = ("backend", "endpoint", "tier", "max_concurrency")
 """Conditions that must agree too, if both runs know them: older runs do not."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One thing compared: a TTFT in ms, or a figure of which more is better. Values may be absent, with the reason.
-
-    ``unit`` is that of a figure other than a ratio.
-    """
-
-    name: str
-    old: float | None
-    new: float | None
-    sizes: tuple[int, int] = (0, 0)
-    ratio: Change | None = None
-    difference: Change | None = None
-    more_is_better: bool = False
-    lost: str = ""
-    unit: str = ""
-
-    @property
-    def change(self) -> float | None:
-        """New over old."""
-        return self.new / self.old if self.old and self.new else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All lines, and what could not be checked."""
-
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...] = field(default=())
 
 
 def percentage(text: str) -> float:
@@ -75,14 +43,12 @@ def compare(
         return _with_foreign(old, new, arm, foreign_first=False)
     _refuse(old, new, across_versions)
     before, after = sides.arms(old), sides.arms(new)
-    lines = [_line(_name(key), before[key], after.get(key)) for key in before]
-    lines += [_line(_name(key), None, after[key]) for key in after if key not in before]
+    lines = [_line(words.name(*key), before[key], after.get(key)) for key in before]
+    lines += [_line(words.name(*key), None, after[key]) for key in after if key not in before]
     lines.append(_speedup(old, new))
-    notes = [
-        f"{run.path} is only a summary (no .jsonl beside it): no intervals" for run in (old, new) if run.samples is None
-    ]
+    notes = [words.only_summary(str(run.path)) for run in (old, new) if run.samples is None]
     if new.result.answer.same is False:
-        lines.append(Line("answer", None, None, lost="the new run's reuse gives another answer than computing"))
+        lines.append(Line(words.ANSWER, None, None, lost=words.OTHER_ANSWER))
     return Comparison(tuple(lines), tuple(notes))
 
 
@@ -100,18 +66,11 @@ def _refuse(old: SavedRun, new: SavedRun, across_versions: bool) -> None:
     )
 
 
-def _name(key: Key) -> str:
-    arm, engine = key
-    baseline = " (baseline)" if arm == "cold" and not engine else ""
-    return f"{PHASES.get(arm, arm)}{baseline}" + (f" {engine}" if engine else "")
-
-
 def _line(name: str, old: Arm | None, new: Arm | None) -> Line:
     if old is None or old.median is None:
         return Line(name, None, new.median if new else None)
     if new is None or new.median is None:
-        why = f"{name} is no longer measured" if new is None else f"{name} is {new.verdict} now: it proves nothing"
-        return Line(name, old.median, None, lost=why)
+        return Line(name, old.median, None, lost=words.loss(name, new.verdict if new else None))
     ratio, _ = sides.change(old.values, new.values)
     return Line(name, old.median, new.median, (len(old.values), len(new.values)), ratio)
 
@@ -121,9 +80,9 @@ def _speedup(old: SavedRun, new: SavedRun) -> Line:
     before, after = (run.result.speedup.median if run.result.speedup else None for run in (old, new))
     pairs = [sides.paired_ratios(run) for run in (old, new)]
     ratio, difference = sides.change(*pairs)
-    warning = "the new run proves no reuse" if before is not None and after is None else ""
+    loss = words.NO_REUSE if before is not None and after is None else ""
     sizes = (len(pairs[0]), len(pairs[1]))
-    return Line("speed-up of reuse", before, after, sizes, ratio, difference, more_is_better=True, lost=warning)
+    return Line(words.SPEEDUP, before, after, sizes, ratio, difference, more_is_better=True, lost=loss)
 
 
 def _with_foreign(run: SavedRun, other: ForeignRun, arm: str, *, foreign_first: bool) -> Comparison:
@@ -135,8 +94,8 @@ def _with_foreign(run: SavedRun, other: ForeignRun, arm: str, *, foreign_first: 
         raise UsageError(f"{run.path}: arm {arm!r} proves nothing there", f"--arm one of: {proved or 'none'}")
     foreign, notes = sides.foreign(other)
     pair = (foreign, own) if foreign_first else (own, foreign)
-    model = f"its model is {sides.short(other.document.get('model_id'))}, here {run.result.conditions.model_id}"
-    return Comparison((_line(_name((arm, "")), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
+    model = words.models(sides.short(other.document.get("model_id")), run.result.conditions.model_id)
+    return Comparison((_line(words.name(arm, ""), *pair),), (f"{notes[0]}; {model}", *notes[1:]))
 
 
 def gate(comparison: Comparison, limit: float) -> str:
@@ -155,51 +114,7 @@ def gate(comparison: Comparison, limit: float) -> str:
         worse = 1 - change if line.more_is_better else change - 1
         certain = ratio.high < 1 if line.more_is_better else ratio.low > 1
         if worse > limit and certain:
-            word = "smaller" if line.more_is_better else "longer"
-            worse_lines.append(
-                f"{line.name} is {100 * worse:.3g} % {word} ({_value(line, line.old)} to {_value(line, line.new)}; "
-                f"new/old: {_spread(ratio)})"
-            )
+            worse_lines.append(words.worse(line, worse, ratio))
     if worse_lines:
-        raise GateError(f"worse by more than {100 * limit:.3g} %: " + "; ".join(worse_lines))
-    return f"Nothing is worse by more than {100 * limit:.3g} % with an interval or range that excludes no change."
-
-
-def _spread(change: Change) -> str:
-    """Its interval or range."""
-    return f"{change.kind} {change.low:.2f} to {change.high:.2f}"
-
-
-def _value(line: Line, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if line.unit:
-        return units.quantity(value, line.unit)
-    return units.ratio(value) if line.more_is_better else units.duration(value)
-
-
-def text(comparison: Comparison) -> str:
-    """The comparison as aligned columns and sentences."""
-    table = [("", "old", "new", "new/old", "spread", "n")]
-    for line in comparison.lines:
-        if line.old is None and line.new is None:
-            continue
-        change = "-" if line.change is None else f"{line.change:.2f}x"
-        interval = _spread(line.ratio) if line.ratio else "-"
-        sizes = f"{line.sizes[0]}, {line.sizes[1]}" if any(line.sizes) else "-"
-        table.append((line.name, _value(line, line.old), _value(line, line.new), change, interval, sizes))
-    widths = [max(len(row[column]) for row in table) for column in range(6)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
-    for line in comparison.lines:
-        if line.difference:
-            d = line.difference
-            lines.append(f"The speed-up differs by {d.median:+.1f} ({d.kind} {d.low:+.1f} to {d.high:+.1f}).")
-        if line.lost:
-            lines.append(f"Lost: {line.lost}.")
-    return units.printable("\n".join([*lines, *(f"Note: {note}." for note in comparison.notes)]))
+        raise GateError(words.missed(limit, worse_lines))
+    return words.kept(limit)

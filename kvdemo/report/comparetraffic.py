@@ -8,9 +8,10 @@ from typing import Any
 
 from kvdemo.errors import UsageError
 from kvdemo.judge import traffic
+from kvdemo.judge.comparison import Comparison, Line
 from kvdemo.judge.trafficfile import TrafficRun
 from kvdemo.report import sides
-from kvdemo.report.compare import Comparison, Line
+from kvdemo.words import comparison as words
 
 MUST_AGREE = (
     "model_id",
@@ -56,10 +57,10 @@ def _conditions(run: TrafficRun) -> Mapping[str, Any]:
 def _capacity(side: str, old: TrafficRun, new: TrafficRun) -> Line:
     values = [traffic.capacities(run.result.limit, side, run.phases) for run in (old, new)]
     before, after = (median(one) if one else None for one in values)
-    lost = f"the capacity of {side} is no longer found" if before is not None and after is None else ""
+    lost = words.not_found(f"capacity of {side}") if before is not None and after is None else ""
     change, _ = sides.change(*values)
     sizes = (len(values[0]), len(values[1]))
-    return Line(f"capacity {side}", before, after, sizes, change, more_is_better=True, lost=lost, unit="requests/s")
+    return Line(words.capacity(side), before, after, sizes, change, more_is_better=True, lost=lost, unit="requests/s")
 
 
 def _gain(side: str, old: TrafficRun, new: TrafficRun) -> Line:
@@ -68,5 +69,5 @@ def _gain(side: str, old: TrafficRun, new: TrafficRun) -> Line:
         next((one.ratio.median for one in run.result.gains if one.side == side and not one.at_least), None)
         for run in (old, new)
     )
-    lost = f"the gain of {side} is no longer found" if before is not None and after is None else ""
-    return Line(f"gain {side}", before, after, more_is_better=True, lost=lost)
+    lost = words.not_found(f"gain of {side}") if before is not None and after is None else ""
+    return Line(words.gain(side), before, after, more_is_better=True, lost=lost)

@@ -10,10 +10,12 @@ from typing import Any
 
 from kvdemo.errors import UsageError
 from kvdemo.judge import stats
+from kvdemo.judge.comparison import Change
 from kvdemo.judge.result import Row
 from kvdemo.judge.sample import Sample
 from kvdemo.judge.verdict import SUPPORTS_SPEEDUP, judge
 from kvdemo.report.savedrun import ForeignRun, SavedRun, number
+from kvdemo.words import comparison as words
 
 FEWEST_SAMPLES = 3
 """Samples on each side without which nothing is said about their difference."""
@@ -93,16 +95,6 @@ def paired_ratios(run: SavedRun) -> tuple[float, ...]:
     return tuple(cold[trial] / reuse[trial] for trial in sorted(cold.keys() & reuse.keys()) if reuse[trial])
 
 
-@dataclass(frozen=True)
-class Change:
-    """A ratio or difference of two medians, and its 95 % interval or (of few values) its range."""
-
-    median: float
-    low: float
-    high: float
-    kind: str
-
-
 def change(old: Sequence[float], new: Sequence[float]) -> tuple[Change | None, Change | None]:
     """Ratio new/old and difference new-old of the medians.
 
@@ -140,15 +132,11 @@ def foreign(run: ForeignRun) -> tuple[Arm, list[str]]:
     median = statistics.median(values) if values else number(document.get("median_ttft_ms"))
     if not median:
         raise UsageError(f"{run.path}: no request of it succeeded")
-    notes = [
-        f"{run.path} is of vllm bench serve: model digest, prompt, chunk size, device, length of the answer and "
-        "versions cannot be checked, nor whether its requests were cold or cached"
-    ]
-    at_once = document.get("max_concurrency")
-    if at_once != 1:
-        notes.append(f"it sent {at_once or 'any number of'} requests at once: its TTFT holds waiting for each other")
+    notes = [words.unchecked(str(run.path))]
+    if (concurrency := document.get("max_concurrency")) != 1:
+        notes.append(words.at_once(concurrency))
     if not values:
-        notes.append("it holds no single times (--save-detailed): no interval")
+        notes.append(words.NO_SINGLE_TIMES)
     if failures := sum(bool(error) for error in errors):
-        notes.append(f"{failures} of its requests failed and do not count")
+        notes.append(words.failures(failures))
     return Arm(median, values, ""), notes
