@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kvdemo.errors import GateError, UsageError
 from kvdemo.judge.comparison import Comparison
 from kvdemo.judge.sample import Sample, Sources
-from kvdemo.report import compare, savedrun, sides
+from kvdemo.report import compare, savedrun
 from kvdemo.words import comparison as words
 from runs import CALM, CONDITIONS, PROMPT, run, samples, save
 
@@ -178,17 +178,17 @@ def test_summaries_have_no_intervals(tmp_path: Path) -> None:
 @given(values, values, st.floats(0.1, 10))
 def test_intervals(old: list[float], new: list[float], factor: float) -> None:
     """The interval of a ratio is repeatable, ordered, positive, and scales with the values."""
-    ratio, difference = sides.change(old, new)
+    ratio, difference = compare.change(old, new)
     assert ratio is not None
     assert difference is not None
     assert 0 < ratio.low <= ratio.high
     assert min(new) / max(old) <= ratio.low * (1 + 1e-9)
     assert ratio.high <= max(new) / min(old) * (1 + 1e-9)
-    assert sides.change(old, new) == (ratio, difference)
-    scaled, _ = sides.change(old, [value * factor for value in new])
+    assert compare.change(old, new) == (ratio, difference)
+    scaled, _ = compare.change(old, [value * factor for value in new])
     assert scaled is not None
     assert scaled.low == pytest.approx(ratio.low * factor)
-    same, none = sides.change(old, old)
+    same, none = compare.change(old, old)
     assert same is not None
     assert none is not None
     assert (same.median, none.median) == (1.0, 0.0)
@@ -196,7 +196,7 @@ def test_intervals(old: list[float], new: list[float], factor: float) -> None:
 
 def test_too_few_for_an_interval() -> None:
     """Two values carry no interval."""
-    assert sides.change([1.0, 2.0], [1.0, 2.0, 3.0]) == (None, None)
+    assert compare.change([1.0, 2.0], [1.0, 2.0, 3.0]) == (None, None)
 
 
 def test_a_result_of_vllm_bench(tmp_path: Path) -> None:

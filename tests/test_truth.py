@@ -19,7 +19,7 @@ from kvdemo.errors import GateError
 from kvdemo.judge import stats
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Arm, Sample, Sources
-from kvdemo.report import page, sides, tables
+from kvdemo.report import compare, page, tables
 from kvdemo.words import findings, sections
 from kvdemo.words.table import COLUMNS
 from runs import CONDITIONS, HIT, result, sample, samples
@@ -67,18 +67,18 @@ def test_fewer_than_six_trials_have_no_interval(n: int) -> None:
 @pytest.mark.parametrize("n", [6, 10])
 def test_the_interval_of_two_runs_encloses_their_ratio(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `compare` calls a 95 % interval covers at least 93 % on skewed data; fewer trials have a range instead."""
-    monkeypatch.setattr(sides, "RESAMPLES", 200)
+    monkeypatch.setattr(compare, "RESAMPLES", 200)
     generator = random.Random(3)  # noqa: S311 (statistics, not secrets)
     covered = 0
     for _ in range(400):
-        ratio, _ = sides.change(*([generator.lognormvariate(0, 1) for _ in range(n)] for _ in range(2)))
+        ratio, _ = compare.change(*([generator.lognormvariate(0, 1) for _ in range(n)] for _ in range(2)))
         assert ratio is not None
-        assert ratio.kind == sides.INTERVAL
+        assert ratio.kind == compare.INTERVAL
         covered += ratio.low <= 1 <= ratio.high
     assert covered / 400 >= 0.93
-    few, _ = sides.change([1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0, 8.0])
+    few, _ = compare.change([1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0, 8.0])
     assert few is not None
-    assert (few.kind, few.low, few.high) == (sides.RANGE, 4 / 3, 8.0)
+    assert (few.kind, few.low, few.high) == (compare.RANGE, 4 / 3, 8.0)
     assert few.median == statistics.median([4, 5, 6, 7, 8]) / 2
 
 

@@ -10,7 +10,7 @@ from kvdemo.errors import UsageError
 from kvdemo.judge import traffic
 from kvdemo.judge.comparison import Comparison, Line
 from kvdemo.judge.trafficfile import TrafficRun
-from kvdemo.report import sides
+from kvdemo.report import compare as bench
 from kvdemo.words import comparison as words
 
 MUST_AGREE = (
@@ -35,7 +35,7 @@ def compare(old: TrafficRun, new: TrafficRun, *, across_versions: bool = False) 
     """Each side's capacity and the gains. Raises UsageError, naming what differs, if the runs are not comparable."""
     before, after = _conditions(old), _conditions(new)
     names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
-    differences = [text for name in names for text in sides.differences(name, before.get(name), after.get(name))]
+    differences = [text for name in names for text in bench.differences(name, before.get(name), after.get(name))]
     if differences:
         hint = "measure both under the same conditions: give --slo-ttft, --documents and --document-tokens"
         if all(text.startswith("versions") for text in differences):
@@ -58,7 +58,7 @@ def _capacity(side: str, old: TrafficRun, new: TrafficRun) -> Line:
     values = [traffic.capacities(run.result.limit, side, run.phases) for run in (old, new)]
     before, after = (median(one) if one else None for one in values)
     lost = words.not_found(f"capacity of {side}") if before is not None and after is None else ""
-    change, _ = sides.change(*values)
+    change, _ = bench.change(*values)
     sizes = (len(values[0]), len(values[1]))
     return Line(words.capacity(side), before, after, sizes, change, more_is_better=True, lost=lost, unit="requests/s")
 
