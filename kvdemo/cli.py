@@ -42,7 +42,10 @@ def init(
     python: options.Python = "",
     force: options.Force = False,
 ) -> None:
-    """Write a commented profile that fits this machine, and the document that it asks about."""
+    """Write a commented profile that fits this machine, and the document that it asks about.
+
+    Example: kvdemo init smoke
+    """
     from kvdemo.commands import starter
 
     starter.run(kind, output, python, force=force)
@@ -58,7 +61,10 @@ def up(
     preheat: options.Preheat = False,
     project_name: options.ProjectName = "",
 ) -> None:
-    """Start what the profile describes, in the background, and wait until every service can generate."""
+    """Start what the profile describes, in the background, and wait until every service can generate.
+
+    Example: kvdemo up profiles/cpu.yaml --preheat
+    """
     from kvdemo.commands import guard, scope, workdir
     from kvdemo.fleet import fleet
     from kvdemo.report import terminal
@@ -102,7 +108,10 @@ def plan(
     format: options.Format = "text",
     project_name: options.ProjectName = "",
 ) -> None:
-    """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it."""
+    """Show what `up` would run: every command, variable, port, GPU, and what this machine lacks for it.
+
+    Example: kvdemo plan profiles/demo4.yaml --format json
+    """
     import json
 
     from kvdemo.commands import scope, workdir
@@ -120,7 +129,10 @@ def plan(
 def doctor(
     profile: options.MaybeProfile = None, project_name: options.ProjectName = "", json: JsonOption = False
 ) -> None:
-    """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing."""
+    """Check this machine and, with a profile, all that it needs; predict what reuse could buy. Starts nothing.
+
+    Example: kvdemo doctor profiles/one-gpu.yaml
+    """
     from kvdemo.commands import doctor, workdir
 
     doctor.run(profile or workdir.find_profile(), project_name, as_json=json)
@@ -163,7 +175,10 @@ def ps(
     check: options.Check = False,
     all_projects: options.AllProjects = False,
 ) -> None:
-    """List the services and what each one is doing now."""
+    """List the services and what each one is doing now.
+
+    Example: kvdemo ps --check
+    """
     from kvdemo.commands import scope
     from kvdemo.fleet import fleet
     from kvdemo.fleet.watch import State
@@ -238,7 +253,10 @@ def restart(
     project_name: ProjectOption = "",
     timeout: TimeoutOption = None,
 ) -> None:
-    """Stop and start services again."""
+    """Stop and start services again.
+
+    Example: kvdemo restart shared
+    """
     from kvdemo.commands import scope
     from kvdemo.fleet import fleet
 
@@ -263,7 +281,10 @@ def ui(
     port: options.Port = 8501,
     result_dir: options.ResultDir = Path("results"),
 ) -> None:
-    """Show the fleet in a web page, until Ctrl-C: ask, race, measure."""
+    """Show the fleet in a web page, until Ctrl-C: ask, race, measure.
+
+    Example: kvdemo ui --port 8501
+    """
     from kvdemo.commands import scope
 
     scope.page_library()

@@ -59,7 +59,10 @@ class Bench(DeferredCommand):
 
 
 def bench() -> None:
-    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers."""
+    """Measure what prefix reuse between engines buys, prove where the tokens came from, compare the answers.
+
+    Example: kvdemo bench --context file.txt --trials 6
+    """
 
 
 def report(
@@ -68,7 +71,10 @@ def report(
     verbose: VerboseOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Judge a saved run again, without a server: the table, and a report as one HTML file."""
+    """Judge a saved run again, without a server: the table, and a report as one HTML file.
+
+    Example: kvdemo report results/RUN.jsonl --html RUN.html
+    """
     from kvdemo.judge import trafficfile
     from kvdemo.report import page, savedrun, tables, terminal
 
