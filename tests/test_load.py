@@ -213,6 +213,17 @@ def test_a_late_client_proves_nothing() -> None:
     assert "this client was late itself" in result.problems[0]
 
 
+def test_a_rate_that_is_missed_without_the_late_client_is_missed() -> None:
+    """What counts is the time after a request was sent; of one that was cut, how long it had been under way."""
+    late = {"late": 0.5}
+    beyond = tuple(request(2.5, **late) for _ in range(10))
+    within = tuple(request(1.2, **late) for _ in range(10))
+    cut = (*(request(None, cut=True, waited=2.0, **late) for _ in range(3)), *(request(**late) for _ in range(7)))
+    unknown = tuple(request(None, cut=True, **late) for _ in range(10))
+    for requests, kept_up in ((beyond, True), (within, False), (cut, True), (unknown, False)):
+        assert Limit(1.0, 0.9).client_kept_up(phase("plain", 1, (), requests=requests)) is kept_up
+
+
 def test_tokens_that_do_not_add_up_are_told() -> None:
     """The engines counted other prompts than those that were sent; unknown where requests failed."""
     foreign = phase("plain", 1, KEPT, sources=Sources(999, 0, 0))

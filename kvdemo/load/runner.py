@@ -52,6 +52,7 @@ class Flight:
     reply: Reply = field(default_factory=Reply)
     over: bool = False
     cut: bool = False
+    waited: float | None = None
 
     def fly(self) -> None:
         """Send it and follow the stream to its end."""
@@ -70,6 +71,7 @@ class Flight:
         """End it now."""
         if not self.over:
             self.cut = True
+            self.waited = None if self.sent is None else max(0.0, time.perf_counter() - self.sent)
             with suppress(OSError):
                 if (sock := self.client.line.sock) is not None:
                     sock.shutdown(socket.SHUT_RDWR)
@@ -101,6 +103,7 @@ class Flight:
             completion_tokens=usage.get("completion_tokens"),
             error="" if self.cut else reply.error,
             cut=self.cut,
+            waited=self.waited,
         )
 
 
