@@ -96,8 +96,11 @@ _SOCKETS = "VLLM_RPC_BASE_PATH"
 _TAIL = """\
 for one in "${!names[@]}"; do alive "$one" "after it was ready"; done
 echo "all ready; Ctrl-C stops them"
-wait -n || true
-for one in "${!names[@]}"; do alive "$one" "after it was ready"; done
+while true; do
+  sleep 1 & # an end that bash has noticed before it waits is none that it waits for
+  wait -n || true
+  for one in "${!names[@]}"; do alive "$one" "after it was ready"; done
+done
 """
 
 
