@@ -61,6 +61,8 @@ def test_an_estimate_adds_up() -> None:
     assert (estimate.seconds, estimate.seconds_each) == pytest.approx((5 + 80 + 10, 20))
     words = "This takes about 95 s: 10 requests, 4 of them computing a whole prompt (about 20 s each here)."
     assert forecast.sentence(estimate) == words
+    # An engine's first prompt pays for what comes once: what follows from it is no forecast of the others.
+    assert "20 s here for the first, which pays for what comes once" in forecast.sentence(replace(estimate, first=True))
 
 
 @pytest.mark.parametrize(

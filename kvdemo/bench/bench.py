@@ -6,6 +6,7 @@ Nothing is judged here: verdicts, medians and ratios are made from the saved sam
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from kvdemo import units
 from kvdemo.bench import cacheserver, modes, pace, trials
@@ -85,7 +86,8 @@ def _warm_up(session: Session, run_modes: Sequence[Mode], work: Work) -> Generat
             session.meter, engine, options.system, session.document, session.salt("warm"), options.asked_question
         )
         if number == 0 and (rate := pace.of(reply)):
-            estimate = pace.estimate(rate, work, options.max_tokens, (len(engines) - 1) * (reply.e2el or 0.0))
+            left = (len(engines) - 1) * (reply.e2el or 0.0)
+            estimate = replace(pace.estimate(rate, work, options.max_tokens, left), first=True)
             if estimate.seconds > pace.WORTH_SAYING:
                 seconds = estimate.seconds
                 yield estimate

@@ -31,12 +31,14 @@ class Estimate:
     """How long the run will take, from the rate that this machine has just shown.
 
     ``requests`` are to come, of which ``computed`` compute a whole prompt in ``seconds_each``; all in ``seconds``.
+    ``first``: by the first prompt of an engine, which pays for what comes once, so most runs are quicker.
     """
 
     seconds: float
     requests: int
     computed: int
     seconds_each: float
+    first: bool = False
 
 
 @dataclass(frozen=True)

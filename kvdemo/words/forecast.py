@@ -14,4 +14,8 @@ def sentence(estimate: Estimate) -> str:
     if not estimate.computed:
         return f"{words}."
     what = "computing" if estimate.computed == estimate.requests else f"{estimate.computed:,} of them computing"
-    return f"{words}, {what} a whole prompt (about {units.approximate_duration(estimate.seconds_each)} each here)."
+    each = units.approximate_duration(estimate.seconds_each)
+    pace = f"about {each} each here"
+    if estimate.first:
+        pace = f"{each} here for the first, which pays for what comes once: less if the others are quicker"
+    return f"{words}, {what} a whole prompt ({pace})."
