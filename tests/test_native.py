@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ import pytest
 
 from kvdemo.backends.backend import Address
 from kvdemo.backends.native import Native
-from kvdemo.bench import workload
+from kvdemo.bench import cacheserver, workload
 from kvdemo.config.profile import Profile, load
 from kvdemo.errors import ProfileError, UsageError
 from kvdemo.export import formats
 from kvdemo.planning import order, plan
 from kvdemo.planning.facts import Facts, Gpu, Interpreter, Model
+from kvdemo.planning.plan import ServiceSpec
 
 GIB = 1024**3
 PROFILES = Path(__file__).parents[1] / "profiles"
@@ -81,6 +83,34 @@ def test_what_stands_for_the_cache(tmp_path: Path) -> None:
         made.service("nobody")
 
 
+def test_fields_of_its_tier(tmp_path: Path) -> None:
+    """They go to vLLM as they stand, beside the defaults."""
+    one = profile(tmp_path, TIERS.replace("chunk_size", "l2_adapter: {n_read_threads: 32}, chunk_size"))
+    extra = plan.make(one, facts(one)).service("a").options["kv-transfer-config"]["kv_connector_extra_config"]
+    tier = extra["secondary_tiers"][0]
+    assert (tier["type"], tier["n_read_threads"], tier["n_write_threads"]) == ("fs", 32, 16)
+
+
+def test_chunks_are_waited_for_as_files(tmp_path: Path) -> None:
+    """Whole files count, whoever else's were there before; what never comes is not waited for forever."""
+    cache = ServiceSpec("c", "cache", (), {}, "", 0, (), 0, 0, backend="vllm", store=str(tmp_path))
+    assert cacheserver.chunks_in_files(replace(cache, store="")) is None
+    (tmp_path / "model_r0").mkdir()
+
+    def chunk(name: str) -> None:
+        (tmp_path / "model_r0" / name).write_bytes(b"KV")
+
+    chunk("old.bin")
+    chunk("half.bin_1.tmp")
+    before = cacheserver.chunks_in_files(cache)
+    assert before == 1
+    later = [threading.Timer(0.1 * n, chunk, [f"{n}.bin"]) for n in (1, 2)]
+    for timer in later:
+        timer.start()
+    assert cacheserver.wait_for_chunk_files(cache, before, 2) == 2
+    assert cacheserver.wait_for_chunk_files(cache, before, 3) == 2
+
+
 def test_each_engine_pins_its_own_memory(tmp_path: Path) -> None:
     """Two engines of 2 GiB each do not fit into 3 GiB."""
     one = profile(tmp_path, TIERS)
@@ -95,7 +125,8 @@ def test_each_engine_pins_its_own_memory(tmp_path: Path) -> None:
         ("{kind: vllm, l2: 'redis://h:6379'}", "in a directory, not in Redis"),
         ("{kind: vllm, l2: ./kv, port: 5000}", "have no process"),
         ("{kind: vllm, l2: ./kv, args: {x: 1}}", "have no process"),
-        ("{kind: vllm, l2: ./kv, l2_adapter: {type: fs}}", "for LMCache"),
+        ("{kind: vllm, l2: ./kv, l2_adapter: {root_dir: /tmp}}", "write 'l2'"),
+        ("{kind: vllm, l2_adapter: {n_read_threads: 2}}", "these fields are for L2"),
         ("{kind: mooncake, l2: ./kv}", "host memory only"),
     ],
 )

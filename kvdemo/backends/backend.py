@@ -47,9 +47,9 @@ class Server:
 class Address:
     """Where an engine finds its cache server, and what tells this engine and its KV from others.
 
-    ``chunk_size`` are tokens, ``l1`` bytes, ``store`` is L2 as in ``Server``. ``own_port`` is that of the engine's own
-    API, ``sockets`` the private directory of its project, ``kin`` the fingerprint of what makes its KV right for
-    others: weights, numeric flags and versions.
+    ``chunk_size`` are tokens, ``l1`` bytes, ``store`` and ``adapter`` are those of ``Server``. ``own_port`` is that of
+    the engine's own API, ``sockets`` the private directory of its project, ``fingerprint`` that of what makes its KV
+    right for others: weights, numeric flags and versions.
     """
 
     host: str
@@ -57,6 +57,7 @@ class Address:
     chunk_size: int = 256
     l1: int = 0
     store: str = ""
+    adapter: Mapping[str, Any] = field(default_factory=dict)
     own_port: int = 0
     sockets: str = "/tmp"
     fingerprint: str = ""
@@ -193,6 +194,8 @@ class Backend(ABC):
     """Answers with the server's report."""
     clear_path: ClassVar[str] = ""
     """A POST here empties L1; empty if nothing does."""
+    chunk_files: ClassVar[str] = ""
+    """A glob pattern for the chunks of all models in the directory of a cache that has no server; empty: unknown."""
     pools: ClassVar[tuple[str, ...]] = ()
     """How the names in /dev/shm begin in which an engine, its process ``{pid}``, offers its KV memory."""
     registers: ClassVar[bool] = False

@@ -14,8 +14,8 @@ from typing import Any
 from kvdemo.backends.backend import NOTHING, Address, Backend, Server, Wiring
 from kvdemo.backends.series import Chart, Line, Series
 
-READERS, WRITERS = 16, 16
-"""Threads of an engine that read and write files; vLLM's own defaults."""
+TIER: Mapping[str, Any] = {"type": "fs", "n_read_threads": 16, "n_write_threads": 16}
+"""What reads and writes files, with the threads of an engine that are vLLM's own defaults."""
 
 BY_TIER = Series("vllm:", "prompt_tokens_cached_by_source", "counter", "source")
 """Cached prompt tokens by where they were: device, host, disk and others."""
@@ -43,6 +43,7 @@ class Native(Backend):
     connector = "OffloadingConnector"
     chunk_size = 256
     serves = False
+    chunk_files = "**/*.bin"
     private_l1 = True
     charts = _CHARTS
     needs_gpu = (
@@ -54,7 +55,6 @@ class Native(Backend):
     lacks = {  # noqa: RUF012 (read only)
         "args": _NO_SERVER,
         "http_port": _NO_SERVER,
-        "l2_adapter": "these fields are for LMCache: leave them out",
         "port": _NO_SERVER,
     }
     one_machine = True
@@ -74,9 +74,7 @@ class Native(Backend):
                 "spec_name": "TieringOffloadingSpec",
                 "cpu_bytes_to_use": server.l1,
                 "block_size": server.chunk_size,
-                "secondary_tiers": [
-                    {"type": "fs", "root_dir": server.store, "n_read_threads": READERS, "n_write_threads": WRITERS}
-                ],
+                "secondary_tiers": [{**TIER, **server.adapter, "root_dir": server.store}],
             },
         }
         return Wiring({"kv-transfer-config": transfer})

@@ -84,6 +84,26 @@ def wait_until_stored(cache: ServiceSpec, stored: int, before: Mapping[str, floa
         time.sleep(POLL)
 
 
+def chunks_in_files(cache: ServiceSpec | None) -> int | None:
+    """Chunks in the directory of a cache that has no server; None where nobody can count them."""
+    pattern = _backend(cache).chunk_files if cache and not cache.url else ""
+    return sum(1 for _ in Path(cache.directory).glob(pattern)) if cache and cache.directory and pattern else None
+
+
+def wait_for_chunk_files(cache: ServiceSpec, before: int, chunks: int) -> int:
+    """Wait until that many more chunks lie in the directory of a cache that has no server. How many do?
+
+    Ends early when no more have come for a while.
+    """
+    arrived, progress = 0, time.monotonic()
+    while arrived < chunks and time.monotonic() - progress < IDLE_PATIENCE:
+        time.sleep(POLL)
+        now = (chunks_in_files(cache) or 0) - before
+        if now > arrived:
+            arrived, progress = now, time.monotonic()
+    return arrived
+
+
 def kv_bytes_per_token(cache: ServiceSpec | None) -> int | None:
     """KV bytes a token by the server's own account, all ranks together; None if it does not tell, or nobody can ask."""
     return _backend(cache).kv_bytes_per_token(health.report(cache)) if cache and cache.url else None
@@ -139,6 +159,10 @@ def why_missing(
     ``before`` and ``after`` are its counters around the request. Empty if that does not tell.
     """
     cache = plan.service(engine.cache)
+    if not cache.url and stored and stored.arrived < stored.chunks:
+        return f"only {stored.arrived} of the writer's {stored.chunks} chunks had become files when the reader asked"
+    if not cache.url and not _backend(cache).serves:
+        return "why is unknown: there is no server that could be asked"
     if not cache.url:
         return (
             "nobody can ask its cache server why (--cache-url): the writer's chunks came too late, were evicted, or "

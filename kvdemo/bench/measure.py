@@ -112,17 +112,18 @@ class Meter:
         before = self.counters(step.engine)
         cache_before = cacheserver.counters(server)
         stored_before = cacheserver.objects(server) if chunks and server else 0
+        files_before = self._chunk_files(step.engine) if chunks else None
         reply = self.client(step.engine).stream(path, body, reply)
         end = time.monotonic()
         reply.on_token(reply)
         sample = replace(_sample(step, reply, body), streams=step.engine.name in self.streaming)
         self.notice(step.engine, reply)
-        if chunks and not server and not reply.error:
-            time.sleep(UNSEEN_STORE)
+        if chunks and not server and files_before is None:
+            time.sleep(0 if reply.error else UNSEEN_STORE)
         elif chunks:
             arrived = 0
-            if server and not reply.error:
-                arrived = cacheserver.wait_until_stored(server, stored_before, cache_before, chunks)
+            if not reply.error:
+                arrived = self._wait(step.engine, chunks, cache_before, stored_before, files_before)
             self.stored[step.salt] = StoreOutcome(chunks, arrived, cache_before, failed=reply.error)
             if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - end)
@@ -137,6 +138,17 @@ class Meter:
         )
         note = _blind(before, after) or self._why(step, sample, cache_before, cache_after)
         return replace(sample, note="" if sample.error else note)
+
+    def _chunk_files(self, engine: ServiceSpec) -> int | None:
+        return cacheserver.chunks_in_files(self.plan.service(engine.cache)) if engine.cache else None
+
+    def _wait(
+        self, engine: ServiceSpec, chunks: int, before: Mapping[str, float], stored: int, files: int | None
+    ) -> int:
+        """Wait for what an engine has stored since ``before``, ``stored`` and ``files`` were read. How much came?"""
+        if server := self.cache(engine):
+            return cacheserver.wait_until_stored(server, stored, before, chunks)
+        return cacheserver.wait_for_chunk_files(self.plan.service(engine.cache), files or 0, chunks)
 
     def notice(self, engine: ServiceSpec, reply: Reply) -> None:
         """Remember an answer that came token by token: nothing on the way holds streams of this engine back."""
@@ -191,13 +203,14 @@ class Meter:
         before = self.counters(engine)
         cache_before = cacheserver.counters(server)
         stored_before = cacheserver.objects(server) if chunks and server else 0
+        files_before = self._chunk_files(engine) if chunks else None
         with ExitStack() as closing, ThreadPoolExecutor(max_workers=len(steps)) as pool:
             clients = [closing.enter_context(Client(engine.url, self.key)) for _ in steps]
             replies = list(pool.map(lambda pair: pair[0].stream(path, pair[1]), zip(clients, bodies, strict=True)))
         streams = engine.name in self.streaming
         samples = [replace(_sample(*each), streams=streams) for each in zip(steps, replies, bodies, strict=True)]
         if chunks:
-            self._wait_for_all(steps, samples, chunks, cache_before, stored_before)
+            self._wait_for_all(steps, samples, chunks, cache_before, stored_before, files_before)
         total = sum(sample.prompt_tokens or 0 for sample in samples)
         after = self._counters_after(engine, before, total)
         together = _sources(before, after)
@@ -225,15 +238,15 @@ class Meter:
         chunks: int,
         before: Mapping[str, float],
         stored_before: int,
+        files_before: int | None,
     ) -> None:
         """Wait for the chunks of several writes; which of them came can be told only if all of them did."""
-        server = self.cache(steps[0].engine)
-        whole = [sample for sample in samples if not sample.error]
-        if not server:
+        engine, whole = steps[0].engine, sum(not sample.error for sample in samples)
+        if files_before is None and not self.cache(engine):
             time.sleep(UNSEEN_STORE)
             return
-        arrived = cacheserver.wait_until_stored(server, stored_before, before, chunks * len(whole)) if whole else 0
-        each = chunks if arrived >= chunks * len(whole) else arrived // len(steps)
+        arrived = self._wait(engine, chunks * whole, before, stored_before, files_before) if whole else 0
+        each = chunks if arrived >= chunks * whole else arrived // len(steps)
         for step, sample in zip(steps, samples, strict=True):
             self.stored[step.salt] = StoreOutcome(chunks, 0 if sample.error else each, before, failed=sample.error)
 

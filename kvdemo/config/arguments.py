@@ -58,8 +58,8 @@ def env(value: Any, info: ValidationInfo) -> dict[str, str]:
 def adapter(value: Any, info: ValidationInfo) -> dict[str, Any]:
     """Fields of an L2 adapter, except the one that kvdemo gives it."""
     result = mapping(value)
-    if "base_path" in result:
-        refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", "base_path", key=True)
+    for directory in {"base_path", "root_dir"} & result.keys():
+        refuse("kvdemo makes the directory: write 'l2', beside l2_adapter", directory, key=True)
     if not isinstance(result.get("type", ""), str):
         refuse(f"expected text such as fs, got {describe(result['type'])}", "type")
     located: dict[str, Any] = _inside(result, lambda text: absolute_path(text, info))

@@ -74,7 +74,8 @@ class Cache(_Service):
     """Directory for KV on disk, relative to the profile, or a Redis or Valkey server as redis://HOST:PORT; on a cluster
     a directory that every node mounts. Default: none (host memory only)."""
     l2_adapter: fields.Adapter = {}
-    """Fields of LMCache's L2 adapter, such as {type: fs, use_odirect: true}. Default: files, by native threads."""
+    """Fields of LMCache's L2 adapter, such as {type: fs, use_odirect: true}, or of vLLM's secondary tier, such as
+    {n_read_threads: 32}. Default: files, by native threads."""
     chunk_size: fields.Chunk = 256
     """Tokens per stored chunk, at least 16; only whole chunks are shared. Mooncake's chunk is the engine's KV block,
     which gets this size. Default: 256."""

@@ -282,6 +282,7 @@ def _wiring(profile: Profile, name: str, facts: Facts, fingerprints: Mapping[str
         chunk_size=cache.chunk_size,
         l1=cache.l1,
         store=_store(cache, fingerprints),
+        adapter=cache.l2_adapter,
         own_port=facts.ports[name],
         sockets=facts.sockets,
         fingerprint=compatibility.digest(fingerprints[engine.model]),
