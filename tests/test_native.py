@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -109,6 +110,21 @@ def test_chunks_are_waited_for_as_files(tmp_path: Path) -> None:
         timer.start()
     assert cacheserver.wait_for_chunk_files(cache, before, 2) == 2
     assert cacheserver.wait_for_chunk_files(cache, before, 3) == 2
+
+
+def test_a_run_deletes_the_files_that_came_with_it(tmp_path: Path) -> None:
+    """Nothing evicts them: a run under load would fill the machine. What was there before it stays."""
+    one = profile(tmp_path, TIERS)
+    made = plan.make(one, facts(one))
+    files = [Path(made.service("a").directory) / "model_r0" / f"{n}.bin" for n in range(2)]
+    files[0].parent.mkdir(parents=True)
+    for file, time in zip(files, (1000, 2000), strict=True):
+        file.write_bytes(b"KV")
+        os.utime(file, (time, time))
+    cacheserver.forget(made, "kvdemo-run-*")
+    assert [file.exists() for file in files] == [True, True]
+    cacheserver.forget(made, "kvdemo-run-*", 1500.0)
+    assert [file.exists() for file in files] == [True, False]
 
 
 def test_each_engine_pins_its_own_memory(tmp_path: Path) -> None:

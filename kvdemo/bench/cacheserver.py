@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +85,21 @@ def wait_until_stored(cache: ServiceSpec, stored: int, before: Mapping[str, floa
         time.sleep(POLL)
 
 
+def _chunk_files(cache: ServiceSpec) -> Iterator[Path]:
+    return Path(cache.directory).glob(_backend(cache).chunk_files)
+
+
+def _without_servers(plan: Plan) -> list[ServiceSpec]:
+    """One engine for each directory in which engines find each other's KV without a server."""
+    found = [spec for spec in plan.engines if spec.directory and _backend(spec).chunk_files]
+    return list({spec.directory: spec for spec in found}.values())
+
+
 def chunks_in_files(cache: ServiceSpec | None) -> int | None:
     """Chunks in the directory of a cache that has no server; None where nobody can count them."""
-    pattern = _backend(cache).chunk_files if cache and not cache.url else ""
-    return sum(1 for _ in Path(cache.directory).glob(pattern)) if cache and cache.directory and pattern else None
+    if not cache or cache.url or not cache.directory or not _backend(cache).chunk_files:
+        return None
+    return sum(1 for _ in _chunk_files(cache))
 
 
 def wait_for_chunk_files(cache: ServiceSpec, before: int, chunks: int) -> int:
@@ -138,10 +150,18 @@ def clear_l1(cache: ServiceSpec) -> bool:
     return objects(cache) == 0
 
 
-def forget(plan: Plan, salts: str) -> None:
-    """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them."""
+def forget(plan: Plan, salts: str, since: float | None = None) -> None:
+    """Delete what requests under these salts left in L2: they are a run's own, nobody else can ever hit them.
+
+    Where no name of a file tells its salt, those go that came after ``since`` (of ``time.time()``), if it is given.
+    """
     for file in files_of(plan, salts):
         file.unlink(missing_ok=True)
+    if since is not None:
+        for file in (file for cache in _without_servers(plan) for file in _chunk_files(cache)):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime >= since:
+                    file.unlink()
     for cache in _with_servers(plan):
         stores.forget(cache, salts, os.environ)
 

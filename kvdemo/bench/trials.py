@@ -48,7 +48,7 @@ def run(session: Session, prompt: Prompt, length: int = 0, part: tuple[int, int]
                 samples.append(sample)
                 yield sample
         # A document of 30,000 tokens is 4 GB of a 7B model's KV: kept for all trials they would fill the disk.
-        cacheserver.forget(session.plan, session.salt(f"{length}-{number}-*"))
+        cacheserver.forget(session.plan, session.salt(f"{length}-{number}-*"), session.meter.began)
 
 
 def ask(

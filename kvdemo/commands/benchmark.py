@@ -123,7 +123,7 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
             _finish(facts, samples, recorder, output)
             raise
         finally:
-            cacheserver.forget(task.plan, f"kvdemo-{run_id}-*")
+            cacheserver.forget(task.plan, f"kvdemo-{run_id}-*", session.meter.began)
     if sentence := short_answers(samples):
         output.follow(Notice(sentence))
     result = _finish(facts, samples, recorder, output)

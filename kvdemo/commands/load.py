@@ -173,7 +173,7 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
         interrupted = True
     finally:
         died = [ended for engines in traffic.sides.values() if (ended := runner.settle(engines, key))]
-        experiment.forget(plan, run_id, traffic.sides)
+        traffic.forget()
     result = _finish(saved, follow, as_json=options.json)
     if interrupted:
         follow(Notice(f"interrupted: what was measured is in {saved.name}.jsonl"))

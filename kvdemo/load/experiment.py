@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Traffic:
         self.questions = options.questions
         self.dead: set[str] = set()
         self.late: set[str] = set()
+        self.began = time.time()
         self.finishing: Callable[[int], None] = lambda _: None
 
     def prepare(self) -> Generator[Doing, None, WarmUp]:
@@ -242,10 +244,15 @@ class Traffic:
         self._read(side, name)
         ready = runner.flights(arrivals, engines, options.key, options.documents, partial(self.body, phase=name))
         phase = runner.run(side, rate, repetition, duration, ready, warm_up.limit, options.key, self.finishing)
-        cacheserver.forget(self.plan, f"kvdemo-{options.run_id}-{name}-*")
+        cacheserver.forget(self.plan, f"kvdemo-{options.run_id}-{name}-*", self.began)
         if phase.died:
             self.dead.add(side)
         yield phase
+
+    def forget(self) -> None:
+        """Delete what the run left in L2."""
+        if any(spec.cache for engines in self.sides.values() for spec in engines):
+            cacheserver.forget(self.plan, f"kvdemo-{self.options.run_id}-*", self.began)
 
     def conditions(self, warm_up: WarmUp) -> Mapping[str, Any]:
         """What the result needs beside the phases."""
@@ -300,9 +307,3 @@ def _notes(l1: Mapping[str, int | None], sizes_asked: tuple[int, int], sizes: Se
         for name, size in l1.items()
         if size and size < need
     ]
-
-
-def forget(plan: Plan, run_id: str, sides_: Mapping[str, Sequence[ServiceSpec]]) -> None:
-    """Delete what the run left in L2."""
-    if any(spec.cache for engines in sides_.values() for spec in engines):
-        cacheserver.forget(plan, f"kvdemo-{run_id}-*")

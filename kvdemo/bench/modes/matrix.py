@@ -54,7 +54,7 @@ def _pair(session: Session, trial: int, writer: ServiceSpec, reader: ServiceSpec
     hit = session.reusable(prompt.tokens) if shared else 0
     step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
     yield session.meter.ask(step, prompt.path, prompt.body(reader, salt))
-    cacheserver.forget(session.plan, salt)
+    cacheserver.forget(session.plan, salt, session.meter.began)
 
 
 def _shares(writer: ServiceSpec, reader: ServiceSpec) -> bool:

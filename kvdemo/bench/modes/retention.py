@@ -60,7 +60,7 @@ class _Retention(Mode):
                 text = f"trial {trial} of {most}: {engine.name} {self.arm}"
                 yield Doing(text, (trial - 0.5) / most, trial, most, engine.name, self.arm)
                 yield _ask(session, trial, self.arm, engine)
-            cacheserver.forget(session.plan, session.salt(f"kept-{trial}-*"))
+            cacheserver.forget(session.plan, session.salt(f"kept-{trial}-*"), session.meter.began)
             order.reverse()
         yield from trials.control(session, session.prompt)
 
