@@ -209,16 +209,18 @@ def test_tiers_are_told_by_the_engine() -> None:
     assert Native().engine_tiers({}, {"prompt_tokens": 3.0}) is None
 
 
-@pytest.mark.parametrize(("name", "gpus", "pairs"), [("contest.yaml", 1, 2), ("contest-2gpu.yaml", 2, 3)])
-def test_the_contests_are_planned(name: str, gpus: int, pairs: int) -> None:
-    """A pair for each cache, one baseline, equal chunks."""
+@pytest.mark.parametrize(
+    ("name", "gpus", "plain"), [("contest.yaml", 1, ["vllm-a"]), ("contest-2gpu.yaml", 2, ["vllm-a", "vllm-b"])]
+)
+def test_the_contests_are_planned(name: str, gpus: int, plain: list[str]) -> None:
+    """A pair for each cache, plain engines beside them, equal chunks."""
     one = load(PROFILES / name, {})
     made = plan.make(one, facts(one, gpus))
     roles = workload.roles(made)
-    assert len(roles.pairs) == pairs
-    assert [engine.name for engine in roles.plain] == ["vllm-a"]
+    assert len(roles.pairs) == 3
+    assert [engine.name for engine in roles.plain] == plain
     assert len({pair.reader.chunk_size for pair in roles.pairs}) == 1
-    assert _kinds(made.engines) == {"", "lmcache", "vllm", *(["mooncake"] if pairs == 3 else [])}
+    assert _kinds(made.engines) == {"", "lmcache", "vllm", "mooncake"}
 
 
 def _kinds(engines: Sequence[Any]) -> set[str]:
