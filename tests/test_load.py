@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import Lab
-from kvdemo.errors import UsageError
+from kvdemo.commands.load import _gate as gate
+from kvdemo.errors import GateError, ServiceError, UsageError
 from kvdemo.host import health, survey
 from kvdemo.judge import traffic, trafficfile
 from kvdemo.judge.sample import Sources
@@ -461,3 +463,73 @@ def test_an_engine_that_dies_is_told(lab: Lab, load: Load) -> None:
     done = load("--rate", "3")
     assert done.returncode == 1
     assert "a: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("phases", "gain", "error", "said"),
+    [
+        ([phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 4, KEPT)], 5, ServiceError, "at least 4"),
+        ([phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 4, KEPT)], 4, None, ""),
+        (
+            [phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 4, KEPT), phase("shared", 8, MISSED)],
+            5,
+            GateError,
+            "4.00x the rate, 5x was expected",
+        ),
+        ([phase("plain", 1, KEPT), phase("shared", 1, KEPT)], 2, ServiceError, "try higher rates"),
+    ],
+)
+def test_a_gate_knows_a_bound(phases: list[Phase], gain: float, error: type[Exception] | None, said: str) -> None:
+    """A lower bound above the gate passes it; below it nobody knows."""
+    with pytest.raises(error, match=said) if error else nullcontext():
+        gate(judge(ABOUT, phases), gain)
+
+
+def test_a_gate_is_for_every_cache() -> None:
+    """One cache that gains enough does not hide another one of which nothing was found out."""
+    about = {**ABOUT, "sides": {**ABOUT["sides"], "pool": ["c", "d"]}}
+    phases = [phase("plain", 1, KEPT), phase("plain", 2, MISSED), phase("shared", 8, KEPT), phase("pool", 1, MISSED)]
+    with pytest.raises(ServiceError, match="of cache pool"):
+        gate(judge(about, phases), 2)
+
+
+@pytest.mark.usefixtures("load")
+def test_a_side_that_dies_while_it_reads_is_marked(lab: Lab) -> None:
+    """The others go on, there is a result, and it says who died."""
+    planned = survey.saved_plan(lab.project())
+    assert planned is not None
+    running = lab.start("load", "--documents", "2", "--duration", "2s", "--rate", "3,4", "--slo-ttft", "5s")
+    assert running.stderr
+    next(line for line in running.stderr if line.startswith("shared: 2 documents are read"))
+    # It reads the second one, after engine a has computed the first for a second.
+    assert health.request(planned.service("b").url, "/fake", body={"FAKE_DIE_AFTER": "1"})[0] == 200
+    output, errors = running.communicate(timeout=lab.patience)
+    assert running.returncode == 1
+    assert "b no longer answers" in errors
+    assert "shared: b: " in output
+    (saved,) = (lab.path / "results").glob("*.jsonl")
+    result = trafficfile.read(saved)
+    assert {one.side: bool(one.died) for one in result.capacities} == {"plain": False, "shared": True}
+    assert [(one.side, one.rate, bool(one.sent)) for one in result.points] == [
+        ("plain", 3, True),
+        ("plain", 4, True),
+        ("shared", 3, False),
+    ]
+
+
+def test_what_a_simulation_cannot_use_is_refused(lab: Lab) -> None:
+    """Options of a measurement, and sizes that are none; an L1 whose size nobody tells is said to be taken for all."""
+    run = saved(lab.path / "run.jsonl", 8)
+    for arguments, said in {
+        ("--rate", "3", "--duration", "2s", "--expected-capacity-gain", "50"): "--rate, --duration, --expected-capac",
+        ("--document-tokens", "5"): "--document-tokens cannot be combined with --what-if",
+        ("--l1", "foo"): "--l1: expected a size such as 8GiB",
+        ("--l1", "8GiB"): "--l1: how many bytes of KV a token has is not known",
+    }.items():
+        done = lab.run("load", "--what-if", run, *arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+    assert "L1 is taken to hold all of them" in lab.run("load", "--what-if", run).stdout
+    assert "L1 holds 2 of them" in lab.run("load", "--what-if", run, "--l1", "2500tokens", "--documents", "9").stdout
+    document = json.loads(lab.run("load", "--what-if", run, "--l1", "2500tokens", "--json").stdout)
+    assert (document["engines"], document["documents"], document["l1_documents"]) == (2, 10, 2)

@@ -91,8 +91,8 @@ def _chunk_files(cache: ServiceSpec) -> Iterator[Path]:
 
 def _without_servers(plan: Plan) -> list[ServiceSpec]:
     """One engine for each directory in which engines find each other's KV without a server."""
-    found = [spec for spec in plan.engines if spec.directory and _backend(spec).chunk_files]
-    return list({spec.directory: spec for spec in found}.values())
+    engines = [spec for spec in plan.engines if spec.directory and _backend(spec).chunk_files]
+    return list({spec.directory: spec for spec in engines}.values())
 
 
 def chunks_in_files(cache: ServiceSpec | None) -> int | None:

@@ -85,7 +85,10 @@ def of(path: Path | None, wishes: Wishes) -> Against:
     return base
 
 
-def size(text: str, option: str, per_token: int | None) -> int | None:
+KV_HINT = "name PROFILE or --model, say --kv-bytes-per-token N, or the size in tokens: 130944tokens"
+
+
+def size(text: str, option: str, per_token: float | None, hint: str = KV_HINT) -> int | None:
     """The tokens that a cache of this size holds: 20GiB, 130,944 tokens, unlimited (None). Raises UsageError."""
     from kvdemo.config import values
 
@@ -100,9 +103,8 @@ def size(text: str, option: str, per_token: int | None) -> int | None:
             f"{option}: {error}", f"or in tokens, or none: {option} 130944tokens, {option} {UNLIMITED}"
         ) from None
     if not per_token:
-        hint = "name PROFILE or --model, say --kv-bytes-per-token N, or the size in tokens: 130944tokens"
         raise UsageError(f"{option}: how many bytes of KV a token has is not known", hint)
-    return size // per_token
+    return int(size // per_token)
 
 
 def _of_model(wishes: Wishes) -> Against:

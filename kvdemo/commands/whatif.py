@@ -29,7 +29,8 @@ def simulate(path: Path, settings: Options, l1: str, *, as_json: bool) -> None:
 
     conditions, service = times(path)
     limit = Limit(settings.slo_ttft or float(f"{2 * service.cold:.2g}"), settings.slo_share)
-    engines, documents_in_l1 = settings.engines or 2, shelf(conditions, settings, l1)
+    engines, room = settings.engines or 2, shelf(conditions, l1)
+    documents_in_l1 = settings.documents if room is None else room
     traffic = schedule.Traffic(
         settings.documents, settings.reuse, settings.popularity, settings.turns, engines, settings.seed
     )
@@ -42,11 +43,15 @@ def simulate(path: Path, settings: Options, l1: str, *, as_json: bool) -> None:
         gain = shared / plain if plain and shared else None
         rows.append({"reuse": reuse, "plain": plain, "shared": shared, "gain": gain})
     if as_json:
-        typer.echo(json.dumps({"mode": "what-if", "slo_ttft": limit.ttft, "slo_share": limit.share, "rows": rows}))
+        about = {"engines": engines, "documents": settings.documents, "l1_documents": room}
+        limits = {"slo_ttft": limit.ttft, "slo_share": limit.share}
+        typer.echo(json.dumps({"mode": "what-if", **about, **limits, "rows": rows}))
         return
-    fits = "all of them" if documents_in_l1 >= settings.documents else f"{documents_in_l1:,} of them"
+    fits = "holds all of them" if documents_in_l1 >= settings.documents else f"holds {documents_in_l1:,} of them"
+    if room is None and not l1:
+        fits = "is taken to hold all of them (the run does not tell its size)"
     typer.echo(
-        f"Simulated, not measured: {engines:,} engines, {settings.documents:,} documents, L1 holds {fits}, an engine's "
+        f"Simulated, not measured: {engines:,} engines, {settings.documents:,} documents, L1 {fits}, an engine's "
         f"own cache the last one; single requests take {service.cold:.3g} s cold, {service.shared:.3g} s shared, "
         f"{service.local:.3g} s local (from {path.name}); first token within {limit.ttft:.3g} s for {limit.share:.0%}."
     )
@@ -85,15 +90,15 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
     return conditions, Service(*proved)
 
 
-def shelf(conditions: Mapping[str, Any], settings: Options, l1: str) -> int:
-    """How many documents L1 holds: of the size asked for, else that of the run; all of them if nobody knows."""
-    from kvdemo.config.values import size
+def shelf(conditions: Mapping[str, Any], l1: str) -> int | None:
+    """How many documents L1 holds: of the size asked for, else that of the run; None: all, or nobody knows."""
+    from kvdemo.commands import against
 
-    per_token = conditions.get("kv_bytes_per_token")
-    tokens = settings.document_tokens or conditions.get("document_tokens") or conditions.get("prompt_tokens")
-    l1_bytes = conditions.get("l1_bytes")
-    saved_size = next(iter(l1_bytes.values()), 0) if isinstance(l1_bytes, dict) else 0
-    room = size(l1) if l1 else saved_size
-    if l1 and not (per_token and tokens):
-        raise UsageError("--l1: the run does not say how many bytes of KV a document has")
-    return int(room / (per_token * tokens)) if room and per_token and tokens else settings.documents
+    per_token, saved = conditions.get("kv_bytes_per_token"), conditions.get("l1_bytes")
+    tokens = conditions.get("document_tokens") or conditions.get("prompt_tokens")
+    room = None
+    if l1:
+        room = against.size(l1, "--l1", per_token, "say it in tokens: --l1 130944tokens")
+    elif per_token and isinstance(saved, dict) and saved:
+        room = int(next(iter(saved.values())) // per_token)
+    return None if room is None or not tokens else room // tokens

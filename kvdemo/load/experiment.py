@@ -241,7 +241,12 @@ class Traffic:
         )
         arrivals = schedule.arrivals(traffic, rate, duration, repetition)
         # Under salts of its own: what an earlier phase left in any cache is of no use to this one.
-        self._read(side, name)
+        try:
+            self._read(side, name)
+        except ServiceError as error:
+            self.dead.add(side)
+            yield Phase(side, rate, repetition, duration, (), died=str(error))
+            return
         ready = runner.flights(arrivals, engines, options.key, options.documents, partial(self.body, phase=name))
         phase = runner.run(side, rate, repetition, duration, ready, warm_up.limit, options.key, self.finishing)
         cacheserver.forget(self.plan, f"kvdemo-{options.run_id}-{name}-*", self.began)

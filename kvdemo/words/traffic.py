@@ -50,7 +50,7 @@ def cells(point: Point) -> tuple[str, ...]:
         point.side,
         rate(point.rate),
         f"{point.sent}{note}",
-        f"{point.share:.0%}",
+        f"{point.share:.0%}" if point.sent else units.NO_VALUE,
         units.duration(point.p50_ttft_ms),
         units.duration(point.p90_ttft_ms),
         units.duration(point.p99_ttft_ms),
@@ -116,7 +116,7 @@ def sentences(result: TrafficResult) -> list[str]:
     lines = [sentence(result, gain) for gain in result.gains]
     if not lines:
         lines = [f"{one.side}: {capacity(one)}." for one in result.capacities]
-        lines.append(f"No ratio of capacities: {_why_none(result)}.")
+        lines.append(f"No ratio of capacities: {why_none(result)}.")
     return lines
 
 
@@ -141,7 +141,7 @@ def estimates(result: TrafficResult) -> str:
     return ""
 
 
-def _why_none(result: TrafficResult) -> str:
+def why_none(result: TrafficResult) -> str:
     """What kept the run from a ratio, and the way out."""
     if any(one.died for one in result.capacities):
         return "a side lost an engine"
