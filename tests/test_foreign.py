@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from conftest import Lab
 from kvdemo import backends
 from kvdemo.bench import foreign, workload
 from kvdemo.errors import UsageError
+from kvdemo.host import survey
+from kvdemo.load import experiment
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 
@@ -48,6 +52,11 @@ def test_unnamed_they_are_nothing() -> None:
     """No baseline, for they may load; and no pair, for nobody said that they share."""
     roles = workload.roles(FLEET)
     assert [engine.name for engine in roles.engines] == ["plain", "s1", "s2"]
+    sides = experiment.sides(FLEET)
+    assert {side: [one.name for one in engines] for side, engines in sides.items()} == {
+        "plain": ["plain"],
+        "shared": ["s1"],
+    }
 
 
 @pytest.mark.parametrize(("writer", "reader"), [("a", "x"), ("a", ""), ("a", "s1"), ("plain", "b")])
@@ -65,3 +74,23 @@ def test_the_block_of_the_engine_counts() -> None:
     with pytest.raises(KeyError):
         backends.of("unheard-of")
     assert backends.OTHER.kind not in backends.BACKENDS
+
+
+def test_a_fleet_of_them_is_measured(lab: Lab) -> None:
+    """Behind the connector stands no process of which readiness could be asked; the engines' counters prove it."""
+    (lab.path / "context.txt").write_text(" ".join(f"w{number}" for number in range(400)))
+    engines: dict[str, Any] = {"plain": {}, "a": {"cache": "shared"}}
+    caches = {"shared": {"l1": "16MiB", "chunk_size": 64}}
+    lab.up(lab.profile(engines, caches))
+    planned = survey.saved_plan(lab.project())
+    assert planned is not None
+    wired = planned.service("a").options["kv-transfer-config"]["kv_connector_extra_config"]
+    place = {end: wired[f"lmcache.mp.{end}"] for end in ("host", "port")}
+    homemade = {"kv_connector": "HomemadeConnector", "kv_role": "kv_both", "kv_connector_extra_config": place}
+    given = {"args": {"kv-transfer-config": homemade, "block-size": 64}}
+    lab.up(lab.profile(engines | {"x": given, "y": given}, caches))
+    done = lab.run("bench", "--writer", "x", "--reader", "y", "--context", "context.txt", "--trials", "1", "--json")
+    assert done.returncode == 0, done
+    rows = {row["arm"]: (row["engine"], row["verdict"]) for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+    assert rows["cold"] == ("plain", "COLD")
+    assert rows["reuse"] == ("y", "SHARED")

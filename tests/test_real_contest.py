@@ -1,4 +1,7 @@
-"""Two real backends side by side, the fleet of contest-cpu.yaml: each proves its sharing, neither leaves a trace."""
+"""Two real backends side by side, the fleet of contest-cpu.yaml: each proves its sharing, neither leaves a trace.
+
+Beside them two engines with a connector of vLLM's that kvdemo knows nothing about.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from guarding import gone
 from kvdemo import backends
@@ -20,12 +24,21 @@ pytestmark = [*needs_engines, needs_mooncake]
 BLOCK = 128
 
 
+UNKNOWN = "ExampleConnector"
+
+
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """The fleet, up."""
+    """The fleet and two engines that share a folder by their ``args`` alone, up."""
     path = tmp_path_factory.mktemp("contest")
     (path / "short.txt").write_text(HANDBOOK.read_text()[:2500])
-    one = Real(path, ROOT / "profiles" / "contest-cpu.yaml", "real-contest", KVDEMO_MODEL=str(MODEL))
+    document = yaml.safe_load((ROOT / "profiles" / "contest-cpu.yaml").read_text())
+    document["bench"]["context"] = str(HANDBOOK)
+    shared = {"kv_connector": UNKNOWN, "kv_role": "kv_both"}
+    shared |= {"kv_connector_extra_config": {"shared_storage_path": str(path / "folder")}}
+    document["engines"] |= {f"folder-{end}": {"args": {"kv-transfer-config": shared}} for end in "ab"}
+    (path / "contest.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    one = Real(path, path / "contest.yaml", "real-contest", KVDEMO_MODEL=str(MODEL))
     try:
         one.up()
         yield one
@@ -69,6 +82,22 @@ def test_hits_worked_out_by_hand(contest: Real, kind: str) -> None:
             assert sample.sources
             hits[length] = sample.sources.shared
     assert hits == byhand
+
+
+def test_a_connector_that_nobody_knows(contest: Real) -> None:
+    """Named, its engines are measured against the plain one: whole blocks by vLLM's counters, and the same answer."""
+    given = ("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "folder-results")
+    found = contest.bench("--writer", "folder-a", "--reader", "folder-b", *given)
+    verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in found["rows"]}
+    cold = dict.fromkeys([("vllm-a", "cold"), ("folder-a", "store")], "COLD")
+    assert verdicts == cold | {("folder-b", "reuse"): "SHARED", ("folder-b", "again"): "LOCAL"}
+    reuse = next(row for row in found["rows"] if row["arm"] == "reuse")
+    blocks = (found["prompt_tokens"] - 1) // BLOCK
+    assert reuse["external_cached_tokens"] == found["expected_hit_tokens"] == blocks * BLOCK
+    assert reuse["tiers"] is None
+    assert list((contest.path / "folder").glob("*/*.safetensors"))
+    assert found["answer"]["same"] is True
+    assert found["valid"]
 
 
 def test_nothing_is_left_of_either(contest: Real) -> None:

@@ -22,7 +22,7 @@ from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.report import compare, page, tables
 from kvdemo.words import findings, sections
 from kvdemo.words.table import COLUMNS
-from runs import CONDITIONS, HIT, result, sample, samples
+from runs import CONDITIONS, HIT, PROMPT, result, sample, samples
 
 DRAWS: dict[str, tuple[Callable[[random.Random], float], float]] = {
     "lognormal": (lambda r: r.lognormvariate(0, 1), 1.0),
@@ -162,6 +162,14 @@ def test_an_effect_beyond_noise_is_told() -> None:
     slower = run_of([1.0] * 3, [2.0, 2.1, 2.0], [0.9, 1.0, 1.1])
     assert findings.headline(slower).hero == "2.0x slower (TTFT)"
     assert cell(slower, "reuse") == "2.0x slower"
+
+
+def test_who_has_read_it_is_said_only_where_it_is_known() -> None:
+    """A writer that loads (a connector that knows no salt) is not the only one that has read the document."""
+    whole, hit = samples(), {"cached_tokens": HIT, "sources": Sources(PROMPT - HIT, 0, HIT)}
+    loading = [replace(one, **hit) if (one.arm, one.trial) == ("store", 2) else one for one in whole]
+    assert "about what only a has read" in findings.headline(result(CONDITIONS, whole)).sentence
+    assert "about what had been stored before" in findings.headline(result(CONDITIONS, loading)).sentence
 
 
 def test_a_wrong_answer_has_no_ratio() -> None:

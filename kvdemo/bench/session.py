@@ -123,13 +123,13 @@ class Session:
         return min((spec.context for spec in self.roles.engines if spec.context), default=None)
 
     def connect(self) -> None:
-        """Look at every service once, and remember which process each engine is.
+        """Look at every service that is a process once, and remember which process each engine is.
 
         Raises NotReadyError for one that does not answer.
         """
         caches = dict.fromkeys(engine.cache for engine in self.roles.engines if engine.cache)
         for spec in (*self.roles.engines, *(self.plan.service(name) for name in caches)):
-            if not (self.plan.attached or health.healthy(spec)):
+            if spec.url and not (self.plan.attached or health.healthy(spec)):
                 raise NotReadyError(f"{spec.kind} {spec.name} is not ready", f"kvdemo ps -p {self.plan.project}")
             if spec.kind == "engine":
                 self.meter.counters(spec)

@@ -10,7 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any, Literal
 
-from kvdemo.bench import cacheserver, measure, workload
+from kvdemo.bench import cacheserver, foreign, measure, workload
 from kvdemo.bench.client import Client, Reply, Unreachable
 from kvdemo.bench.events import Doing
 from kvdemo.errors import ServiceError, UsageError
@@ -76,6 +76,8 @@ def sides(plan: Plan, engines: int = 0) -> dict[str, list[ServiceSpec]]:
     """
     pools: dict[str, list[ServiceSpec]] = {}
     for spec in plan.engines:
+        if foreign.is_foreign(spec):
+            continue  # it may share with anybody: neither plain nor of a cache
         pools.setdefault(spec.pool or spec.cache or PLAIN, []).append(spec)
     cached = [group for name, group in pools.items() if name != PLAIN]
     if not cached or PLAIN not in pools:

@@ -37,7 +37,9 @@ def headline(result: Result) -> Headline:
     if result.speedup is None:
         return _without_speedup(result)
     run, ratio = result.conditions, result.speedup
-    about = f"about what only {run.writer} has read"
+    about = (
+        f"about what only {run.writer} has read" if _writer_computed(result) else "about what had been stored before"
+    )
     certainty = spread(ratio, "x") if ratio.n > 1 else "1 trial: its noise is unknown"
     alone = any(is_baseline(result, row) and row.arm == "store" for row in result.rows)
     than = f"than {run.writer} computing it," if alone else "than a plain engine"
@@ -52,6 +54,12 @@ def headline(result: Result) -> Headline:
         case _:
             words, tone = f"{units.ratio(ratio.median)} faster (TTFT)", Tone.GOOD
     return Headline(words + few, f"{run.reader} answers {words} {than} {about} ({certainty}).", tone)
+
+
+def _writer_computed(result: Result) -> bool:
+    """Whether nothing shows that the writer itself got tokens from somewhere: a connector may know no salt."""
+    store = result.row("store")
+    return store is None or not {Verdict.SHARED, Verdict.LOCAL, Verdict.PARTIAL} & set(store.verdicts)
 
 
 def _noise_note(result: Result) -> str:

@@ -415,9 +415,8 @@ def main() -> None:
     fake.begin()
     shared = None
     if config := json.loads(given.get("kv-transfer-config", "{}")):
-        extra = config["kv_connector_extra_config"]
-        host = str(extra["lmcache.mp.host"]).removeprefix("tcp://")
-        shared = Shared(host, int(extra["lmcache.mp.port"]), given["model"])
+        place = {key.rpartition(".")[2]: value for key, value in config["kv_connector_extra_config"].items()}
+        shared = Shared(str(place["host"]).removeprefix("tcp://"), int(place["port"]), given["model"])
     engine = Engine(given, shared)
     api = Api(engine)
     routes = {
