@@ -318,10 +318,36 @@ def test_a_bound_is_not_compared(lab: Lab) -> None:
     new = save(lab.path / "new.jsonl", {**RUN, "run_id": "new"}, phase("shared", 4, KEPT).to_json())
     done = lab.run("compare", old, new)
     assert "Lost: the capacity of shared is no longer found" in done.stdout
+    assert f"Note: {new}: capacity of shared: at least 4.00 requests/s." in done.stdout
     summary = lab.path / "run.json"
     summary.write_text(json.dumps(trafficfile.read(old).to_json(), indent=1))
     assert "give the .jsonl file" in lab.run("compare", summary, summary).stderr
     assert "the other is not" in lab.run("compare", old, summary).stderr
+
+
+def test_a_bound_above_is_no_loss(lab: Lab) -> None:
+    """A side that kept every rate that was tried became no slower; one that lost an engine has no capacity."""
+    old = saved(lab.path / "old.jsonl", 8, 8, 8)
+    better = [
+        one
+        for number in (1, 2, 3)
+        for one in (
+            phase("plain", 1, KEPT, number),
+            phase("plain", 2, MISSED, number),
+            phase("shared", 9, KEPT, number),
+        )
+    ]
+    new = save(lab.path / "new.jsonl", {**RUN, "run_id": "new"}, *(one.to_json() for one in better))
+    done = lab.run("compare", old, new, "--max-regress", "10%")
+    assert done.returncode == 0, done.stderr
+    assert "Lost:" not in done.stdout
+    assert f"Note: {new}: capacity of shared: at least 9.00 requests/s." in done.stdout
+    died = [*better, phase("shared", 18, [], 3, requests=(), died="a no longer answers")]
+    save(new, {**RUN, "run_id": "new"}, *(one.to_json() for one in died))
+    done = lab.run("compare", old, new, "--max-regress", "10%")
+    assert done.returncode == 3
+    assert f"Note: {new}: capacity of shared: unknown: a no longer answers." in done.stdout
+    assert "neither file is of vllm bench serve" in lab.run("compare", old, new, "--arm", "cold").stderr
 
 
 @pytest.mark.parametrize(

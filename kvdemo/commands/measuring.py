@@ -99,7 +99,7 @@ def compare(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
     max_regress: options.MaxRegress = "",
     across: options.Across = None,
-    arm: options.Arm = "reuse",
+    arm: options.Arm = "",
 ) -> None:
     """Say what changed from one saved result to another, and how sure that is; refuse what is not comparable.
 
@@ -111,14 +111,18 @@ def compare(
 
     limit = compare.percentage(max_regress) if max_regress else None
     across_versions, of_traffic = across is not None, [trafficfile.is_traffic(path) for path in (old, new)]
-    if all(of_traffic):
+    if any(of_traffic) and not all(of_traffic):
+        raise UsageError("one is a run of kvdemo load, the other is not", "capacity and latency cannot be compared")
+    pair = () if any(of_traffic) else (savedrun.any_result(old), savedrun.any_result(new))
+    if arm and not any(isinstance(run, savedrun.ForeignRun) for run in pair):
+        raise UsageError(
+            "--arm: neither file is of vllm bench serve", "two runs of kvdemo are compared in all they have"
+        )
+    if pair:
+        comparison = compare.compare(*pair, across_versions=across_versions, arm=arm or "reuse")
+    else:
         runs = (trafficfile.run(old), trafficfile.run(new))
         comparison = comparetraffic.compare(*runs, across_versions=across_versions)
-    elif any(of_traffic):
-        raise UsageError("one is a run of kvdemo load, the other is not", "capacity and latency cannot be compared")
-    else:
-        pair = (savedrun.any_result(old), savedrun.any_result(new))
-        comparison = compare.compare(*pair, across_versions=across_versions, arm=arm)
     typer.echo(words.text(comparison))
     if limit is not None:
         typer.echo(compare.gate(comparison, limit))

@@ -85,7 +85,7 @@ Previous = Annotated[bool, typer.Option("--previous", help="Of the start before 
 NoLogPrefix = Annotated[bool, typer.Option("--no-log-prefix", help="Without the service's name.")]
 MaxRegress = Annotated[str, typer.Option(metavar="SHARE", help="Exit 3 if anything is worse by more: 10%.")]
 Across = Annotated[Literal["versions"] | None, typer.Option(help="Compare although these differ.")]
-Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with.")]
+Arm = Annotated[str, typer.Option(help="What to compare a result of vllm bench serve with; else reuse.")]
 Format = Annotated[Literal["text", "json"], typer.Option(help="json: for programs.")]
 ExportFormat = Annotated[
     Literal["compose", "k8s", "slurm", "shell", "prometheus"],

@@ -336,7 +336,12 @@ def _capacity(limit: Limit, side: str, engines: tuple[str, ...], phases: Sequenc
 
 
 def capacities(limit: Limit, side: str, phases: Sequence[Phase]) -> tuple[float, ...]:
-    """A side's capacity (requests/s) in every repetition; nothing where one of them is a bound or was not measured."""
+    """A side's capacity (requests/s) in every repetition.
+
+    Nothing where one of them is a bound or was not measured, or where the side lost an engine.
+    """
+    if any(phase.died for phase in phases if phase.side == side):
+        return ()
     outcomes = [_best_rate(limit, side, number, phases) for number in _repetitions(phases)]
     rates = [one[0] for one in outcomes if one and one[0] is not None and not one[1]]
     return tuple(rates) if len(rates) == len(outcomes) else ()

@@ -123,7 +123,8 @@ def gate(comparison: Comparison, limit: float) -> str:
     worse_lines = [line.lost for line in comparison.lines if line.lost]
     lines = [line for line in comparison.lines if line.ratio]
     if not worse_lines and not lines:
-        raise UsageError(f"--max-regress needs {FEWEST_SAMPLES} samples on each side: nothing could be judged")
+        text = f"--max-regress needs {FEWEST_SAMPLES} samples on each side: nothing could be judged"
+        raise UsageError(text, f"--trials {FEWEST_SAMPLES} of bench, --repetitions {FEWEST_SAMPLES} of load, or more")
     for line in lines:
         change, ratio = line.change, line.ratio
         if change is None or ratio is None:

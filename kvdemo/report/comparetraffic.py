@@ -9,9 +9,11 @@ from typing import Any
 from kvdemo.errors import UsageError
 from kvdemo.judge import traffic
 from kvdemo.judge.comparison import Comparison, Line
+from kvdemo.judge.traffic import Spread
 from kvdemo.judge.trafficfile import TrafficRun
 from kvdemo.report import compare as bench
 from kvdemo.words import comparison as words
+from kvdemo.words import traffic as traffic_words
 
 MUST_AGREE = (
     "model_id",
@@ -44,7 +46,8 @@ def compare(old: TrafficRun, new: TrafficRun, *, across_versions: bool = False) 
     names = list(dict.fromkeys([*old.result.conditions["sides"], *new.result.conditions["sides"]]))
     lines = [_capacity(side, old, new) for side in names]
     lines += [_gain(side, old, new) for side in names if side != traffic.PLAIN]
-    notes = [f"{run.path}: {problem}" for run in (old, new) for problem in run.result.problems]
+    notes = [note for run in (old, new) for note in _bounds(run)]
+    notes += [f"{run.path}: {problem}" for run in (old, new) for problem in run.result.problems]
     return Comparison(tuple(lines), tuple(notes))
 
 
@@ -57,7 +60,9 @@ def _conditions(run: TrafficRun) -> Mapping[str, Any]:
 def _capacity(side: str, old: TrafficRun, new: TrafficRun) -> Line:
     values = [traffic.capacities(run.result.limit, side, run.phases) for run in (old, new)]
     before, after = (median(one) if one else None for one in values)
-    lost = words.not_found(f"capacity of {side}") if before is not None and after is None else ""
+    now = next((one for one in new.result.capacities if one.side == side), None)
+    bound = now.rate if now and now.open and not now.died else None
+    lost = _lost(f"capacity of {side}", before, after, bound)
     change, _ = bench.change(*values)
     sizes = (len(values[0]), len(values[1]))
     return Line(words.capacity(side), before, after, sizes, change, more_is_better=True, lost=lost, unit="requests/s")
@@ -65,9 +70,24 @@ def _capacity(side: str, old: TrafficRun, new: TrafficRun) -> Line:
 
 def _gain(side: str, old: TrafficRun, new: TrafficRun) -> Line:
     """The ratios of capacities, of which a run keeps the spread alone: told, and judged by the capacities above."""
-    before, after = (
-        next((one.ratio.median for one in run.result.gains if one.side == side and not one.at_least), None)
-        for run in (old, new)
-    )
-    lost = words.not_found(f"gain of {side}") if before is not None and after is None else ""
+    gains = [next((one for one in run.result.gains if one.side == side), None) for run in (old, new)]
+    before, after = (one.ratio.median if one and not one.at_least else None for one in gains)
+    bound = gains[1].ratio if gains[1] and gains[1].at_least else None
+    lost = _lost(f"gain of {side}", before, after, bound)
     return Line(words.gain(side), before, after, more_is_better=True, lost=lost)
+
+
+def _lost(what: str, before: float | None, after: float | None, bound: Spread | None) -> str:
+    """That the new run has no figure where the old one had, unless it has a lower bound that is no smaller."""
+    gone = before is not None and after is None
+    return words.not_found(what) if gone and not (bound and bound.low >= (before or 0)) else ""
+
+
+def _bounds(run: TrafficRun) -> list[str]:
+    """What a run says of sides that have no capacity in it."""
+    result = run.result
+    return [
+        words.not_a_figure(str(run.path), one.side, traffic_words.capacity(one))
+        for one in result.capacities
+        if not traffic.capacities(result.limit, one.side, run.phases)
+    ]

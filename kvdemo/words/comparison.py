@@ -41,6 +41,11 @@ def not_found(what: str) -> str:
     return f"the {what} is no longer found"
 
 
+def not_a_figure(path: str, side: str, capacity: str) -> str:
+    """What a run says of a side instead of a capacity."""
+    return f"{path}: capacity of {side}: {capacity}"
+
+
 def only_summary(path: str) -> str:
     """Why a run has no intervals."""
     return f"{path} is only a summary (no .jsonl beside it): no intervals"
