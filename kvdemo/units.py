@@ -54,7 +54,9 @@ def duration(milliseconds: float | None) -> str:
 
 
 def approximate_duration(seconds: float) -> str:
-    """A time as exact as an estimate can be: 8 s, 50 s, 4 min, 2 h 10 min."""
+    """A time as exact as an estimate can be: 0 s, 8 s, 50 s, 4 min, 2 h 10 min; a part of a second is one."""
+    if not seconds:
+        return "0 s"
     if seconds < 99.5:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

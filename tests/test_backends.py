@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -276,3 +277,18 @@ def test_how_full_a_mooncake_pool_is() -> None:
     told = backends.of("mooncake").usage({"allocated_bytes": 6.0, "total_capacity_bytes": 8.0}, {})
     assert told == Usage(l1=6, l1_size=8, has_l2=False)
     assert backends.of("mooncake").usage({"allocated_bytes": 6.0}, {}) == Usage()
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "share"),
+    [
+        ("lmcache", {}, 0.72),
+        ("lmcache", {"eviction-trigger-watermark": 0.5, "eviction-ratio": 1}, 0.25),
+        ("mooncake", {}, 0.95 * 0.975),
+        ("mooncake", {"eviction-high-watermark-ratio": 0.8, "eviction-ratio": "odd"}, 0.8 * 0.975),
+        ("vllm", {}, 1.0),
+    ],
+)
+def test_what_a_full_cache_holds(kind: str, flags: dict[str, Any], share: float) -> None:
+    """On average between two evictions, by its own defaults and by the flags that it is given."""
+    assert backends.of(kind).share_kept(flags) == pytest.approx(share)

@@ -505,6 +505,7 @@ def test_a_profile_says_the_rest(shared_lab: Lab) -> None:
         (["--engine-cache", "unlimited", "--chunk-size", "300"], "neither parts nor multiples"),
         (["--engine-cache", "unlimited", "--from", "none.json"], "nobody knows what a part of a prompt costs"),
         (["--engine-cache", "unlimited", "--format", "openai"], "body: a JSON object was expected"),
+        (["--model", "no/model", "--engine-cache", "4GiB"], "how many bytes of KV a token has is not known"),
     ],
 )
 def test_mistakes_have_a_sentence(tmp_path: Path, arguments: list[str], why: str) -> None:
@@ -513,6 +514,44 @@ def test_mistakes_have_a_sentence(tmp_path: Path, arguments: list[str], why: str
     assert (done.returncode, done.stdout) == (2, "")
     assert why in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_the_file_comes_first(tmp_path: Path) -> None:
+    """Whatever else is missing, too: a file of requests or of times that is not there is told at once."""
+    done = run(tmp_path / "none.jsonl")
+    assert (done.returncode, "none.jsonl: No such file" in " ".join(done.stderr.split())) == (2, True)
+    assert "kvdemo estimate --help" in " ".join(done.stderr.split())
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    file = save(tmp_path / "prompts.jsonl", {"prompt": "abc"})  # text, and no tokenizer
+    doctor = save(tmp_path / "doctor.json", {"checks": [], "prediction": None})
+    for times, said in ((tmp_path / "times.json", "times.json"), (doctor, "doctor predicted no times there")):
+        done = run(file, *EVERYTHING, "--model", tmp_path, "--from", times)
+        assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True)
+
+
+def test_engines_that_nobody_asks_cost_nothing(tmp_path: Path) -> None:
+    """Ten million engines for fifty requests: each has its own, and nothing is shared by chance."""
+    file = save(tmp_path / "trace.jsonl", *mooncake(50))
+    document = json.loads(run(file, *EVERYTHING, "--engines", 10**7, "--json").stdout)
+    assert (document["engines"], document["local_tokens"]) == (10**7, 0)
+
+
+@pytest.mark.parametrize(
+    ("without", "with_it", "said"),
+    [
+        (2.0, 1.0, "(2.0x faster)"),
+        (1.0, 2.0, "(2.0x slower)"),
+        (1.0, 1.001, "(no difference)"),
+        (1.0, 0.0, "(no ratio)"),
+    ],
+)
+def test_a_longer_time_is_called_slower(without: float, with_it: float, said: str) -> None:
+    """And nothing saved takes no time."""
+    saved = savings.Savings("b", "d", 0.0, None, 0.0, without - with_it, without, with_it, 0, 0)
+    lines = " ".join(words.sentences(estimate(savings=saved)))
+    assert said in lines
+    assert "Computing saved: 0 s of engines; loading takes 0 s" in lines
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ import os
 import subprocess
 import sys
 from array import array
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from kvdemo.estimate import reading, replay, stack
+from kvdemo.estimate import reading, replay
 from kvdemo.estimate.replay import Setup
-from kvdemo.estimate.stack import Stack
+from kvdemo.estimate.stack import Run, Stack, held_tokens
 from kvdemo.estimate.trace import Trace
 from test_estimate import mooncake
 
@@ -60,6 +61,19 @@ def chains(trace: Trace) -> list[list[int]]:
     return [list(trace.names[begin:end]) for begin, end in pairwise(trace.begins)]
 
 
+def held_whole(runs: Sequence[Run], size: int) -> int:
+    """The same of a cache that evicts a prompt's first block first, as LMCache's simulator does.
+
+    Of a run that does not fit whole the first blocks are gone, and with them the prefix.
+    """
+    end = 0
+    for run in runs:
+        if size < run.above + (run.end - run.first) + run.below:
+            return end
+        end = run.end
+    return end
+
+
 SIMULATOR = """
 import json, sys
 from lmcache.tools.cache_simulator.simulator import simulate
@@ -82,7 +96,7 @@ def test_lmcaches_simulator_counts_the_same(trace: Trace) -> None:
     for begin, end in pairwise(trace.begins):
         runs = caches.touch(begin, end - begin)
         for size in SIZES:
-            ours[size] += stack.held_whole(runs, size) * UNIT
+            ours[size] += held_whole(runs, size) * UNIT
     assert [(sum(trace.tokens), hits) for hits in ours.values()] == [tuple(pair) for pair in theirs]
     setup = Setup(1, "round-robin", UNIT, UNIT, 0, (None,))
     whole = replay.replay(trace, setup).reuse[0]
@@ -118,7 +132,7 @@ def hits(trace: Trace, sizes: tuple[int, ...]) -> list[int]:
     for begin, end in pairwise(trace.begins):
         runs = caches.touch(begin, end - begin)
         for size in sizes:
-            totals[size] += stack.held_tokens(runs, size)
+            totals[size] += held_tokens(runs, size)
     return list(totals.values())
 
 

@@ -31,11 +31,6 @@ def of(kind: str) -> Backend:
     return {**BACKENDS, OTHER.kind: OTHER}[kind] if kind else DEFAULT
 
 
-def titles() -> str:
-    """Every backend's name, for people."""
-    return " and ".join(one.title for one in BACKENDS.values())
-
-
 def quiet() -> dict[str, str]:
     """The variables that keep every backend quiet: an engine may import one that it does not use."""
     return {name: value for one in BACKENDS.values() for name, value in one.quiet.items()}

@@ -324,3 +324,9 @@ class Backend(ABC):
         """How full it is."""
         del counters
         return Usage(engines=self.registered(report))
+
+
+def share_kept(flags: Mapping[str, Any], watermark_flag: str, watermark: float, part: float) -> float:
+    """Of a cache that evicts from a watermark on, a ``part`` of what it holds at once, what it holds on average."""
+    numbers = {name: value for name, value in flags.items() if isinstance(value, int | float)}
+    return float(numbers.get(watermark_flag, watermark) * (1 - numbers.get("eviction-ratio", part) / 2))

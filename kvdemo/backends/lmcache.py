@@ -12,7 +12,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvdemo.backends import store
-from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Lookups, Losses, Refusal, Server, Usage, Wiring
+from kvdemo.backends.backend import (
+    NOTHING,
+    READ,
+    Address,
+    Backend,
+    Lookups,
+    Losses,
+    Refusal,
+    Server,
+    Usage,
+    Wiring,
+    share_kept,
+)
 from kvdemo.backends.series import Chart, Line, Series
 
 GIB = 1024**3
@@ -208,8 +220,7 @@ class LMCache(Backend):
 
     def share_kept(self, flags: Mapping[str, Any]) -> float:
         """Eviction begins at a watermark and takes a part of what is there: by default 80 %, and 20 % of that."""
-        watermark = float(flags.get("eviction-trigger-watermark") or 0.8)
-        return watermark * (1 - float(flags.get("eviction-ratio") or 0.2) / 2)
+        return share_kept(flags, "eviction-trigger-watermark", 0.8, 0.2)
 
     def fingerprint(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
         """Compressed KV has the names of plain KV, but not its content."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Usage, Wiring
+from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Usage, Wiring, share_kept
 from kvdemo.backends.series import Chart, Line, Series
 
 SERVICE = Path(__file__).resolve().parents[1] / "host" / "mooncakepool.py"
@@ -146,6 +146,10 @@ class Mooncake(Backend):
     def reusable(self, tokens: int, chunk: int) -> int:
         """Whole blocks; of a prompt of whole blocks one less, since its last token has to be computed."""
         return max(0, tokens - 1) // chunk * chunk
+
+    def share_kept(self, flags: Mapping[str, Any]) -> float:
+        """Eviction begins at 95 % and takes 5 %, unless its flags say otherwise."""
+        return share_kept(flags, "eviction-high-watermark-ratio", 0.95, 0.05)
 
     def usable(self, counters: Mapping[str, float]) -> bool:
         """The master answers before the pool has given it its memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json as jsonlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvdemo.estimate.reading import Reading
     from kvdemo.estimate.replay import Replay
     from kvdemo.estimate.result import Estimate
-    from kvdemo.estimate.savings import Savings
+    from kvdemo.estimate.savings import Savings, Times
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,10 @@ def estimate(options: Options) -> Estimate:
     from kvdemo.estimate import replay, result
     from kvdemo.estimate.replay import Setup
 
-    about = against.of(options.profile or workdir.find_profile(), against.flags_of(options))
-    reading = _read(options, about)
+    with _lines(options.requests) as lines:
+        about = against.of(options.profile or workdir.find_profile(), against.flags_of(options))
+        times = _times(options, about)
+        reading = _read(lines, options, about)
     if options.routing == "session" and not reading.trace.numbers:
         hint = "give each a session (user or prompt_cache_key in an OpenAI body), or --routing round-robin"
         raise UsageError(f"{options.requests}: its requests have no session", hint)
@@ -98,12 +100,23 @@ def estimate(options: Options) -> Estimate:
         played = replay.replay(reading.trace, setup)
     except ValueError as error:
         raise UsageError(f"{options.requests}: {error}", "give --block-size and --chunk-size that fit") from None
-    saved = _savings(options, about, reading, played)
+    saved = _savings(options, about, reading, played, times) if times else None
     digest = about.model.digest if about.model else ""
     outcome = result.build(
         options.requests.name, reading, setup, played, per_token=about.per_token, digest=digest, savings=saved
     )
     return replace(outcome, notes=(*about.notes, *_too_long(about, reading), *outcome.notes))
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Iterable[str]]:
+    """The lines of the file. Raises UsageError if it cannot be read."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            yield lines
+    except OSError as error:
+        hint = "name a file of requests: what it may hold stands in `kvdemo estimate --help`"
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint) from None
 
 
 def _too_long(about: Against, reading: Reading) -> list[str]:
@@ -115,7 +128,7 @@ def _too_long(about: Against, reading: Reading) -> list[str]:
     return [f"{text} They count here."] if long else []
 
 
-def _read(options: Options, about: Against) -> Reading:
+def _read(lines: Iterable[str], options: Options, about: Against) -> Reading:
     from kvdemo.estimate import reading
     from kvdemo.estimate.formats import Text
     from kvdemo.host.tokens import Tokenizer
@@ -129,17 +142,14 @@ def _read(options: Options, about: Against) -> Reading:
             return tokenizer([text._asdict() for text in texts])
 
         try:
-            with options.requests.open(encoding="utf-8", errors="replace") as lines:
-                return reading.read(lines, cut, tokenize, format=options.format, skip=options.skip_broken)
-        except OSError as error:
-            raise UsageError(f"cannot read {options.requests}: {error.strerror or error}") from None
+            return reading.read(lines, cut, tokenize, format=options.format, skip=options.skip_broken)
         except UsageError as error:
             raise UsageError(f"{options.requests}: {error}", error.hint) from None
 
 
-def _savings(options: Options, about: Against, reading: Reading, played: Replay) -> Savings | None:
+def _times(options: Options, about: Against) -> Times | None:
+    """What single requests took, told before millions of them are read."""
     from kvdemo.commands import rates
-    from kvdemo.estimate.savings import savings
 
     if options.times is None:
         return None
@@ -148,10 +158,16 @@ def _savings(options: Options, about: Against, reading: Reading, played: Replay)
             "--from: without the model's form nobody knows what a part of a prompt costs",
             "name PROFILE or --model, of a usual form and with its config.json here",
         )
-    digest = about.model.digest if about.model.weight_bytes else ""
-    measured = rates.times(options.times, digest, about.chunk)
+    return rates.times(options.times, about.model.digest if about.model.weight_bytes else "", about.chunk)
+
+
+def _savings(options: Options, about: Against, reading: Reading, played: Replay, times: Times) -> Savings:
+    from kvdemo.commands import rates
+    from kvdemo.estimate.savings import savings
+
+    assert about.model and about.model.shape  # noqa: S101, PT018 (without them there are no times)
     try:
-        return savings(reading.trace, played, about.model.shape, measured, about.gpus)
+        return savings(reading.trace, played, about.model.shape, times, about.gpus)
     except ValueError as error:
         raise UsageError(f"{options.times}: {error}", rates.HINT) from None
 

@@ -36,7 +36,9 @@ Kind = Annotated[
 ProfileOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile.")]
 Python = Annotated[
     str,
-    typer.Option(metavar="PATH", help=f"The interpreter that holds vLLM and {backends.titles()}; else kvdemo's own."),
+    typer.Option(
+        metavar="PATH", help=f"The interpreter that holds vLLM and {backends.DEFAULT.title}; else kvdemo's own."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 MaybeProfile = Annotated[

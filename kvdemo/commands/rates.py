@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from kvdemo.estimate.savings import Times
 from kvdemo.judge import document, trafficfile
 from kvdemo.report import savedrun
 
-HINT = "give a run of `kvdemo bench` that proved cold, reuse and again, one of `kvdemo load`, or `kvdemo doctor --json`"
+HINT = (
+    "give a run of `kvdemo bench` that proved cold, reuse and again, one of `kvdemo load`, or what `kvdemo doctor "
+    "PROFILE --json` printed"
+)
 PROVED = {"cold": "COLD", "again": "LOCAL", "reuse": "SHARED"}
 
 
@@ -27,7 +29,7 @@ def times(path: Path, digest: str, chunk: int) -> Times:
         measurement, measured = _of_traffic(path, chunk)
     else:
         predicted = _prediction(path)
-        measurement, measured = _of_doctor(path, predicted) if predicted else _of_bench(path)
+        measurement, measured = _of_bench(path) if predicted is None else _of_doctor(path, predicted)
     if digest and measured and measured != digest:
         raise UsageError(f"{path}: measured with another model than the one of this estimate", "name its own: --model")
     if not (digest and measured):
@@ -35,18 +37,16 @@ def times(path: Path, digest: str, chunk: int) -> Times:
     return measurement
 
 
-def _prediction(path: Path) -> Mapping[str, Any] | None:
-    """What ``doctor --json`` predicted, if this is its document."""
+def _prediction(path: Path) -> Any:
+    """What ``doctor --json`` predicted, if this is its document; else None. Nothing is an empty one."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return (
-        document["prediction"] if isinstance(document, dict) and isinstance(document.get("prediction"), dict) else None
-    )
+    return saved["prediction"] or {} if isinstance(saved, dict) and "prediction" in saved else None
 
 
-def _of_doctor(path: Path, predicted: Mapping[str, Any]) -> tuple[Times, str]:
+def _of_doctor(path: Path, predicted: Any) -> tuple[Times, str]:
     try:
         tiers = {tier["name"]: float(tier["reuse"]) for tier in predicted["tiers"]}
         name = "memory" if "memory" in tiers else next(iter(tiers))
@@ -63,7 +63,7 @@ def _of_doctor(path: Path, predicted: Mapping[str, Any]) -> tuple[Times, str]:
             "the host that doctor looked at",
         )
     except (KeyError, TypeError, ValueError, StopIteration):
-        raise UsageError(f"{path}: its prediction holds no times", HINT) from None
+        raise UsageError(f"{path}: doctor predicted no times there", HINT) from None
     return timing, ""
 
 

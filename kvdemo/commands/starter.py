@@ -72,7 +72,7 @@ def text_of(selection: Choice, model: Path, python: str) -> str:
         body = QUESTIONS.sub(lambda _: _questions(), body)
     if python:
         quoted = json.dumps(python.replace("$", "$$"), ensure_ascii=False)
-        holder = f"\nruntime: {{python: {quoted}}}   # holds vLLM and {backends.titles()}\n\ndefaults:\n"
+        holder = f"\nruntime: {{python: {quoted}}}   # holds vLLM and {backends.DEFAULT.title}\n\ndefaults:\n"
         body = body.replace("\ndefaults:\n", holder, 1)
     return body
 

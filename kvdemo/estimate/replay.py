@@ -10,6 +10,7 @@ taken not to, and nobody asks for it under a name that the trace would tell.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -107,12 +108,12 @@ def replay(trace: Trace, setup: Setup) -> Replay:
     order = trace.order()
     engines = array("q", routed(trace, order, setup.engines, setup.routing))
     tokens = array("q", (trace.tokens[i] for i in order))
-    (own,), _ = _hits(blocks, order, engines, setup, (setup.own,))
+    (own,), _ = _hits(blocks, order, engines, (setup.own,))
     for at, hit in enumerate(own):
         if hit:
             own[at] = min(hit, (tokens[at] - 1) // setup.block * setup.block)
     reusable = backends.of(setup.backend).reusable
-    hits_at_once, distinct = _hits(chunks, order, None, setup, setup.sizes)
+    hits_at_once, distinct = _hits(chunks, order, None, setup.sizes)
     for hits in hits_at_once:
         for at, hit in enumerate(hits):
             if hit:
@@ -122,7 +123,7 @@ def replay(trace: Trace, setup: Setup) -> Replay:
 
 
 def _hits(
-    trace: Trace, order: Sequence[int], engines: array[int] | None, setup: Setup, sizes: Sequence[int | None]
+    trace: Trace, order: Sequence[int], engines: array[int] | None, sizes: Sequence[int | None]
 ) -> tuple[list[array[int]], int]:
     """The tokens that each request finds, for caches of each size; and the tokens of all different blocks together.
 
@@ -131,8 +132,8 @@ def _hits(
     unit = trace.block
     arrays = [array("q", bytes(8 * len(order))) for _ in sizes]
     limits = [(UNLIMITED if size is None else size // unit, hits) for size, hits in zip(sizes, arrays, strict=True)]
-    shares = [engines.count(engine) for engine in range(setup.engines)] if engines else [len(order)]
-    stacks = [Stack(trace.names, share) for share in shares]
+    shares = Counter(engines) if engines else {0: len(order)}
+    stacks = {engine: Stack(trace.names, share) for engine, share in shares.items()}
     begins, tokens, answers = trace.begins, trace.tokens, trace.answers
     distinct = 0
     for at, i in enumerate(order):

@@ -115,16 +115,3 @@ def held_tokens(runs: Sequence[Run], size: int) -> int:
             return run.first + max(0, room)
         end = run.end
     return end
-
-
-def held_whole(runs: Sequence[Run], size: int) -> int:
-    """The same of a cache that evicts a prompt's first block first, as LMCache's simulator does (its server does not).
-
-    Of a run that does not fit whole the first blocks are gone, and with them the prefix.
-    """
-    end = 0
-    for run in runs:
-        if size < run.above + (run.end - run.first) + run.below:
-            return end
-        end = run.end
-    return end

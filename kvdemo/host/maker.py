@@ -56,7 +56,7 @@ def make(out: Path, python: str) -> str:
         if "ModuleNotFoundError" in lines[-1]:
             raise PreflightError(
                 f"the model cannot be made with {python}: {lines[-1]}",
-                f"name the interpreter that holds vLLM and {backends.titles()}: kvdemo init --python /path/to/python",
+                f"name the interpreter with vLLM and {backends.DEFAULT.title}: kvdemo init --python /path/to/python",
             )
         raise PreflightError("\n".join(lines).removeprefix("smollm2: "), "")
     return completed.stdout.strip()

@@ -91,7 +91,10 @@ def sentences(estimate: Estimate) -> list[str]:
             f"all different chunks together are {amount(estimate.distinct_bytes)}."
         )
     else:
-        lines.append("KV bytes: unknown, since the bytes of a token are (PROFILE, --model or --kv-bytes-per-token).")
+        lines.append(
+            "KV bytes: unknown, since the bytes of a token are: say --kv-bytes-per-token N, or name PROFILE or a "
+            "--model whose config.json is here."
+        )
     return [*lines, *_time(estimate)]
 
 
@@ -100,7 +103,7 @@ def _time(estimate: Estimate) -> list[str]:
     if saved is None:
         return ["Time saved: unknown without measured times (--from a saved run of bench or load, or doctor --json)."]
     without, with_it = (units.duration(1000 * each) for each in (saved.mean_ttft_without, saved.mean_ttft_with))
-    ratio = f"{units.ratio(saved.mean_ttft_without / saved.mean_ttft_with)} faster" if saved.mean_ttft_with > 0 else "?"
+    ratio = _ratio(saved.mean_ttft_without, saved.mean_ttft_with)
     faster = units.count(saved.faster, "request")
     computing, loading = (units.approximate_duration(each) for each in (saved.engine_seconds, saved.load_seconds))
     gpus = "" if saved.gpu_seconds is None else f" ({units.digits(saved.gpu_seconds)} GPU seconds)"
@@ -110,3 +113,13 @@ def _time(estimate: Estimate) -> list[str]:
         f"Computing saved: {computing} of engines{gpus}; loading takes {loading}. Times: {saved.basis}, on "
         f"{saved.device}; elsewhere they differ.",
     ]
+
+
+def _ratio(without: float, with_it: float) -> str:
+    """By what factor one time is shorter or longer than another, both in seconds."""
+    if min(without, with_it) <= 0:
+        return "no ratio"
+    factor = units.ratio(max(without, with_it) / min(without, with_it))
+    if factor == units.ratio(1):
+        return "no difference"
+    return f"{factor} {'faster' if with_it < without else 'slower'}"
