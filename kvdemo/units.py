@@ -74,6 +74,14 @@ def quantity(value: float, unit: str) -> str:
     return f"{digits(value)} {unit}".rstrip()
 
 
+def size(value: float) -> str:
+    """Bytes: 1.50 GiB, 512 MiB."""
+    for name, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if value >= factor:
+            return f"{digits(value / factor)} {name}"
+    return f"{digits(value)} B"
+
+
 def printable(text: str) -> str:
     """Text for a terminal: what would move its cursor, colour it or turn the direction of writing is replaced."""
     if text.isprintable():

@@ -135,7 +135,7 @@ def test_a_backend_that_does_not_answer_is_unknown(backend: Backend) -> None:
     assert (backend.objects({}), backend.chunks_written({}, {}), backend.pending({})) == (0, 0, 0)
     assert backend.tiers({}, {}) is None
     assert backend.losses({}, {}, {}) == Losses()
-    assert (backend.lookups({}), backend.tokens_queried({}, {}), backend.usage({}, {})) == (None, None, Usage())
+    assert (backend.lookups({}), backend.lookup_requests({}, {}), backend.usage({}, {})) == (None, None, Usage())
 
 
 @EVERY
@@ -234,7 +234,7 @@ def test_what_lmcache_tells() -> None:
     assert backend.losses({}, before, after) == Losses(strange=True, evictions=4, unreadable=2, matched=25)
     assert backend.tiers({}, {"lookup_hit_tokens": 35.0}) is None
     assert backend.lookups({**after, "lookup_requested_tokens": 70.0}) == Lookups(70, 35)
-    assert backend.tokens_queried({"lookups_requests": 2.0}, {"lookups_requests": 5.0}) == 3
+    assert backend.lookup_requests({"lookups_requests": 2.0}, {"lookups_requests": 5.0}) == 3
     full = {"num_l2_adapters": 1, "l1_manager": {"memory_used_bytes": 6, "memory_total_bytes": 8}}
     told = backend.usage({"l2_usage_bytes": 9.0}, {**report, "storage_manager": full})
     assert told == Usage(l1=6, l1_size=8, has_l2=True, l2=9, engines=2)

@@ -300,11 +300,13 @@ def test_two_runs_are_compared(lab: Lab) -> None:
         ({"slo_ttft": 2.0}, "slo_ttft: 1.0 and 2.0"),
         ({"sides": {"plain": ["p"], "shared": ["a"]}}, "engines: plain: 2 and 1"),
         ({"versions": {"vllm": "9"}}, "--across versions"),
+        ({"model_digest": "b"}, "model_digest: a and b"),
     ],
 )
 def test_runs_under_other_conditions_are_not_compared(lab: Lab, changes: dict[str, Any], said: str) -> None:
     """What differs is named; versions may differ if that is asked for."""
-    old, new = saved(lab.path / "old.jsonl", 8), saved(lab.path / "new.jsonl", 8, **changes)
+    old = saved(lab.path / "old.jsonl", 8, model_digest="a")
+    new = saved(lab.path / "new.jsonl", 8, **{"model_digest": "a", **changes})
     done = lab.run("compare", old, new)
     assert done.returncode == 2
     assert said in done.stderr
@@ -433,6 +435,7 @@ def test_a_run_from_arrivals_to_report(lab: Lab, load: Load) -> None:
     assert "With cache shared 2 engines serve at least 6.00 requests/s within 500 ms" in done.stdout
     (saved,) = (lab.path / "results").glob("*.jsonl")
     result = trafficfile.read(saved)
+    assert result.conditions["model_digest"]
     assert all(point.accounted in {True, None} for point in result.points)
     assert {(point.side, point.kept) for point in result.points} == {("plain", 0), ("shared", 1)}
     assert all(point.sources and point.sources.shared > 0 for point in result.points if point.side == "shared")

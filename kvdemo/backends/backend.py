@@ -79,7 +79,7 @@ class Wiring:
 class Losses:
     """What a cache server counted while tokens went missing; None where it does not tell.
 
-    ``strange``: it did not know the engine that asked. ``evicted``, ``refused`` (L1 was full) and ``unreadable`` (in
+    ``strange``: it did not know the engine that asked. ``evictions``, ``refusals`` (L1 was full) and ``unreadable`` (in
     L2) are chunks, ``matched`` the tokens that its lookup hit.
     """
 
@@ -173,7 +173,7 @@ class Backend(ABC):
     exposed: ClassVar[str] = ""
     """How it can be reached from other machines whatever `host` says; empty if it cannot."""
     chunk_is_block: ClassVar[bool] = False
-    """Whether its chunk is the engine's own KV block, so that the two cannot differ."""
+    """Whether its chunk is the engine's own KV block, so that the two cannot differ, and only whole ones are loaded."""
     own_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of its server that a key of the cache decides, and that key."""
     refused_flags: ClassVar[Mapping[str, Refusal]] = {}
@@ -209,9 +209,10 @@ class Backend(ABC):
     password: ClassVar[str] = ""
     """The variable that holds the password for an L2 server; empty if there is none."""
 
-    @abstractmethod
     def options(self, server: Server) -> dict[str, Any]:
-        """The flags of this server, which the profile's ``args`` may replace."""
+        """The flags of this server, which the profile's ``args`` may replace; none where there is no server."""
+        del server
+        return {}
 
     @abstractmethod
     def wiring(self, server: Address) -> Wiring:
@@ -230,8 +231,11 @@ class Backend(ABC):
     def reusable(self, tokens: int, chunk: int) -> int:
         """How many tokens of a stored prompt another engine can load: whole chunks, but never the last token.
 
-        vLLM computes at least one token of every prompt, so of a prompt of whole chunks all but that one are loaded.
+        vLLM computes at least one token of every prompt, so of a prompt of whole chunks all but that one are loaded, or
+        where a chunk is a block, one block less.
         """
+        if self.chunk_is_block:
+            return max(0, tokens - 1) // chunk * chunk
         whole = tokens // chunk * chunk
         return whole - 1 if whole == tokens else whole
 
@@ -315,7 +319,7 @@ class Backend(ABC):
         del counters
         return None
 
-    def tokens_queried(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+    def lookup_requests(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
         """How many requests of engines it looked up between two readings."""
         del before, after
         return None

@@ -287,10 +287,10 @@ class LMCache(Backend):
 
     def lookups(self, counters: Mapping[str, float]) -> Lookups | None:
         """Also of tokens that the engine turned out to have itself."""
-        adapters = ASKED.key in counters and HIT.key in counters
-        return Lookups(counters[ASKED.key], counters[HIT.key]) if adapters else None
+        tells = ASKED.key in counters and HIT.key in counters
+        return Lookups(counters[ASKED.key], counters[HIT.key]) if tells else None
 
-    def tokens_queried(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+    def lookup_requests(self, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
         """0.5.6 tells."""
         return _since(LOOKUPS.key, before, after) if LOOKUPS.key in after else None
 

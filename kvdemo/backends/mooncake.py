@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvdemo.backends.backend import NOTHING, READ, Address, Backend, Losses, Refusal, Server, Usage, Wiring, share_kept
+from kvdemo.backends.backend import READ, Address, Backend, Losses, Refusal, Server, Usage, Wiring, share_kept
 from kvdemo.backends.series import Chart, Line, Series
 
 SERVICE = Path(__file__).resolve().parents[1] / "host" / "mooncakepool.py"
@@ -135,17 +135,6 @@ class Mooncake(Backend):
             {"MOONCAKE_CONFIG_PATH": path, "VLLM_HOST_IP": server.host},
             {path: json.dumps(config)},
         )
-
-    def in_container(
-        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
-    ) -> dict[str, Any]:
-        """It is not exported (``one_machine``)."""
-        del host, directory, adapter
-        return dict(options)
-
-    def reusable(self, tokens: int, chunk: int) -> int:
-        """Whole blocks; of a prompt of whole blocks one less, since its last token has to be computed."""
-        return max(0, tokens - 1) // chunk * chunk
 
     def share_kept(self, flags: Mapping[str, Any]) -> float:
         """Eviction begins at 95 % and takes 5 %, unless its flags say otherwise."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvdemo.backends.backend import NOTHING, Address, Backend, Server, Wiring
+from kvdemo.backends.backend import Address, Backend, Wiring
 from kvdemo.backends.series import Chart, Line, Series
 
 TIER: Mapping[str, Any] = {"type": "fs", "n_read_threads": 16, "n_write_threads": 16}
@@ -59,11 +59,6 @@ class Native(Backend):
     }
     one_machine = True
 
-    def options(self, server: Server) -> dict[str, Any]:
-        """There is no server."""
-        del server
-        return {}
-
     def wiring(self, server: Address) -> Wiring:
         """The connector with its two tiers; a block that cannot be loaded is computed."""
         transfer = {
@@ -78,13 +73,6 @@ class Native(Backend):
             },
         }
         return Wiring({"kv-transfer-config": transfer})
-
-    def in_container(
-        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
-    ) -> dict[str, Any]:
-        """It is not exported (``one_machine``)."""
-        del host, directory, adapter
-        return dict(options)
 
     def engine_tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
         """By the engine's own account of where cached tokens came from."""

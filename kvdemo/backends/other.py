@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvdemo.backends.backend import NOTHING, Address, Backend, Server, Wiring
+from kvdemo.backends.backend import Address, Backend, Wiring
 
 FLAG = "kv-transfer-config"
 """By it vLLM takes a connector."""
@@ -24,27 +24,12 @@ class Other(Backend):
     package = "vllm"
     connector = ""
     serves = False
-
-    def options(self, server: Server) -> dict[str, Any]:
-        """There is no server."""
-        del server
-        return {}
+    chunk_is_block = True
 
     def wiring(self, server: Address) -> Wiring:
         """The profile wires it."""
         del server
         return Wiring()
-
-    def in_container(
-        self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
-    ) -> dict[str, Any]:
-        """As the profile says."""
-        del host, directory, adapter
-        return dict(options)
-
-    def reusable(self, tokens: int, chunk: int) -> int:
-        """Whole blocks, and never the last token."""
-        return max(0, tokens - 1) // chunk * chunk
 
 
 def connector(options: Mapping[str, Any]) -> str:

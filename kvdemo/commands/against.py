@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvdemo import backends
+from kvdemo import backends, units
 from kvdemo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -187,7 +187,6 @@ def _own(name: str, engine: Engine, need: Demand, facts: Facts) -> int:
 def _shared(cache: Cache | None, per_token: int | None, wishes: Wishes) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that the profile's shared cache holds, None if it has no limit; and what that is made of."""
     from kvdemo.planning.engines import normalize
-    from kvdemo.words.estimate import amount
 
     if wishes.shared_cache:
         return None, ()
@@ -198,7 +197,7 @@ def _shared(cache: Cache | None, per_token: int | None, wishes: Wishes) -> tuple
     if not per_token:
         raise UsageError("how many bytes of KV a token has is not known", "say it: --kv-bytes-per-token N")
     share = backends.of(cache.kind).share_kept(normalize(cache.args))
-    note = f"The server evicts before its {amount(cache.l1)} are full: {share:.0%} count, as it holds on average."
+    note = f"The server evicts before its {units.size(cache.l1)} are full: {share:.0%} count, as it holds on average."
     return int(cache.l1 * share) // per_token, (note,) if share < 1 else ()
 
 

@@ -300,8 +300,8 @@ def wait(
     launcher = launchers.of(project, plan)
     launcher.recover()
     selection = resolve_names(plan, names)
-    names_to_wait = [spec for spec in plan.services if spec.name in selection]
-    patience = max(spec.start_timeout for spec in names_to_wait) if timeout is None else timeout
+    specs = [spec for spec in plan.services if spec.name in selection]
+    patience = max(spec.start_timeout for spec in specs) if timeout is None else timeout
     deadline = time.monotonic() + patience
     while absent := sorted(selection - set(launcher.started_services())):
         if not locks.keepers(project.dir):
@@ -312,7 +312,7 @@ def wait(
             raise StartTimeoutError(f"not started within {patience:g} s: {', '.join(absent)}", "raise --timeout")
         time.sleep(watch.TICK)  # another command starts them, and tells nobody when
     starter = _Starter(plan, project, environ, launcher, [])
-    for event in starter.run(names_to_wait, selection, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
+    for event in starter.run(specs, selection, wait=True, timeout=max(deadline - time.monotonic(), watch.TICK)):
         yield replace(event, state=State.READY) if event.state is State.UNCHANGED else event
 
 
@@ -341,8 +341,8 @@ def status(project: Project, environ: Mapping[str, str], names: Collection[str] 
 
 def observe(plan: Plan, project: Project, environ: Mapping[str, str], names: Collection[str] = ()) -> list[Event]:
     """What these services of a plan (all if none is named) are doing at this moment, in start order."""
-    names_shown = resolve_names(plan, names)
-    selection = [spec for spec in plan.services if spec.name in names_shown]
+    selected = resolve_names(plan, names)
+    selection = [spec for spec in plan.services if spec.name in selected]
     launcher = launchers.of(project, plan)
     if {spec.name for spec in selection} - set(launcher.started_services()):
         launcher.recover()

@@ -37,7 +37,7 @@ PATIENCE = 1.0
 HANGS = 30.0
 """Seconds after which a question is given up."""
 
-SCRAPES = 5
+RECENT = 5
 """How many of the last prompts a frame shows."""
 
 SEVERAL = "several processes answer here in turn: give each engine's own address, not that of a router"
@@ -146,7 +146,7 @@ class Gauges:
         self.title, self.services, self.key, self.memory, self.environ = title, services, key, memory, environ
         self.length = length
         self.sources: dict[str, Source] = {}
-        self.recent: deque[PromptsSeen] = deque(maxlen=SCRAPES)
+        self.recent: deque[PromptsSeen] = deque(maxlen=RECENT)
 
     def look(self) -> Frame:
         """Ask everybody; what has not answered within ``PATIENCE`` says so. Raises nothing."""
@@ -183,8 +183,8 @@ class Gauges:
         if not source.problem:
             rates_now = rates.engine(source.window.first, source.window.last)
         numbers = source.spec.gpus if not source.spec.node else ()
-        prompts_by_engine = tuple(loads[number] for number in numbers if number in loads)
-        return Engine(**self._service(source), rates=rates_now, gpus=prompts_by_engine)
+        own_loads = tuple(loads[number] for number in numbers if number in loads)
+        return Engine(**self._service(source), rates=rates_now, gpus=own_loads)
 
     def _cache(self, source: Source) -> Cache:
         rates_now = rates.CacheRates()

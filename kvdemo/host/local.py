@@ -207,10 +207,10 @@ class Local:
 
     def _end_event(self, name: str, began: float) -> Event:
         record = self.record(name)
-        exits = record.exit if record else None
+        end = record.exit if record else None
         detail = ""
-        if exits and exits.swept:
-            detail = f"its guardian had to end {exits.swept} left-over process{'es' if exits.swept > 1 else ''}"
+        if end and end.swept:
+            detail = f"its guardian had to end {end.swept} left-over process{'es' if end.swept > 1 else ''}"
         self._forget(name)
         return Event(name, State.EXITED, detail=detail, elapsed=time.monotonic() - began)
 
@@ -286,9 +286,9 @@ def _read(path: Path, offset: int, last: int) -> tuple[Place, bytes]:
 
 def _strangers(port: int, runs: Collection[str]) -> bool:
     """Whether those who listen here are visibly not of these runs. Who hides, or overwrote its environment, may be."""
-    members = tuple(f"{process.MARK}={run}/".encode() for run in runs)
+    marks = tuple(f"{process.MARK}={run}/".encode() for run in runs)
     variables = [procfs.environ(pid) for pid in process.listeners(port)]
-    return bool(variables) and all(pairs and not any(pair.startswith(members) for pair in pairs) for pairs in variables)
+    return bool(variables) and all(pairs and not any(pair.startswith(marks) for pair in pairs) for pairs in variables)
 
 
 def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:

@@ -63,14 +63,14 @@ def end_stopped(run_dir: Path) -> str:
         mark = marks.guardian_of(procfs.command_line(entry.pid))
         if mark and mark.run_dir == str(run_dir) and procfs.uid_of(entry.pid) == os.getuid():
             starting.setdefault(mark, []).append(entry)
-    names = [
+    sentences = [
         f"the guardian of service {mark.service} (pid {entry.pid}) was stopped (SIGSTOP) while it started it: ended"
         for mark, entries in starting.items()
         if any(_keeps(entry.pid, run_dir) for entry in entries)
         for entry in entries
         if entry.stopped and shim.send([entry], signal.SIGKILL)
     ]
-    return "; ".join(names)
+    return "; ".join(sentences)
 
 
 def keepers(run_dir: Path) -> list[int]:

@@ -24,9 +24,9 @@ SUSTAINED = 2.0  # a GPU lowers its clock under load: a prefill takes longer tha
 OUT = os.fdopen(os.dup(1), "w")  # libraries write to standard output what they like
 
 
-def report(**names: Any) -> None:
+def report(**values: Any) -> None:
     """One finding."""
-    print(json.dumps(names), file=OUT, flush=True)
+    print(json.dumps(values), file=OUT, flush=True)
 
 
 def imports(gpu: bool, backends: list[dict[str, Any]]) -> None:
@@ -104,22 +104,22 @@ def _load_parts(package: str, parts: tuple[str, ...]) -> str:
     """
     folders = importlib.import_module(package).__path__
     specs = [(part, importlib.machinery.PathFinder.find_spec(part, folders)) for part in parts]
-    buffer = {part: str(spec.origin) for part, spec in specs if spec}
-    for part, file in buffer.items():
+    files = {part: str(spec.origin) for part, spec in specs if spec}
+    for part, file in files.items():
         importlib.import_module(f"{package}.{part}")
         with open("/proc/self/maps") as maps:  # noqa: PTH123
             if file.endswith(".so") and file not in maps.read():
                 ctypes.CDLL(file)  # says why not
                 raise RuntimeError(f"{package} did without {file}")
-    if not buffer:
+    if not files:
         raise RuntimeError(f"{package} has none of its compiled parts ({', '.join(parts)})")
-    return "loaded " + ", ".join(f"{package}.{part}" for part in buffer)
+    return "loaded " + ", ".join(f"{package}.{part}" for part in files)
 
 
 def _connector(name: str) -> str:
     factory = importlib.import_module("vllm.distributed.kv_transfer.kv_connector.factory").KVConnectorFactory
-    names = factory.get_connector_class_by_name(name)
-    return f"{names.__module__}.{names.__qualname__}"
+    connector = factory.get_connector_class_by_name(name)
+    return f"{connector.__module__}.{connector.__qualname__}"
 
 
 def rates(

@@ -49,22 +49,22 @@ def merge(run: Conditions, parts: Sequence[Result], samples: Sequence[Sample]) -
 
 def _answer(sides: Sequence[Side]) -> Answer:
     """Wrong if one is, right if all are; each in its own words."""
-    ratios = [side.answer.same for side in sides]
-    same = False if False in ratios else None if None in ratios else True
+    answers = [side.answer.same for side in sides]
+    same = False if False in answers else None if None in answers else True
     return Answer(same, "; ".join(f"{side.contender.cache}: {side.answer.text}" for side in sides))
 
 
 def _between(sides: Sequence[Side], samples: Sequence[Sample]) -> list[Between]:
     """Paired ratios of every two whose reuse carries a ratio at all."""
     times = {side.contender.cache: _reuses(side, samples) for side in sides if side.speedup}
-    speedups = []
+    comparisons = []
     for pair in combinations(times, 2):
         trials = sorted(times[pair[0]].keys() & times[pair[1]].keys())
         ratios = [times[pair[1]][trial] / times[pair[0]][trial] for trial in trials]
         faster, slower = pair if not ratios or median(ratios) >= 1 else pair[::-1]
         if ratio := stats.ratio(ratios if faster == pair[0] else [1 / ratio for ratio in ratios]):
-            speedups.append(Between(faster, slower, ratio))
-    return speedups
+            comparisons.append(Between(faster, slower, ratio))
+    return comparisons
 
 
 def _reuses(side: Side, samples: Sequence[Sample]) -> dict[int, float]:

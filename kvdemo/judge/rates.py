@@ -208,7 +208,7 @@ def tiers(backend: Backend, one: Prompts, before: Scrape, after: Scrape) -> Mapp
 
     Its engine has to have been idle at the first one: a lookup comes before the first token.
     """
-    if one.sources is None or not one.sources.shared or backend.tokens_queried(before.values, after.values) != 1:
+    if one.sources is None or not one.sources.shared or backend.lookup_requests(before.values, after.values) != 1:
         return None
     return backend.tiers(before.values, after.values)
 

@@ -10,6 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any, Literal
 
+from kvdemo import units
 from kvdemo.bench import cacheserver, foreign, measure, workload
 from kvdemo.bench.client import Client, Reply, Unreachable
 from kvdemo.bench.events import Doing
@@ -273,6 +274,7 @@ class Traffic:
             "sides": {side: [spec.name for spec in engines] for side, engines in self.sides.items()},
             "gpus": {spec.name: list(spec.gpus) for engines in self.sides.values() for spec in engines},
             "model_id": self.sides[PLAIN][0].model,
+            "model_digest": self.sides[PLAIN][0].weights,
             "slo_ttft": warm_up.limit.ttft,
             "slo_share": warm_up.limit.share,
             "slo_chosen": "asked for" if options.slo_ttft else "twice the cold TTFT measured here",
@@ -296,11 +298,6 @@ class Traffic:
         }
 
 
-def quantity(size: float) -> str:
-    """Bytes for people: 412 MiB, 7.4 GiB."""
-    return f"{size / 1024**2:.0f} MiB" if size < 1024**3 else f"{size / 1024**3:.1f} GiB"
-
-
 def _notes(l1: Mapping[str, int | None], sizes_asked: tuple[int, int], sizes: Sequence[int | None]) -> list[str]:
     """What is said when the documents do not fit into a cache: that is a result, too."""
     documents, tokens = sizes_asked
@@ -309,8 +306,8 @@ def _notes(l1: Mapping[str, int | None], sizes_asked: tuple[int, int], sizes: Se
         return []
     need = documents * tokens * per_token
     return [
-        f"The {documents} documents are {quantity(need)} of KV; L1 of {name} holds {quantity(size)}: "
-        "some must be computed again or come from L2."
+        f"The {documents} documents are {units.size(need)} of KV; L1 of {name} holds {units.size(size)}: "
+        "some must be computed again, or come from L2 if it has one."
         for name, size in l1.items()
         if size and size < need
     ]

@@ -32,11 +32,15 @@ MUST_AGREE = (
 )
 """Conditions that make runs comparable; ``engines`` is their number on each side."""
 
+IF_KNOWN = ("model_digest",)
+"""Conditions that must agree too, if both runs know them: older runs do not."""
+
 
 def compare(old: TrafficRun, new: TrafficRun, *, across_versions: bool = False) -> Comparison:
     """Each side's capacity and the gains. Raises UsageError, naming what differs, if the runs are not comparable."""
     before, after = _conditions(old), _conditions(new)
     names = [name for name in MUST_AGREE if name != "versions" or not across_versions]
+    names += [name for name in IF_KNOWN if before.get(name) and after.get(name)]
     differences = [text for name in names for text in bench.differences(name, before.get(name), after.get(name))]
     if differences:
         hint = "measure both under the same conditions: give --slo-ttft, --documents and --document-tokens"

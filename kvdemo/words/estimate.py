@@ -16,19 +16,11 @@ LIMITS = (
 )
 
 
-def amount(size: float) -> str:
-    """Bytes for people: 1.50 GiB, 512 MiB."""
-    for name, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= factor:
-            return f"{units.digits(size / factor)} {name}"
-    return f"{units.digits(size)} B"
-
-
 def cache(tokens: int | None, size: int | None) -> str:
     """A size of a cache: 32,752 tokens (4.00 GiB)."""
     if tokens is None:
         return UNLIMITED
-    return f"{tokens:,} tokens" + (f" ({amount(size)})" if size is not None else "")
+    return f"{tokens:,} tokens" + (f" ({units.size(size)})" if size is not None else "")
 
 
 def heading(estimate: Estimate) -> str:
@@ -87,8 +79,8 @@ def sentences(estimate: Estimate) -> list[str]:
     ]
     if estimate.shared_bytes is not None and estimate.distinct_bytes is not None:
         lines.append(
-            f"KV at {estimate.kv_bytes_per_token:,} bytes a token: {amount(estimate.shared_bytes)} would be loaded; "
-            f"all different chunks together are {amount(estimate.distinct_bytes)}."
+            f"KV at {estimate.kv_bytes_per_token:,} bytes a token: {units.size(estimate.shared_bytes)} would be "
+            f"loaded; all different chunks together are {units.size(estimate.distinct_bytes)}."
         )
     else:
         lines.append(
