@@ -162,10 +162,11 @@ def test_the_cpu_build_is_refused_before_anything_starts(tmp_path: Path) -> None
 
 
 def test_it_is_not_exported(tmp_path: Path) -> None:
-    """Its store and connector are made by kvdemo."""
+    """Its store and connector are made by kvdemo, which a Slurm job runs."""
     one = profile(tmp_path, TIERS)
     with pytest.raises(UsageError, match="tiers: a cache of kind vllm is started by kvdemo only"):
         formats.export(plan.make(one, facts(one)), "compose")
+    assert '"$KVDEMO" up "$PROFILE"' in formats.export(plan.make(one, facts(one)), "slurm")
 
 
 READ = """

@@ -169,7 +169,7 @@ class Backend(ABC):
     l2_server: ClassVar[str] = ""
     """Why its L2 can be no Redis or Valkey server; empty if it can."""
     one_machine: ClassVar[bool] = False
-    """Whether it serves the engines of one machine only, started by kvdemo: no cluster, no export."""
+    """Whether it serves the engines of one machine only, started by kvdemo: no cluster, no export but Slurm's."""
     exposed: ClassVar[str] = ""
     """How it can be reached from other machines whatever `host` says; empty if it cannot."""
     chunk_is_block: ClassVar[bool] = False

@@ -26,13 +26,13 @@ def export(plan: Plan, form: Format, nodes: int = 1) -> str:
         raise UsageError(f"this profile is one of a single machine, not of {nodes} nodes", "add `on: ray` to it")
     if unknown := [spec.name for spec in plan.engines if -1 in spec.gpus]:
         raise UsageError(f"{unknown[0]}: its GPU is given by a UUID that this machine has not", "give its index")
+    if form == "slurm":
+        return slurm(plan, nodes)  # it runs kvdemo itself
     for spec in plan.services:
         backend = backends.of(spec.backend)
         if backend.one_machine:
             text = f"{spec.cache or spec.name}: a cache of kind {backend.kind} is started by kvdemo only"
-            raise UsageError(text, "export a profile without it")
-    if form == "slurm":
-        return slurm(plan, nodes)
+            raise UsageError(text, "export slurm, whose job runs kvdemo, or a profile without it")
     if nodes != 1:
         raise UsageError("--nodes is for slurm only", "Kubernetes runs a cache on every node that carries the label")
     return {"compose": compose, "k8s": k8s, "shell": shell}[form](plan)
