@@ -123,6 +123,13 @@ def test_a_queue_is_that_of_the_textbook() -> None:
     assert fmean(times) == pytest.approx(1 + 0.5 / (2 * 0.5), rel=0.03)
 
 
+def test_a_queue_that_only_grows_serves_nothing() -> None:
+    """However long a limit is, two engines compute no more than they can: 2 / 0.01 requests a second."""
+    assert queueing.capacity(Limit(1000.0, 0.9), Traffic(0, engines=2), Service(0.01, 0.01, 0.01), Caches(0)) == (
+        pytest.approx(200, rel=0.1)
+    )
+
+
 def test_a_document_leaves_the_cache_that_is_full() -> None:
     """Least recently used first; what the engine lost, the shared cache may still hold."""
     service, arrivals = Service(1.0, 0.1, 0.2), [schedule.Arrival(10.0 * n, n % 3, 0) for n in range(6)]
@@ -205,6 +212,7 @@ def test_bounds_are_told_as_bounds() -> None:
     assert result.gains == ()
     assert "No ratio" in words.sentences(result)[-1]
     assert words.capacity(judge(ABOUT, []).capacities[0]) == "unknown"
+    assert not re.search("this client|counts equal", " ".join(words.notes(judge(ABOUT, []))))
 
 
 def test_a_late_client_proves_nothing() -> None:
@@ -469,6 +477,7 @@ def test_what_does_not_fit_the_fleet_is_refused(load: Load) -> None:
     for arguments, said in {
         ("--engines", "3"): "3 on each side are too many",
         ("--document-tokens", "999999"): "do not fit",
+        ("--rate", "1,50000"): "50000 requests/s for 3 s are 150,000 requests, more than this client can send",
     }.items():
         done = load(*arguments)
         assert done.returncode == 2

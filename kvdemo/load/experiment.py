@@ -30,6 +30,10 @@ FEWEST, SHORTEST = 30, 15.0
 """A phase lasts as long as so many requests take to arrive on average, and at least so many seconds."""
 
 
+MOST_REQUESTS = 10_000
+"""Requests of one phase at most: each has a thread of its own, and its body is made before the first one leaves."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What to ask. ``slo_ttft`` 0: twice the cold TTFT measured here; ``rates`` empty: search; ``duration`` 0: by rate.
@@ -105,6 +109,12 @@ class Traffic:
     def __init__(self, plan: Plan, options: Options) -> None:
         self.plan, self.options = plan, options
         self.sides = sides(plan, options.engines)
+        for rate in options.rates:
+            if (requests := rate * self._duration(rate)) > MOST_REQUESTS:
+                text = f"{rate:g} requests/s for {self._duration(rate):g} s are {requests:,.0f} requests"
+                raise UsageError(
+                    f"--rate: {text}, more than this client can send", "a lower --rate, a shorter --duration"
+                )
         self.text = options.document
         self.questions = options.questions
         self.dead: set[str] = set()
@@ -236,7 +246,7 @@ class Traffic:
         if side in self.dead:
             return
         options, engines = self.options, self.sides[side]
-        duration = options.duration or max(SHORTEST, FEWEST / rate)
+        duration = self._duration(rate)
         name = f"{side}-{rate:g}-{repetition}"
         yield Doing(f"{side}: {options.documents} documents are read, then {rate:g} requests/s for {duration:.0f} s")
         traffic = schedule.Traffic(
@@ -261,6 +271,9 @@ class Traffic:
         """Delete what the run left in L2."""
         if any(spec.cache for engines in self.sides.values() for spec in engines):
             cacheserver.forget(self.plan, f"kvdemo-{self.options.run_id}-*", self.began)
+
+    def _duration(self, rate: float) -> float:
+        return self.options.duration or max(SHORTEST, FEWEST / rate)
 
     def conditions(self, warm_up: WarmUp) -> Mapping[str, Any]:
         """What the result needs beside the phases."""

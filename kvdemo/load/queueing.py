@@ -61,30 +61,44 @@ class Shelf:
             self.documents.popitem(last=False)
 
 
-def ttfts(
+def prefills(
     arrivals: Sequence[schedule.Arrival], traffic: schedule.Traffic, service: Service, caches: Caches
 ) -> list[float]:
-    """TTFT in seconds of each arrival, after every known document was read once (by the engines in turn)."""
+    """Seconds of each arrival's prefill, after every known document was read once (by the engines in turn)."""
     own = [Shelf(caches.own) for _ in range(traffic.engines)]
     shared = Shelf(caches.shared)
     for document in range(traffic.documents):
         own[document % traffic.engines].put(document)
         shared.put(document)
-    free = [0.0] * traffic.engines
-    times = []
+    seconds = []
     for arrival in arrivals:
         cache = own[arrival.engine]
         if cache.holds(arrival.document):
-            seconds = service.local
+            seconds.append(service.local)
         elif shared.holds(arrival.document):
-            seconds = service.shared
+            seconds.append(service.shared)
         else:
-            seconds = service.cold
+            seconds.append(service.cold)
         cache.put(arrival.document)
         shared.put(arrival.document)
-        free[arrival.engine] = max(free[arrival.engine], arrival.at) + seconds
+    return seconds
+
+
+def waits(arrivals: Sequence[schedule.Arrival], seconds: Sequence[float], engines: int) -> list[float]:
+    """TTFT in seconds of each arrival whose prefill takes so long."""
+    free = [0.0] * engines
+    times = []
+    for arrival, prefill in zip(arrivals, seconds, strict=True):
+        free[arrival.engine] = max(free[arrival.engine], arrival.at) + prefill
         times.append(free[arrival.engine] - arrival.at)
     return times
+
+
+def ttfts(
+    arrivals: Sequence[schedule.Arrival], traffic: schedule.Traffic, service: Service, caches: Caches
+) -> list[float]:
+    """Both: TTFT in seconds of each arrival."""
+    return waits(arrivals, prefills(arrivals, traffic, service, caches), traffic.engines)
 
 
 def share_within(
@@ -95,10 +109,16 @@ def share_within(
     rate: float,
     requests: int = REQUESTS,
 ) -> float:
-    """The share of some ``requests`` requests at this rate that would keep the limit."""
+    """The share of some ``requests`` requests at this rate that would keep the limit.
+
+    None keeps it at a rate beyond what the engines can compute: that queue only grows, however slowly it reaches the
+    limit.
+    """
     arrivals = schedule.arrivals(traffic, rate, requests / rate)
-    within = [time <= limit.ttft for time in ttfts(arrivals, traffic, service, caches)]
-    return sum(within) / len(within) if within else 0.0
+    seconds = prefills(arrivals, traffic, service, caches)
+    if not arrivals or rate * sum(seconds) / len(seconds) > traffic.engines:
+        return 0.0
+    return sum(time <= limit.ttft for time in waits(arrivals, seconds, traffic.engines)) / len(arrivals)
 
 
 def capacity(

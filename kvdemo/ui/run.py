@@ -74,9 +74,7 @@ class Run:
         if kind == "doing":
             self.doing, self.share = event["text"], event["share"]
         elif kind == "estimate":
-            self.notices.append(
-                forecast.sentence(Estimate(**{key: value for key, value in event.items() if key != "event"}))
-            )
+            self.notices.append(forecast.sentence(Estimate(**event)))
         elif kind == "notice":
             self.notices.append(event["text"])
         elif kind == "saved":

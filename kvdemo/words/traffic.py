@@ -156,15 +156,19 @@ def why_none(result: TrafficResult) -> str:
 
 def notes(result: TrafficResult) -> list[str]:
     """The conditions of the numbers."""
-    latest = max((one.p99_late_ms or 0.0 for one in result.points), default=0.0)
+    latest = max((one.p99_late_ms for one in result.points if one.p99_late_ms is not None), default=None)
     accounted = [one for one in result.points if one.accounted]
     points = [one for one in result.points if one.accounted is not None]
     lines = [
         "Arrivals are random (Poisson) and the same for every side; TTFT counts from the scheduled arrival.",
         "Before each rate every document was read once, by the engines in turn; nothing came from an earlier rate.",
-        f"This client sent its requests at most {latest:.1f} ms late (p99 of the worst phase).",
-        f"Prompt tokens: the engines' counts equal the prompts in {len(accounted)} of {len(points)} rates at which "
-        "every request completed.",
     ]
+    if latest is not None:
+        lines.append(f"This client sent its requests at most {latest:.1f} ms late (p99 of the worst phase).")
+    if points:
+        lines.append(
+            f"Prompt tokens: the engines' counts equal the prompts in {len(accounted)} of {len(points)} rates at which "
+            "every request completed."
+        )
     lines += [line for line in [estimates(result)] if line]
     return lines + [str(note) for note in result.conditions.get("notes", [])]
