@@ -138,6 +138,26 @@ def test_a_document_leaves_the_cache_that_is_full() -> None:
     assert queueing.ttfts(arrivals, Traffic(3), service, Caches(own=2, shared=3)) == pytest.approx([0.2] * 6)
 
 
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 45), st.integers(1, 4), st.lists(st.integers(0, 60)))
+def test_what_has_left_every_cache_need_not_be_read(
+    documents: int, own: int, shared: int, engines: int, asked: list[int]
+) -> None:
+    """The simulation reads the last documents only, and finds what it would have found after all of them."""
+    names, times = ["local", "shared", "cold"], Service(cold=3.0, local=1.0, shared=2.0)
+    shelves, store = [queueing.Shelf(own) for _ in range(engines)], queueing.Shelf(shared)
+    arrivals = [schedule.Arrival(float(n), document, n % engines) for n, document in enumerate(asked)]
+    for document in range(documents):
+        shelves[document % engines].put(document)
+        store.put(document)
+    found = []
+    for one in arrivals:
+        at = [shelves[one.engine].holds(one.document), store.holds(one.document), True].index(True)
+        found.append(getattr(times, names[at]))
+        shelves[one.engine].put(one.document)
+        store.put(one.document)
+    assert queueing.prefills(arrivals, Traffic(documents, engines=engines), times, Caches(own, shared)) == found
+
+
 def test_sharing_does_not_pay_without_reuse() -> None:
     """The simulated capacities are equal when every document is new, and far apart when none is."""
     service, limit = Service(1.0, 0.05, 0.1), Limit(2.0, 0.9)

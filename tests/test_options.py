@@ -106,6 +106,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_flag(name: str, value: obje
     assert words in str(refused.value)
 
 
+def test_no_fewer_trials_at_most_than_at_least() -> None:
+    """Neither would say how many there are."""
+    with pytest.raises(UsageError, match="--max-trials: 2 are fewer than the 5 of --trials"):
+        modes.select(Bench().with_values({"trials": 5, "max_trials": 2}))
+    assert modes.select(Bench().with_values({"trials": 5, "max_trials": 5}))
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"), [("", ()), ("1k", (1000,)), ("1K, 2.5k,300", (1000, 2500, 300)), ("16k,,4k", (16000, 4000))]
 )

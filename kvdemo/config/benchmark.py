@@ -175,6 +175,9 @@ class Bench(Part):
         """Options that mean nothing together must not be left out silently. Raises UsageError."""
         if self.drop_page_cache and self.tier != "l2":
             raise UsageError("--drop-page-cache needs --tier l2", "only L2 is read from files")
+        if 0 < self.max_trials < self.trials:
+            text = f"--max-trials: {self.max_trials} are fewer than the {self.trials} of --trials"
+            raise UsageError(text, "give --max-trials 0 for exactly so many, or lower --trials")
 
     @property
     def asked_question(self) -> str:

@@ -67,7 +67,8 @@ def prefills(
     """Seconds of each arrival's prefill, after every known document was read once (by the engines in turn)."""
     own = [Shelf(caches.own) for _ in range(traffic.engines)]
     shared = Shelf(caches.shared)
-    for document in range(traffic.documents):
+    room = max(caches.shared, caches.own * traffic.engines)  # what was read before that has left every cache again
+    for document in range(max(0, traffic.documents - room), traffic.documents):
         own[document % traffic.engines].put(document)
         shared.put(document)
     seconds = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 ZIPF = 1.0
@@ -49,8 +51,7 @@ def arrivals(traffic: Traffic, rate: float, duration: float, repetition: int = 0
     """
     clock = random.Random(f"{traffic.seed}/{repetition}/gaps")  # noqa: S311 (a workload, not a secret)
     choice = random.Random(f"{traffic.seed}/{repetition}/documents")  # noqa: S311
-    weights = [1 / (k + 1) ** ZIPF if traffic.popularity == "zipf" else 1.0 for k in range(traffic.documents)]
-    totals = list(itertools.accumulate(weights))
+    totals = _weights(traffic.documents, traffic.popularity)
     questions: dict[int, int] = {}
     schedule, at, fresh = list[Arrival](), 0.0, traffic.documents
     for number in itertools.count():
@@ -67,3 +68,10 @@ def arrivals(traffic: Traffic, rate: float, duration: float, repetition: int = 0
         questions[document] = turn + 1
         schedule.append(Arrival(at, document, number % traffic.engines, turn))
     raise AssertionError  # pragma: no cover (the loop above has no other end)
+
+
+@lru_cache(maxsize=2)
+def _weights(documents: int, popularity: str) -> Sequence[float]:
+    """How often each document is asked about, beside the first one, added up."""
+    weights = (1 / (k + 1) ** ZIPF if popularity == "zipf" else 1.0 for k in range(documents))
+    return list(itertools.accumulate(weights))
