@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+import forking
 import wheels
 from guarding import until
 from kvdemo.config import profile
@@ -34,7 +35,19 @@ FAKES = Path(__file__).parent / "fake"
 PATIENCE = 30
 """Seconds for anything here that should take one."""
 
+LONGEST = (
+    *("web", "bench", "cli", "cluster", "attach", "export", "network_cut", "fleet", "top", "load", "lifecycle", "ci"),
+    *("interrupt", "estimate_peers", "init", "kill_rounds", "shim", "preheat", "estimate", "flags", "compare", "hub"),
+)
+"""Modules that begin first: each is one process's from its first test to its last, and the others fill the gaps."""
+
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build a library whose symbol is missing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first, the others in their order."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 class Lab:
@@ -106,17 +119,8 @@ class Lab:
 
     def start(self, *arguments: str | Path, **environ: str) -> subprocess.Popen[str]:
         """The installed command, running."""
-        argv = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
-        process = subprocess.Popen(
-            argv,
-            cwd=self.path,
-            env={**self.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        variables = {**self.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environ}
+        process = forking.start([*map(str, arguments)], self.path, variables)
         self.running.append(process)
         return process
 
@@ -150,7 +154,7 @@ class Lab:
                 *_, remains[project.name] = teardown.down(project, timeout=1)
         assert not any(remains.values()), f"down left {remains}"
         try:
-            until(lambda: not self.pids(), 5)
+            until(lambda: not self.pids())
         except AssertionError:
             left = self.pids()
             for pid in left:

@@ -45,8 +45,8 @@ def program(text: str) -> list[str]:
     return [sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(text)]
 
 
-def until(true: Callable[[], object], timeout: float = 10) -> None:
-    """Wait for something that sends no event."""
+def until(true: Callable[[], object], timeout: float = 30) -> None:
+    """Wait for something that sends no event; so long only on a machine that is busy with something else."""
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, "did not happen in time"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from hypothesis import settings
 
+import forking
 from kvdemo.judge import document, results
 from kvdemo.judge.record import Recorder
 from kvdemo.judge.result import Result
@@ -107,8 +108,7 @@ def save(directory: Path, name: str, made: Iterable[Sample], **conditions: Any) 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
-    command = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return forking.run(arguments, Path.cwd(), {**os.environ, "PYTHONPATH": str(forking.ROOT)}, 110)
 
 
 def edit(path: Path, line: int, **changes: Any) -> Path:

@@ -20,6 +20,7 @@ import pytest
 from conftest import Lab
 from guarding import sigkill, until
 from kvdemo.host import health, survey
+from kvdemo.host.procfs import alive
 
 WORDS = 980
 CHUNK = 64
@@ -42,6 +43,7 @@ class Bench:
         self.profile = lab.profile(engines, caches)
         self.write("context.txt", WORDS)
         self.runs = 0
+        self.touched = True
 
     def write(self, name: str, words: int) -> None:
         """A document of this many tokens."""
@@ -49,21 +51,27 @@ class Bench:
 
     def mend(self) -> None:
         """Take all faults back; start what has died."""
+        living = {name for name, record in self.lab.project().records().items() if alive(record.leader)}
+        if not self.touched and living == {*ENGINES, "shared"}:
+            return
         self.lab.up(self.profile)
         plan = survey.saved_plan(self.lab.project())
         assert plan is not None
         self.plan = plan
         for name in (*ENGINES, "shared"):
             self.break_(name)
+        self.touched = False
 
     def break_(self, service: str, **faults: object) -> None:
         """Give a service these faults and no other."""
+        self.touched = True
         body = {f"FAKE_{name}": str(value) for name, value in faults.items()}
         status, _ = health.request(self.plan.service(service).url, "/fake", body=body)
         assert status == 200
 
     def register(self, service: str, what: str) -> None:
         """Register an engine with the cache, or ``unregister`` it."""
+        self.touched = True
         cache = self.plan.service("shared")
         leader = self.lab.project().records()[service].leader
         assert leader
@@ -403,7 +411,7 @@ def test_ctrl_c_ends_a_stalled_stream(bench: Bench) -> None:
     running = bench.start()
     bench.hear(running, "trial 1 of 1")
     running.send_signal(signal.SIGTERM)
-    out, err = running.communicate(timeout=10)
+    out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert "Traceback" not in out + err
     assert json.loads(bench.samples.read_text().splitlines()[-1])["interrupted"] is True
@@ -567,7 +575,7 @@ def test_every_arm_is_asked_alike(bench: Bench) -> None:
     for arm in ("cold", "store", "reuse"):
         waits = sorted(sample["queue"] for sample in samples if sample["arm"] == arm and sample["engine"] != "plain")
         assert len(waits) == 3
-        assert waits[0] < 0.05 < waits[-1] or arm == "reuse"
+        assert waits[0] + 0.05 < waits[-1] or arm == "reuse"
 
 
 def test_costs(bench: Bench) -> None:
@@ -583,8 +591,8 @@ def test_trials_end_when_the_ratio_is_known(bench: Bench) -> None:
     """--max-trials is a limit: fewer are run once the interval is within 5 %, and the table says how many."""
     bench.break_("other", DELAY_S=0.5)
     bench.break_("b", DELAY_S=0.25)
-    document = bench.judged("--max-trials", 15, trials=3)
-    assert 6 <= document["trials_run"] < 15
+    document = bench.judged("--max-trials", 60, trials=3)  # a busy machine needs more of them than a quiet one
+    assert 6 <= document["trials_run"] < 60
     speedup = document["speedup"]
     assert speedup["n"] == document["trials_run"]
     assert (speedup["high"] - speedup["low"]) / 2 <= 0.05 * speedup["median"] + 0.001

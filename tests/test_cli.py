@@ -9,14 +9,23 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import forking
 from conftest import PATIENCE, Lab
 from guarding import gone, until
 
 NEVER = {"env": {"FAKE_NEVER_HEALTHY": "1"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> Iterator[None]:
+    """Here every command is a new interpreter, as for a user."""
+    with forking.never():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +176,7 @@ def test_down_after_a_killed_up(lab: Lab, moment: str) -> None:
     process.communicate()
     done = lab.run("down")
     assert done.returncode == 0, done
-    until(lambda: not lab.pids(), 2)
+    until(lambda: not lab.pids())
     assert not lab.project().records()
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +77,40 @@ names = sorted(n.lstrip("-") for a in parser._actions for n in a.option_strings 
 def parsed(words):
     try: return {k: repr(v) for k, v in vars(parser.parse_args(words)).items()}
     except SystemExit: return None
-print(json.dumps([names, [parsed(words) for words in json.load(sys.stdin)]]))
+for line in sys.stdin:
+    print("parsed", json.dumps([names, [parsed(words) for words in json.loads(line)]]), flush=True)
 """
 
+ANSWER = "parsed "
+Parsed = Callable[[list[list[str]]], tuple[list[str], list[dict[str, str] | None]]]
+"""Asks for the names of vLLM's flags, and what its own parser makes of command lines (None: it refuses)."""
 
-def parsed(commands: list[list[str]]) -> tuple[list[str], list[dict[str, str] | None]]:
-    """The names of vLLM's flags, and what its own parser makes of these command lines (None: it refuses)."""
+
+@pytest.fixture(scope="module")
+def parsed() -> Iterator[Parsed]:
+    """The parser of vLLM, in one process for all: vLLM takes eight seconds to import."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("needs vLLM")
-    words = [sys.executable, "-c", PARSE]
-    done = subprocess.run(words, input=json.dumps(commands), capture_output=True, text=True, check=True)
-    names, values = json.loads(done.stdout.splitlines()[-1])
-    return names, values
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", PARSE], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        tell, hear = process.stdin, process.stdout
+
+        def ask(commands: list[list[str]]) -> tuple[list[str], list[dict[str, str] | None]]:
+            print(json.dumps(commands), file=tell, flush=True)
+            for line in hear:
+                if line.startswith(ANSWER):
+                    names, values = json.loads(line.removeprefix(ANSWER))
+                    return names, values
+            raise AssertionError("vLLM's parser has ended")
+
+        yield ask
+        tell.close()
+        hear.read()
 
 
-def test_vllm_reads_what_the_profile_means(tmp_path: Path) -> None:
+def test_vllm_reads_what_the_profile_means(tmp_path: Path, parsed: Parsed) -> None:
     """Each line pairs args of a profile with the words a user would type; vLLM's parser makes the same of both."""
     pairs: list[tuple[dict[str, Any], list[str]]] = [
         ({"-tp": 1, "pp": 1}, ["-tp", "1", "-pp", "1"]),
@@ -118,7 +138,7 @@ def test_vllm_reads_what_the_profile_means(tmp_path: Path) -> None:
     assert values[: len(pairs)] == values[len(pairs) :]
 
 
-def test_what_is_said_of_flags_is_true_of_vllm() -> None:
+def test_what_is_said_of_flags_is_true_of_vllm(parsed: Parsed) -> None:
     """Every flag that a table names is one of vLLM's, and none of vLLM's is taken for the beginning of another."""
     names, _ = parsed([])
     assert not set(decisions.REMOVED) & set(names)
@@ -457,7 +477,7 @@ def test_public_command_lines_as_profiles(tmp_path: Path, case: int) -> None:
     assert findings(tmp_path, text) == ""
 
 
-def test_vllm_takes_the_public_command_lines(tmp_path: Path) -> None:
+def test_vllm_takes_the_public_command_lines(tmp_path: Path, parsed: Parsed) -> None:
     """What a profile takes of them, vLLM's own parser takes as well."""
     kept = [{name: value for name, value in args.items() if name not in out} for _, args, _, out in PUBLIC]
     for args in kept:

@@ -254,7 +254,7 @@ def test_logs_are_blanked_after_down_too(lab: Lab) -> None:
 WORDS = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(WORDS, st.recursive(WORDS | st.integers() | st.booleans() | st.none() | st.floats(), st.lists)))
 def test_args_of_any_kind_are_words_or_findings(tmp_path: Path, args: dict[str, Any]) -> None:
     """Whatever stands under args, there is a command line of printable text, or a finding, and never a traceback."""

@@ -20,7 +20,6 @@ if any(importlib.util.find_spec(name) is None for name in ("numpy", "safetensors
     pytest.skip("needs numpy, safetensors, tokenizers and torch (scripts/setup installs them)", allow_module_level=True)
 
 import numpy as np
-import torch
 
 from kvdemo.makers import gguf, modelfiles, smollm2
 
@@ -173,6 +172,8 @@ def test_heads_are_reordered_each_for_itself() -> None:
 @given(st.lists(st.floats(width=32, allow_nan=False, min_value=-(2.0**126), max_value=2.0**126), min_size=1))
 def test_weights_are_rounded_as_torch_rounds(numbers: list[float]) -> None:
     """To nearest, ties to even."""
+    import torch
+
     values = np.array(numbers, dtype=np.float32)
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(modelfiles.bfloat16(values), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,8 +21,8 @@ from guarding import free_port, until
 from kvdemo.cluster.remote import GIVEN_UP
 from twonodes import FAST, alive, services
 
-pytest.importorskip("ray")
 pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
     pytest.mark.timeout(180),
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2"),
 ]

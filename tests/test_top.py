@@ -194,7 +194,7 @@ def test_an_engine_that_hangs(fleet: Fleet) -> None:
     try:
         began = time.monotonic()
         frame = made.look()
-        assert time.monotonic() - began < gauges.PATIENCE + 2
+        assert time.monotonic() - began < gauges.PATIENCE + 10
         assert engine(frame, "plain").problem == "no answer yet: busy, or it hangs"
         assert not engine(frame, "a").problem
         assert engine(made.look(), "plain").silent > gauges.PATIENCE

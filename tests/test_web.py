@@ -22,7 +22,6 @@ from guarding import until
 from kvdemo.host import health, survey
 from kvdemo.host.procfs import alive
 from kvdemo.judge import record
-from kvdemo.ui.hosts import LOOPBACK, names
 from kvdemo.words import top
 
 pytestmark = needs_browser
@@ -576,6 +575,8 @@ def test_it_answers_to_its_own_names_only(fleet: Fleet, path: str, host: str) ->
 
 def test_its_socket_is_for_itself_only(fleet: Fleet) -> None:
     """Under each of its names, from a page of that name; programs other than browsers say no origin."""
+    from kvdemo.ui.hosts import LOOPBACK
+
     port = fleet.url.rpartition(":")[2]
     for name in LOOPBACK:
         host = f"{name}:{port}"
@@ -618,6 +619,8 @@ def test_shown_to_others_it_answers_to_every_name(fleet: Fleet) -> None:
 
 def test_names_by_address() -> None:
     """Bound to one address or name of this machine, it answers to that one and to the machine's own name, too."""
+    from kvdemo.ui.hosts import LOOPBACK, names
+
     assert names("127.0.0.1") == names("::1") == names("localhost") == LOOPBACK
     assert names("127.0.0.2") == (*LOOPBACK, "127.0.0.2")
     for host, own in (("192.0.2.7", "192.0.2.7"), ("2001:DB8:0::7", "[2001:db8::7]"), ("GPU.lan", "gpu.lan")):
