@@ -654,3 +654,17 @@ def test_modes_of_retention_stand_alone(bench: Bench) -> None:
     for other in ("--matrix", "--lengths=500", "--tier=l2", "--restarted"):
         done = bench.run("--evicted", other)
         assert (done.returncode, "cannot be combined" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_matrix_of_two_caches(lab: Lab) -> None:
+    """What a reader should find is cut by the chunks of its own cache, whichever pair the run would measure."""
+    (lab.path / "context.txt").write_text(" ".join(f"w{number}" for number in range(580)))
+    engines = {"p": {}, "a": {"cache": "one"}, "b": {"cache": "one"}, "c": {"cache": "two"}, "d": {"cache": "two"}}
+    caches = {"one": {"l1": "64MiB", "chunk_size": 64}, "two": {"l1": "64MiB", "chunk_size": 128}}
+    lab.up(lab.profile(engines, caches, bench={"context": "context.txt"}))
+    done = lab.run("bench", "--matrix", "--trials", "1", "--no-limit", "--json")
+    assert done.returncode == 0, done.stderr
+    cells = {(one["writer"], one["reader"]): one for one in json.loads(done.stdout)["matrix"]["cells"]}
+    assert {cells[pair]["verdict"] for pair in (("a", "b"), ("c", "d"))} == {"SHARED"}
+    assert (cells["a", "b"]["cached_tokens"], cells["c", "d"]["cached_tokens"]) == (576, 512)
+    assert cells["a", "c"]["verdict"] == "COLD"

@@ -53,9 +53,9 @@ class Prompt:
 class Session:
     """A fleet that is up, what to ask it, and the connections to it; use it under ``with``.
 
-    ``run_id`` is a part of every salt, so that no request of this run meets the KV of another. ``restart`` restarts
-    engines by name and waits until they are ready, where somebody can. Raises UsageError if the fleet has no two
-    engines that share a cache.
+    ``run_id`` is a part of every salt, so that no request of this run meets the KV of another. ``chunk`` are the tokens
+    of the largest chunk. ``restart`` restarts engines by name and waits until they are ready, where somebody can.
+    Raises UsageError if the fleet has no two engines that share a cache.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Session:
         self.plan, self.options, self.document, self.run_id = plan, options, document, run_id
         self.roles: Roles = workload.roles(plan, options.writer, options.reader, options.baseline)
         self.meter = Meter(plan, key)
-        self.chunk = self.roles.reader.chunk_size or 256
+        self.chunk = max(pair.reader.chunk_size or 256 for pair in self.roles.pairs)
         self.prompt: Prompt
 
     def __enter__(self) -> Session:
@@ -96,10 +96,9 @@ class Session:
                 f"the model's window is {window:,}",
                 "use a shorter context, or raise max_model_len in the profile if the model allows it",
             )
-        chunk = max(pair.reader.chunk_size or self.chunk for pair in self.roles.pairs)
-        if tokens <= chunk:
+        if tokens <= self.chunk:
             raise UsageError(
-                f"the context is too short to share: {tokens:,} tokens, a chunk is {chunk}",
+                f"the context is too short to share: {tokens:,} tokens, a chunk is {self.chunk}",
                 "use a longer context, or lower chunk_size in the profile",
             )
         for pair in self.roles.pairs if self.options.tier == "l2" else ():

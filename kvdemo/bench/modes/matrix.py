@@ -51,7 +51,7 @@ def _pair(session: Session, trial: int, writer: ServiceSpec, reader: ServiceSpec
     shared = _shares(writer, reader)
     if shared and chunks:
         trials.make_loadable(session, [salt], chunks, writer, reader)
-    hit = session.reusable(prompt.tokens) if shared else 0
+    hit = session.reusable(prompt.tokens, reader) if shared else 0
     step = Step(trial, "reuse", reader, salt, hit, writer=writer.name)
     yield session.meter.ask(step, prompt.path, prompt.body(reader, salt))
     cacheserver.forget(session.plan, salt, session.meter.began)
