@@ -6,6 +6,9 @@ import html
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -513,6 +516,54 @@ def test_engines_with_a_cache_are_not_hung_up(lab: Lab, load: Load) -> None:
     assert shared.completed == shared.sent > 1
 
 
+def test_a_lost_rate_is_cut_while_it_is_sent(lab: Lab, load: Load) -> None:
+    """However fast requests leave: the plain side gets but a part of the some 1,200 that were planned."""
+    assert load("--rate", "400", "--slo-ttft", "300ms", "--duration", "3s").returncode == 0
+    (saved,) = (lab.path / "results").glob("*.jsonl")
+    (plain,) = (one for one in trafficfile.read(saved).points if one.side == "plain")
+    assert plain.kept == 0
+    assert plain.cut > 0
+    assert plain.sent < 900
+
+
+def slow_down(lab: Lab, *engines: str) -> None:
+    """Let these engines take more than a second for an answer, though not for its first token."""
+    planned = survey.saved_plan(lab.project())
+    assert planned is not None
+    for name in engines:
+        assert health.request(planned.service(name).url, "/fake", body={"FAKE_DECODE_MS": "60"})[0] == 200
+
+
+def test_ctrl_c_lets_engines_with_a_cache_finish(lab: Lab, load: Load) -> None:
+    """Also when a lost rate is being ended already: it is told, and nothing of theirs is hung up."""
+    assert load  # the fleet is up
+    slow_down(lab, "a", "b")
+    options = ("--rate", "4", "--slo-ttft", "1ms", "--documents", "1", "--duration", "3s", "--max-tokens", "30")
+    running = lab.start("load", *options)
+    assert running.stderr
+    lines = iter(running.stderr)
+    assert any("no more are sent" in line for line in lines)
+    running.send_signal(signal.SIGINT)
+    rest = "".join(lines)
+    assert running.wait(lab.patience) == 130
+    assert "at engines with a cache: finished first (Ctrl-C again hangs up)" in rest
+    assert "what was measured is in" in rest
+    assert "no longer answers" not in rest
+
+
+def test_a_client_without_connections_blames_no_engine(lab: Lab, load: Load) -> None:
+    """A limit on open files below what the rate takes is an error of its own, with what helps."""
+    assert load  # the fleet is up
+    slow_down(lab, "p", "q")
+    options = ("--rate", "100", "--duration", "2s", "--documents", "1", "--slo-ttft", "9s")
+    argv = ["bash", "-c", 'ulimit -n 64 && exec "$@"', "load", sys.executable, "-m", "kvdemo", "load", *options]
+    environ = {**lab.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(argv, cwd=lab.path, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done
+    assert "this client may open 64 files" in " ".join(done.stderr.split())
+    assert "ulimit -n" in done.stderr
+
+
 def test_an_engine_that_dies_is_told(lab: Lab, load: Load) -> None:
     """Exit 1 and its name; what was measured until then is saved."""
     planned = survey.saved_plan(lab.project())
@@ -558,7 +609,7 @@ def test_a_side_that_dies_while_it_reads_is_marked(lab: Lab) -> None:
     assert planned is not None
     running = lab.start("load", "--documents", "2", "--duration", "2s", "--rate", "3,4", "--slo-ttft", "5s")
     assert running.stderr
-    next(line for line in running.stderr if line.startswith("shared: 2 documents are read"))
+    next(line for line in running.stderr if line.startswith("shared: reads 2 documents"))
     # It reads the second one, after engine a has computed the first for a second.
     assert health.request(planned.service("b").url, "/fake", body={"FAKE_DIE_AFTER": "1"})[0] == 200
     output, errors = running.communicate(timeout=lab.patience)

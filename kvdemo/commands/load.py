@@ -11,11 +11,13 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from kvdemo import units
 from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir
 from kvdemo.commands.parameters import taking
 from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
@@ -168,9 +170,7 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
     saved = PartialRun(
         options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
     )
-    traffic.finishing = lambda number: follow(
-        Notice(f"interrupted: {number} requests at engines with a cache are finished first (Ctrl-C again hangs up)")
-    )
+    traffic.finishing = partial(_show_finishing, follow)
     interrupted, died = False, []
     try:
         _drive(traffic, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
@@ -188,6 +188,17 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
     if died:
         raise ServiceError("; ".join(died), "kvdemo ps and kvdemo logs say why")
     _gate(result, options.expected_capacity_gain)
+
+
+def _show_finishing(follow: progress.Follower, number: int, interrupted: bool) -> None:
+    """Say what is waited for."""
+    from kvdemo.bench.events import Doing, Notice
+
+    text = f"{units.count(number, 'request')} at engines with a cache: finished first"
+    if interrupted:
+        follow(Notice(f"interrupted: {text} (Ctrl-C again hangs up)"))
+    elif number:
+        follow(Doing(f"no more are sent; {text}"))
 
 
 @dataclass

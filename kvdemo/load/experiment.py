@@ -103,7 +103,7 @@ def sides(plan: Plan, engines: int = 0) -> dict[str, list[ServiceSpec]]:
 class Traffic:
     """A fleet that is up and what it is asked. ``prepare`` first; then ``run``.
 
-    ``finishing`` is told how many requests are waited for after Ctrl-C.
+    ``finishing`` is told how many requests are waited for after a phase, and whether that is after Ctrl-C.
     """
 
     def __init__(self, plan: Plan, options: Options) -> None:
@@ -120,7 +120,7 @@ class Traffic:
         self.dead: set[str] = set()
         self.late: set[str] = set()
         self.began = time.time()
-        self.finishing: Callable[[int], None] = lambda _: None
+        self.finishing: Callable[[int, bool], object] = lambda *_: None
 
     def prepare(self) -> Generator[Doing, None, WarmUp]:
         """Cut the document to its length, let each side read every document once, and time single requests.
@@ -248,7 +248,8 @@ class Traffic:
         options, engines = self.options, self.sides[side]
         duration = self._duration(rate)
         name = f"{side}-{rate:g}-{repetition}"
-        yield Doing(f"{side}: {options.documents} documents are read, then {rate:g} requests/s for {duration:.0f} s")
+        documents = units.count(options.documents, "document")
+        yield Doing(f"{side}: reads {documents}, then {rate:g} requests/s for {duration:.0f} s")
         traffic = schedule.Traffic(
             options.documents, options.reuse, options.popularity, options.turns, len(engines), options.seed
         )

@@ -8,7 +8,10 @@ its way to or from a cache (vllm-project/vllm#43226; seen with 0.32.0).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import socket
 import threading
 import time
@@ -21,6 +24,7 @@ from typing import Any
 from kvdemo.backends import series
 from kvdemo.bench.client import Client, Reply
 from kvdemo.bench.wire import without_gc
+from kvdemo.errors import UsageError
 from kvdemo.host import health
 from kvdemo.judge.sample import Sources
 from kvdemo.judge.traffic import Limit, Phase, Request
@@ -29,7 +33,10 @@ from kvdemo.planning.plan import ServiceSpec
 
 PATH = "/v1/chat/completions"
 TICK = 0.02
-"""Seconds between two looks at whether the limit can still be kept."""
+"""Seconds between two looks at whether the limit can still be kept, where there is time, ..."""
+
+LOOK = 0.25
+"""... and where requests leave so fast that there is none: a look may make one of them late."""
 
 WAITING_POLL = 1.0
 """Seconds between two looks at the engines' queues: each costs an engine some milliseconds."""
@@ -58,7 +65,8 @@ class Flight:
         """Send it and follow the stream to its end."""
         self.reply = Reply(on_token=self._note_first_chunk)
         try:
-            self.client.send(PATH, self.content, self.reply)
+            if not self.cut:
+                self.client.send(PATH, self.content, self.reply)
         finally:
             self.over = True
             self.client.line.close()
@@ -159,45 +167,83 @@ def run(
     ready: Sequence[Flight],
     limit: Limit,
     key: str,
-    finishing: Callable[[int], None] = lambda _: None,
+    finishing: Callable[[int, bool], object] = lambda *_: None,
 ) -> Phase:
     """Let all of them leave at their times; the phase as it went. Engines must be idle (``settle``).
 
-    After Ctrl-C ``finishing`` is told how many requests are waited for before KeyboardInterrupt is raised.
+    ``finishing`` is told how many requests at engines with a cache are waited for once no more are sent, and whether
+    that is since KeyboardInterrupt was raised; another one then hangs up everything. Raises UsageError if this process
+    may not open as many connections as it takes.
     """
     engines = list({flight.engine.name: flight.engine for flight in ready}.values())
     before = [health.counters(engine.url, key) for engine in engines]
     flights: list[Flight] = []
     pool = ThreadPoolExecutor(max_workers=max(1, len(ready)), thread_name_prefix="load")
+    files = _allow_files()
     try:
         with Watch(engines, key) as watch, without_gc():
-            began = time.perf_counter()
-            for flight in ready:
-                flight.due = began + flight.arrival.at
-                if _wait(flight.due, flights, limit, len(ready)):
-                    break
-                flights.append(flight)
-                pool.submit(flight.fly)
-            while not all(flight.over for flight in flights) and not _limit_out_of_reach(flights, limit, len(ready)):
-                time.sleep(TICK)
-    except KeyboardInterrupt:
-        finishing(sum(not flight.over and bool(flight.engine.cache) for flight in flights))
-        raise
-    finally:
+            _send(ready, flights, pool, limit)
+        finishing(_unfinished(flights), False)
         _land(flights, pool)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            finishing(_unfinished(flights), True)
+        _end(flights, pool)
+        raise
     died = settle(engines, key)
+    if any(os.strerror(errno.EMFILE) in flight.reply.error for flight in flights):
+        text = f"{side} at {rate:g} requests/s: this client may open {files:,} files: too few connections for the rate"
+        raise UsageError(text, "raise the limit (ulimit -n), or lower --rate")
     after = [health.counters(engine.url, key) for engine in engines]
     requests = tuple(flight.request() for flight in flights)
     return Phase(side, rate, repetition, duration, requests, _sources(before, after), tuple(watch.waiting), died)
 
 
+def _allow_files() -> int:
+    """Let this process open as many files as it may; how many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def _send(ready: Sequence[Flight], flights: list[Flight], pool: ThreadPoolExecutor, limit: Limit) -> None:
+    """Add each to ``flights`` as it leaves; ends when all have ended, or as soon as the limit is lost."""
+    began = looked = time.perf_counter()
+
+    def lost() -> bool:
+        now = time.perf_counter()
+        return limit.out_of_reach(len(ready), sum(flight.missed(limit, now) for flight in flights))
+
+    for flight in ready:
+        flight.due = began + flight.arrival.at
+        if time.perf_counter() - looked > LOOK:
+            looked = time.perf_counter()
+            if lost():
+                return
+        if _wait(flight.due, lost):
+            return
+        flights.append(flight)
+        pool.submit(flight.fly)
+    while not all(flight.over for flight in flights) and not lost():
+        time.sleep(TICK)
+
+
+def _unfinished(flights: Sequence[Flight]) -> int:
+    return sum(not flight.over and bool(flight.engine.cache) for flight in flights)
+
+
 def _land(flights: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
-    """End what is under way, and wait until it has ended; another Ctrl-C hangs up everything."""
+    """Hang up what is under way at plain engines, and wait until the rest has ended."""
     for flight in flights:
         if not flight.engine.cache:
             flight.hang_up()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(flights: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
+    """The same; another Ctrl-C hangs up everything."""
     try:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _land(flights, pool)
     except KeyboardInterrupt:
         for flight in flights:
             flight.hang_up()
@@ -205,18 +251,13 @@ def _land(flights: Sequence[Flight], pool: ThreadPoolExecutor) -> None:
         raise
 
 
-def _wait(due: float, flights: Sequence[Flight], limit: Limit, sent: int) -> bool:
+def _wait(due: float, lost: Callable[[], bool]) -> bool:
     """Until the time has come; ends early, with True, once the limit is lost."""
     while (remaining := due - time.perf_counter()) > 0:
-        if remaining > 2 * TICK and _limit_out_of_reach(flights, limit, sent):
+        if remaining > 2 * TICK and lost():
             return True
         time.sleep(min(remaining, TICK))
     return False
-
-
-def _limit_out_of_reach(flights: Sequence[Flight], limit: Limit, sent: int) -> bool:
-    now = time.perf_counter()
-    return limit.out_of_reach(sent, sum(flight.missed(limit, now) for flight in flights))
 
 
 def settle(engines: Sequence[ServiceSpec], key: str) -> str:
