@@ -453,7 +453,8 @@ def load(lab: Lab) -> Load:
     planned = survey.saved_plan(lab.project())
     assert planned is not None
     for spec in planned.engines:
-        body = {"FAKE_TOKEN_US": "2000", "FAKE_DECODE_MS": "1"}
+        # Weights that mean nothing may answer with special tokens only, which have no text.
+        body = {"FAKE_TOKEN_US": "2000", "FAKE_DECODE_MS": "1", "FAKE_WORDLESS": "1"}
         assert health.request(spec.url, "/fake", body=body)[0] == 200
     return lambda *arguments: lab.run("load", "--documents", "4", "--duration", "3s", *arguments)
 

@@ -20,6 +20,7 @@ from kvdemo.host.launcher import BEGIN, PIECE, Event, Place, Remains, State, Sta
 from kvdemo.host.procfs import Record, alive
 from kvdemo.host.state import Project, amounts
 from kvdemo.planning import environment
+from kvdemo.planning.facts import Gpu
 from kvdemo.planning.plan import ServiceSpec
 
 GPU_SLACK = 256 * 1024**2
@@ -78,8 +79,12 @@ class Local:
     def prepare(self, *, fresh: bool) -> dict[str, Any]:
         """The GPU memory in use before the first start, and the shared memory to look for."""
         document = {} if fresh else self.project.load(strict=False) or {}
-        used = amounts(document) if "gpu_used" in document else gpus.memory_in_use()
-        return {"gpu_used": used, "segments": sorted(self.segments), "sockets": str(self.project.sockets)}
+        if "gpu_used" not in document:
+            found = gpus.detect({})
+            document["gpu_used"] = {gpu.uuid: gpu.total - gpu.free for gpu in found}
+            document["gpu_pids"] = sorted({holder.pid for gpu in found for holder in gpu.holders})
+        kept = {"gpu_used": amounts(document), "gpu_pids": sorted(_numbers(document, "gpu_pids"))}
+        return kept | {"segments": sorted(self.segments), "sockets": str(self.project.sockets)}
 
     def start(self, spec: ServiceSpec, run_id: str, environ: Mapping[str, str]) -> None:
         """Under a guardian, its output in a fresh log."""
@@ -233,9 +238,13 @@ class Local:
             port for host, port in ports if not process.port_free(host, port) and not _strangers(port, runs)
         ]
         remains.segments = process.remove_segments(self.segments)
-        before = amounts(self.project.load(strict=False))
-        involved = before if any(spec.gpus for spec in specs) else {}
-        remains.gpus = _gpu_memory_back(involved)
+        document = self.project.load(strict=False)
+        devices = sorted(
+            {word for spec in specs for word in spec.env.get("CUDA_VISIBLE_DEVICES", "").split(",") if word}
+        )
+        own = {gpu.uuid for gpu in gpus.detect({"CUDA_VISIBLE_DEVICES": ",".join(devices)})} if devices else set()
+        involved = {uuid: size for uuid, size in amounts(document).items() if uuid in own}
+        remains.gpus = _gpu_memory_back(involved, _numbers(document, "gpu_pids"), runs)
         remains.checked = {"ports": len(ports), "segments": len(self.segments), "gpus": len(involved)}
         self.remove_sockets()
         return remains
@@ -255,6 +264,12 @@ def _names(document: dict[str, Any] | None, key: str) -> set[str]:
     """The names that a document lists; what is no list of them is none."""
     value = (document or {}).get(key)
     return {name for name in value if isinstance(name, str)} if isinstance(value, list) else set()
+
+
+def _numbers(document: Mapping[str, Any] | None, key: str) -> set[int]:
+    """The same for whole numbers."""
+    value = (document or {}).get(key)
+    return {number for number in value if isinstance(number, int)} if isinstance(value, list) else set()
 
 
 def _stopped_process(record: Record) -> str:
@@ -286,20 +301,41 @@ def _read(path: Path, offset: int, last: int) -> tuple[Place, bytes]:
 
 def _strangers(port: int, runs: Collection[str]) -> bool:
     """Whether those who listen here are visibly not of these runs. Who hides, or overwrote its environment, may be."""
-    marks = tuple(f"{process.MARK}={run}/".encode() for run in runs)
-    variables = [procfs.environ(pid) for pid in process.listeners(port)]
-    return bool(variables) and all(pairs and not any(pair.startswith(marks) for pair in pairs) for pairs in variables)
+    listeners = process.listeners(port)
+    return bool(listeners) and all(_is_stranger(pid, runs) for pid in listeners)
 
 
-def _gpu_memory_back(before: Mapping[str, int]) -> list[str]:
-    """Wait for the GPUs' memory to be as before; the driver gives no event for it, so it is asked for."""
+def _is_stranger(pid: int, runs: Collection[str]) -> bool:
+    own = tuple(f"{process.MARK}={run}/".encode() for run in runs)
+    pairs = procfs.environ(pid)
+    return bool(pairs) and not any(pair.startswith(own) for pair in pairs or ())
+
+
+def _gpu_memory_back(before: Mapping[str, int], earlier: Collection[int], runs: Collection[str]) -> list[str]:
+    """Wait for the memory of these GPUs to be as before; the driver gives no event for it, so it is asked for.
+
+    What processes hold that came later and are visibly not of these runs is not ours, nor what was there earlier.
+    """
     deadline = time.monotonic() + GPU_PATIENCE
     while before:
-        now = gpus.memory_in_use(frozenset(before))
-        unreleased = [uuid for uuid in before if now.get(uuid, 0) > before[uuid] + GPU_SLACK]
-        if not unreleased:
+        kept = [
+            (gpu, size)
+            for gpu in gpus.detect({})
+            if gpu.uuid in before and (size := _kept(gpu, earlier, runs) - before[gpu.uuid]) > GPU_SLACK
+        ]
+        if not kept:
             break
         if time.monotonic() > deadline:
-            return [f"GPU {uuid}: {(now[uuid] - before[uuid]) / 1024**3:.1f} GiB not given back" for uuid in unreleased]
+            return [
+                f"GPU {gpu.uuid}: {size / 1024**3:.1f} GiB not given back"
+                + (f" (on it now: {', '.join(map(str, gpu.holders))})" if gpu.holders else "")
+                for gpu, size in kept
+            ]
         time.sleep(0.25)
     return []
+
+
+def _kept(gpu: Gpu, earlier: Collection[int], runs: Collection[str]) -> int:
+    """Bytes in use on a GPU but for what strangers hold who came later."""
+    later = [holder for holder in gpu.holders if holder.pid not in earlier]
+    return gpu.total - gpu.free - sum(one.memory or 0 for one in later if _is_stranger(one.pid, runs))

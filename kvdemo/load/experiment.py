@@ -193,16 +193,8 @@ class Traffic:
             questions[(arrival.turn + arrival.document) % len(questions)],
             earlier,
         )
-        return {
-            "model": engine.model,
-            "messages": words,
-            "max_tokens": self.options.max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "cache_salt": f"kvdemo-{self.options.run_id}-{phase}-{arrival.document}",
-        }
+        salt = f"kvdemo-{self.options.run_id}-{phase}-{arrival.document}"
+        return workload.body(engine.model, {"messages": words}, max_tokens=self.options.max_tokens, salt=salt)
 
     def _single(self, engine: ServiceSpec, document: int, phase: str) -> float:
         """TTFT of one request while nothing else runs, in seconds."""

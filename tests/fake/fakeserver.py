@@ -37,6 +37,7 @@ Of *streamed* requests only, so that ``up`` still finds the engine ready:
     FAKE_REASONING=N       the first N tokens are reasoning, not content (chat), in the field FAKE_REASONING_FIELD
                            (default "reasoning"; older engines: "reasoning_content")
     FAKE_WHITESPACE=N      the text of the first N tokens is white space
+    FAKE_WORDLESS=1        no token has a text, as special tokens have none: only their log-probabilities show them
 Of the cache:
     FAKE_STORE_DELAY_S=X   what is stored becomes visible X seconds later
     FAKE_NOT_REGISTERED=1  know no engine, whoever registers

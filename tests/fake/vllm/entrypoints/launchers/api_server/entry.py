@@ -189,7 +189,8 @@ class Engine:
         tokens = [zlib.crc32(f"{seed} {position}".encode()) % VOCABULARY for position in range(length)]
         blank = int(fake.number("WHITESPACE", 0))
         said = fake.fault("TEXT")
-        return [(t, " " if i < blank else said or f" w{t}", -(t % 1000) / 1000) for i, t in enumerate(tokens)]
+        texts = ["" if fake.fault("WORDLESS") else " " if i < blank else said or f" w{t}" for i, t in enumerate(tokens)]
+        return [(t, text, -(t % 1000) / 1000) for t, text in zip(tokens, texts, strict=True)]
 
     def metrics(self, handler: Handler, _: Any) -> None:
         """Prometheus text."""
@@ -342,6 +343,8 @@ class Stream:
             if position:
                 time.sleep(pace)
             last = position == len(answer) - 1
+            if not (generated[1] or last or self.body.get("logprobs")):
+                continue  # vLLM has nothing to send
             choice = self.piece(position, *generated) | {"finish_reason": "length" if last else None}
             if not (position or self.chat):
                 choice |= self.prompt_ids(prefill)
