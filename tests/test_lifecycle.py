@@ -275,10 +275,12 @@ def test_the_shell_completes_services_projects_and_profiles(lab: Lab) -> None:
     assert complete(lab, "logs", "-p", "another", "") == set()
 
 
-@pytest.mark.parametrize("verb", ["ls", "stop", "start", "wait", "events", "logs", "down"])
+@pytest.mark.parametrize("verb", ["ls", "stop", "start", "wait", "events", "logs", "down", "up", "init", "export"])
 def test_help_has_an_example(lab: Lab, verb: str) -> None:
     """Each verb shows how it is typed."""
-    assert f"kvdemo {verb}" in lab.run(verb, "--help").stdout.split("Example:")[1]
+    text = lab.run(verb, "--help").stdout
+    assert f"kvdemo {verb}" in text.split("Example:")[1]
+    assert "[[" not in text
 
 
 def test_wait_follows_an_up_that_is_under_way(lab: Lab) -> None:

@@ -22,7 +22,7 @@ Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=
 ProfileArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[PROFILE]",
+        metavar="PROFILE",
         help="The profile (YAML); else kvdemo.yaml here.",
         envvar="KVDEMO_PROFILE",
         show_default=False,
@@ -44,7 +44,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")
 MaybeProfile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[PROFILE]",
+        metavar="PROFILE",
         help="A profile (YAML); else kvdemo.yaml here, or this machine.",
         autocompletion=completion.profiles,
     ),
