@@ -80,9 +80,9 @@ class Local:
         """The GPU memory in use before the first start, and the shared memory to look for."""
         document = {} if fresh else self.project.load(strict=False) or {}
         if "gpu_used" not in document:
-            found = gpus.detect({})
-            document["gpu_used"] = {gpu.uuid: gpu.total - gpu.free for gpu in found}
-            document["gpu_pids"] = sorted({holder.pid for gpu in found for holder in gpu.holders})
+            detected = gpus.detect({})
+            document["gpu_used"] = {gpu.uuid: gpu.total - gpu.free for gpu in detected}
+            document["gpu_pids"] = sorted({holder.pid for gpu in detected for holder in gpu.holders})
         kept = {"gpu_used": amounts(document), "gpu_pids": sorted(_numbers(document, "gpu_pids"))}
         return kept | {"segments": sorted(self.segments), "sockets": str(self.project.sockets)}
 
@@ -321,7 +321,7 @@ def _gpu_memory_back(before: Mapping[str, int], earlier: Collection[int], runs: 
         kept = [
             (gpu, size)
             for gpu in gpus.detect({})
-            if gpu.uuid in before and (size := _kept(gpu, earlier, runs) - before[gpu.uuid]) > GPU_SLACK
+            if gpu.uuid in before and (size := _memory_kept(gpu, earlier, runs) - before[gpu.uuid]) > GPU_SLACK
         ]
         if not kept:
             break
@@ -335,7 +335,7 @@ def _gpu_memory_back(before: Mapping[str, int], earlier: Collection[int], runs: 
     return []
 
 
-def _kept(gpu: Gpu, earlier: Collection[int], runs: Collection[str]) -> int:
+def _memory_kept(gpu: Gpu, earlier: Collection[int], runs: Collection[str]) -> int:
     """Bytes in use on a GPU but for what strangers hold who came later."""
     later = [holder for holder in gpu.holders if holder.pid not in earlier]
     return gpu.total - gpu.free - sum(one.memory or 0 for one in later if _is_stranger(one.pid, runs))
