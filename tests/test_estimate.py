@@ -274,7 +274,7 @@ def test_prompts_with_times() -> None:
 def test_broken_lines_are_told(line: Any, why: str) -> None:
     """By number and by what was expected; with --skip-broken they are counted and left out."""
     good = {"prompt": "abcd"}
-    with pytest.raises(UsageError, match=f"1 broken line in prompts with times:\n  line 2: {why}") as error:
+    with pytest.raises(UsageError, match=f"1 broken line in plain prompts:\n  line 2: {why}") as error:
         read(good, line, good)
     assert "--skip-broken" in error.value.hint
     held = read(good, line, good, skip=True)
@@ -377,9 +377,7 @@ def estimate(**changes: Any) -> result.Estimate:
 def test_what_is_said() -> None:
     """Every number of the document in words, and unknown where it is."""
     found = estimate()
-    assert words.heading(found) == (
-        "requests.jsonl, prompts with times: 2 requests in 60 s, 16 prompt tokens (mean 8.00)"
-    )
+    assert words.heading(found) == ("requests.jsonl, plain prompts: 2 requests in 60 s, 16 prompt tokens (mean 8.00)")
     assert "2 engines (in turn), each with a prefix cache of 8 tokens (8.00 KiB) in blocks of 2" in words.against(found)
     assert [row[1:] for row in words.sources(found)] == [
         ("0", "0.0 %"),

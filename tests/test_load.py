@@ -257,6 +257,15 @@ def test_a_rate_that_is_missed_without_the_late_client_is_missed() -> None:
         assert Limit(1.0, 0.9).client_kept_up(phase("plain", 1, (), requests=requests)) is kept_up
 
 
+def test_few_requests_are_told() -> None:
+    """A share of 90 % is that of ten requests at least: of fewer each repetition keeps it only if all do."""
+    few = [phase("plain", 1, KEPT[:4]), phase("plain", 1, KEPT[:5], 2), phase("plain", 2, KEPT)]
+    assert judge(ABOUT, few).problems == (
+        "plain at 1 requests/s: 4 requests are too few to tell 90% from all; a longer --duration",
+    )
+    assert judge({**ABOUT, "slo_share": 1.0}, few).problems == ()
+
+
 def test_tokens_that_do_not_add_up_are_told() -> None:
     """The engines counted other prompts than those that were sent; unknown where requests failed."""
     foreign = phase("plain", 1, KEPT, sources=Sources(999, 0, 0))
@@ -553,16 +562,20 @@ def test_ctrl_c_lets_engines_with_a_cache_finish(lab: Lab, load: Load) -> None:
 
 
 def test_a_client_without_connections_blames_no_engine(lab: Lab, load: Load) -> None:
-    """A limit on open files below what the rate takes is an error of its own, with what helps."""
+    """A limit on open files below what the rate takes is an error of its own, with what helps; the rest is saved."""
     assert load  # the fleet is up
     slow_down(lab, "p", "q")
-    options = ("--rate", "100", "--duration", "2s", "--documents", "1", "--slo-ttft", "9s")
+    options = ("--rate", "1,100", "--duration", "2s", "--documents", "1", "--slo-ttft", "9s")
     argv = ["bash", "-c", 'ulimit -n 64 && exec "$@"', "load", sys.executable, "-m", "kvdemo", "load", *options]
     environ = {**lab.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(argv, cwd=lab.path, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done
     assert "this client may open 64 files" in " ".join(done.stderr.split())
     assert "ulimit -n" in done.stderr
+    (saved,) = (lab.path / "results").glob("*.jsonl")
+    assert {(one.side, one.rate) for one in trafficfile.read(saved).points} >= {("plain", 1), ("shared", 1)}
+    assert f"what was measured is in {saved.relative_to(lab.path)}" in done.stderr
+    assert "Saved:" in done.stdout
 
 
 def test_an_engine_that_dies_is_told(lab: Lab, load: Load) -> None:

@@ -20,7 +20,7 @@ import typer
 from kvdemo import units
 from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir
 from kvdemo.commands.parameters import taking
-from kvdemo.errors import GateError, NotReadyError, ServiceError, UsageError
+from kvdemo.errors import GateError, KvdemoError, NotReadyError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from kvdemo.commands import progress
@@ -155,7 +155,8 @@ def rates(text: str) -> tuple[float, ...]:
 def measure(project: Project, settings: Options, options: Load, follow: progress.Follower) -> None:
     """Measure a fleet that is up, save, print.
 
-    Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed.
+    Raises NotReadyError, UsageError, ServiceError when nothing is proved, GateError when the gate is missed. After the
+    warm-up what was measured is saved, whatever ends it.
     """
     from kvdemo.bench.events import Notice
     from kvdemo.fleet import fleet
@@ -171,20 +172,21 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
         options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
     )
     traffic.finishing = partial(_show_finishing, follow)
-    interrupted, died = False, []
+    stopped: KeyboardInterrupt | KvdemoError | None = None
+    died: list[str] = []
     try:
         _drive(traffic, saved, {"mode": MODE, **_conditions(plan, project.name)}, follow)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, KvdemoError) as error:
         if saved.recorder is None:
             raise
-        interrupted = True
+        stopped = error
     finally:
         died = [ended for engines in traffic.sides.values() if (ended := runner.settle(engines, key))]
         traffic.forget()
     result = _finish(saved, follow, as_json=options.json)
-    if interrupted:
-        follow(Notice(f"interrupted: what was measured is in {saved.name}.jsonl"))
-        raise KeyboardInterrupt
+    if stopped is not None and saved.recorder:
+        follow(Notice(f"interrupted: what was measured is in {saved.recorder.path}"))
+        raise stopped
     if died:
         raise ServiceError("; ".join(died), "kvdemo ps and kvdemo logs say why")
     _gate(result, options.expected_capacity_gain)

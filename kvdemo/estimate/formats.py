@@ -22,7 +22,7 @@ TITLES: Mapping[Format, str] = {
     "vllm": "a vLLM request log",
     "mooncake": "a Mooncake trace",
     "lmcache": "an LMCache lookup log",
-    "prompts": "prompts with times",
+    "prompts": "plain prompts",
 }
 LOOKS: Mapping[Format, str] = {
     "openai": '{"custom_id": ..., "url": "/v1/chat/completions", "body": {"model": ..., "messages": [...]}}',

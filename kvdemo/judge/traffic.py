@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from kvdemo import units
 from kvdemo.judge import stats
 from kvdemo.judge.sample import Count, Finite, Positive, Seconds, Sources
 
@@ -230,7 +231,7 @@ def judge(conditions: Mapping[str, Any], phases: Sequence[Phase]) -> TrafficResu
     capacities = [_capacity(limit, side, tuple(engines), phases) for side, engines in sides.items()]
     gains = [gain for side in sides if side != PLAIN and (gain := _gain(limit, side, phases))]
     return TrafficResult(
-        conditions, limit, tuple(points), tuple(capacities), tuple(gains), tuple(_problems(points, phases))
+        conditions, limit, tuple(points), tuple(capacities), tuple(gains), tuple(_problems(limit, points, phases))
     )
 
 
@@ -368,11 +369,14 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(len(values), median(values), low, high)
 
 
-def _problems(points: Sequence[Point], phases: Sequence[Phase]) -> list[str]:
+def _problems(limit: Limit, points: Sequence[Point], phases: Sequence[Phase]) -> list[str]:
     """What keeps a point from being a proof, in words."""
     problems = []
     for one in points:
         where = f"{one.side} at {one.rate:g} requests/s"
+        if one.sent and limit.share < 1 and one.sent / one.repetitions * (1 - limit.share) < 1 - 1e-9:
+            number = units.count(round(one.sent / one.repetitions), "request")
+            problems.append(f"{where}: {number} are too few to tell {limit.share:.0%} from all; a longer --duration")
         if not one.punctual:
             problems.append(
                 f"{where}: this client was late itself (p99 {one.p99_late_ms:.0f} ms): the rate is no result; lower "
