@@ -227,7 +227,7 @@ def test_bounds_are_told_as_bounds() -> None:
     result = judge(ABOUT, [phase("plain", 2, MISSED), phase("shared", 2, KEPT), phase("shared", 4, KEPT)])
     texts = [words.capacity(one) for one in result.capacities]
     assert texts == ["less than 2.00 requests/s", "at least 4.00 requests/s"]
-    assert "at least 2.0x" in words.sentences(result)[0]
+    assert "more than 2.0x" in words.sentences(result)[0]
     result = judge(ABOUT, [phase("plain", 2, MISSED), phase("shared", 2, MISSED)])
     assert "try lower rates" in words.sentences(result)[-1]
     result = judge(ABOUT, [phase("plain", 2, KEPT), phase("shared", 2, KEPT)])
@@ -236,6 +236,17 @@ def test_bounds_are_told_as_bounds() -> None:
     assert "No ratio" in words.sentences(result)[-1]
     assert words.capacity(judge(ABOUT, []).capacities[0]) == "unknown"
     assert not re.search("this client|counts equal", " ".join(words.notes(judge(ABOUT, []))))
+
+
+def test_a_side_that_misses_the_lowest_rate_is_told_too() -> None:
+    """Less than that rate over less than it is no ratio; over what kept it, the ratio is more than one."""
+    misses = [phase(side, 4, MISSED) for side in ("plain", "slow")]
+    told = words.sentences(
+        judge(ABOUT | {"sides": {"plain": ["p"], "shared": ["a"], "slow": ["b"]}}, [*misses, phase("shared", 4, KEPT)])
+    )
+    assert "it less than 4.00 requests/s" in told[0]
+    assert ": more than 1.00x" in told[0]
+    assert told[1] == "slow: less than 4.00 requests/s; no ratio."
 
 
 def test_a_late_client_proves_nothing() -> None:

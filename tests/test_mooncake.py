@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from guarding import gone, until
 from kvdemo.backends.backend import Address, Losses
-from kvdemo.backends.mooncake import SERVICE, Mooncake
+from kvdemo.backends.mooncake import SERVICE, TCP, Mooncake
+from kvdemo.config.settings import Cache
 from kvdemo.host import health, mooncakepool, process
+from kvdemo.planning import caches
 from runs import CALM
 
 MIB = 1024**2
@@ -131,6 +133,14 @@ def test_engines_are_kept_apart() -> None:
     assert one.arguments["block-size"] == 128
     fine = Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=8000, fingerprint="g")).arguments
     assert fine != one.arguments
+
+
+def test_both_ends_move_kv_alike() -> None:
+    """Connections are kept and queues are long on either side, unless the profile says otherwise."""
+    engine = Mooncake().wiring(Address("127.0.0.1", 5, 128, own_port=8000)).env
+    store = caches.env(Cache(kind="mooncake", env={"MC_TCP_LANES_PER_PEER": "2"}), devices=())
+    assert TCP.items() <= engine.items()
+    assert (TCP | {"MC_TCP_LANES_PER_PEER": "2"}).items() <= store.items()
 
 
 def test_vllm_reads_the_file_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,8 @@ class Backend(ABC):
     """Variables that a key decides, and that key."""
     refused_variables: ClassVar[Mapping[str, str]] = {}
     """Variables that no profile may set, and why."""
+    server_variables: ClassVar[Mapping[str, str]] = {}
+    """Variables of its server, which the profile's ``env`` may replace."""
     quiet: ClassVar[Mapping[str, str]] = {}
     """Variables that switch its telemetry and banners off, in whatever process imports it."""
     secrets: ClassVar[tuple[str, ...]] = ()

@@ -23,6 +23,15 @@ SERVICE = Path(__file__).resolve().parents[1] / "host" / "mooncakepool.py"
 BUFFER = 128 * 1024**2
 """Bytes that each engine registers for its copies. Mooncake's own default is 4 GiB."""
 
+TCP = {
+    "MC_TCP_ENABLE_CONNECTION_POOL": "1",
+    "MC_TCP_LANES_PER_PEER": "8",
+    "MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER": "65535",
+    "MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535",
+}
+"""How its transfer engine moves KV over TCP. A load is thousands of pieces at once: with its own defaults one of 4 GB
+failed on two H200 ("TCP lane queue-full rejection"), after a minute, again and again."""
+
 _OWN_FLAGS = {"host": "host", "http-port": "http_port", "l1": "l1", "port": "port"}
 
 _REFUSED_FLAGS = {
@@ -90,6 +99,7 @@ class Mooncake(Backend):
         "MOONCAKE_CONFIG_PATH": "kvdemo writes this file for the engines of a cache of kind mooncake; leave it out",
         "VLLM_HOST_IP": "engines and stores of one machine reach each other on `host`; leave this variable out",
     }
+    server_variables = TCP
     chunk_is_block = True
     prefixes = ("master",)
     health_path = "/health"
@@ -132,7 +142,7 @@ class Mooncake(Backend):
         path = f"{server.sockets}/mooncake-{server.own_port}.json"
         return Wiring(
             {"kv-transfer-config": transfer, "block-size": server.chunk_size},
-            {"MOONCAKE_CONFIG_PATH": path, "VLLM_HOST_IP": server.host},
+            {"MOONCAKE_CONFIG_PATH": path, "VLLM_HOST_IP": server.host, **TCP},
             {path: json.dumps(config)},
         )
 

@@ -3,7 +3,7 @@
 There is no process: each engine pins ``l1`` of its own, and finds what others computed in ``l2`` only, a directory (in
 /dev/shm it is memory). Source: vLLM 0.32 (v1/kv_offload and kv_connector/v1/offloading). A key is vLLM's hash of the
 block, which contains the request's salt, in a folder by model name, dtype, block size, layers and ranks; weights are
-not in it. Files are never evicted. kvdemo has not run it on a GPU yet, and vLLM's CPU build refuses it.
+not in it. Files are never evicted. vLLM's CPU build refuses it.
 """
 
 from __future__ import annotations

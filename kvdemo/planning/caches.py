@@ -64,4 +64,5 @@ def options(
 
 def env(cache: Cache, *, devices: Sequence[str]) -> dict[str, str]:
     """The variables this server gets on top of the user's own: it must see every GPU of its engines."""
-    return QUIET | (visible(devices) if devices else {"CUDA_VISIBLE_DEVICES": ""}) | dict(cache.env)
+    quiet = QUIET | dict(backends.of(cache.kind).server_variables)
+    return quiet | (visible(devices) if devices else {"CUDA_VISIBLE_DEVICES": ""}) | dict(cache.env)

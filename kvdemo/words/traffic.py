@@ -103,7 +103,7 @@ def sentence(result: TrafficResult, gain: Gain) -> str:
     engines = f"{number} engine{'s' if number > 1 else ''}"
     gpus = result.conditions.get("gpus") or {}
     same = {*map(str, (gpus.get(name) for name in shared.engines))} == {*map(str, (gpus.get(n) for n in plain.engines))}
-    bound = "at least " if gain.at_least else ""
+    bound = "more than " if plain.rate is None else "at least " if gain.at_least else ""
     return (
         f"With cache {gain.side} {engines} serve{'' if number > 1 else 's'} {capacity(shared)} within "
         f"{units.duration(1000 * result.limit.ttft)} ({result.limit.share:.0%} of requests), {engines} without it "
@@ -114,7 +114,10 @@ def sentence(result: TrafficResult, gain: Gain) -> str:
 def sentences(result: TrafficResult) -> list[str]:
     """What the run has shown, most important first."""
     lines = [sentence(result, gain) for gain in result.gains]
-    if not lines:
+    compared = {PLAIN, *(gain.side for gain in result.gains)}
+    if lines:
+        lines += [f"{one.side}: {capacity(one)}; no ratio." for one in result.capacities if one.side not in compared]
+    else:
         lines = [f"{one.side}: {capacity(one)}." for one in result.capacities]
         lines.append(f"No ratio of capacities: {why_none(result)}.")
     return lines
