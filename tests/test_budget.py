@@ -197,7 +197,8 @@ def test_parameters_of_known_models() -> None:
     assert shape.of(MISTRAL | {"n_routed_experts": 64}) is None
     windowed = shape.of(MISTRAL | {"sliding_window": 4096})
     assert windowed is not None
-    assert windowed.windowed
+    assert windowed.keeps is not None
+    assert all(layer.window == 4096 for layer in windowed.keeps.attending)
 
 
 def test_demand_of_ranks_and_dtypes() -> None:

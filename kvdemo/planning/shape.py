@@ -23,9 +23,9 @@ WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1}
 class Shape:
     """Sizes of a model. ``active`` are the parameters that one token passes (fewer than all with experts).
 
-    ``outer`` are those of embedding and output, which a prefill does not multiply by each token. ``windowed``: some
-    layers keep the KV of the last tokens only. ``mlp`` are the values of one token in the buffers of the widest MLP.
-    ``keeps`` is what the layers keep of a sequence, None if that is not known.
+    ``outer`` are those of embedding and output, which a prefill does not multiply by each token. ``mlp`` are the values
+    of one token in the buffers of the widest MLP. ``keeps`` is what the layers keep of a sequence, None if that is not
+    known.
     """
 
     layers: int
@@ -37,7 +37,6 @@ class Shape:
     parameters: int
     active: int
     outer: int
-    windowed: bool = False
     mlp: int = 0
     vocabulary: int = 0
     keeps: Layers | None = None
@@ -164,7 +163,6 @@ def _of(config: Config) -> Shape | None:
         parameters=rest + sum(mlp.parameters for mlp in mlps),
         active=rest + sum(mlp.active for mlp in mlps),
         outer=outer,
-        windowed=keeps is not None and any(layer.window for layer in keeps.attending),
         mlp=max(mlp.values for mlp in mlps),
         vocabulary=vocabulary,
         keeps=keeps,
