@@ -523,7 +523,11 @@ def test_the_file_comes_first(tmp_path: Path) -> None:
     config.write_text(json.dumps(CONFIG))
     file = save(tmp_path / "prompts.jsonl", {"prompt": "abc"})  # text, and no tokenizer
     doctor = save(tmp_path / "doctor.json", {"checks": [], "prediction": None})
-    for times, said in ((tmp_path / "times.json", "times.json"), (doctor, "doctor predicted no times there")):
+    endless = {"tokens": 1e999, "hit": 1, "tiers": [{"name": "memory", "reuse": 0.2}]}
+    endless |= {"times": {"cold": 2.0, "local": 0.1, "basis": "measured"}}
+    files = {tmp_path / "times.json": "times.json", doctor: "doctor predicted no times there"}
+    files[save(tmp_path / "endless.json", {"prediction": endless})] = "doctor predicted no times there"
+    for times, said in files.items():
         done = run(file, *EVERYTHING, "--model", tmp_path, "--from", times)
         assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True)
 

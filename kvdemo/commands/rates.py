@@ -62,7 +62,7 @@ def _of_doctor(path: Path, predicted: Any) -> tuple[Times, str]:
             f"predicted by doctor in {path.name} for a load from {name} ({single['basis']})",
             "the host that doctor looked at",
         )
-    except (KeyError, TypeError, ValueError, StopIteration):
+    except (KeyError, TypeError, ValueError, OverflowError, StopIteration):
         raise UsageError(f"{path}: doctor predicted no times there", HINT) from None
     return timing, ""
 

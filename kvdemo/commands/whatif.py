@@ -73,20 +73,21 @@ def times(path: Path) -> tuple[Mapping[str, Any], Service]:
     from kvdemo.load.queueing import Service
     from kvdemo.report import savedrun
 
+    hint = "give a run of `kvdemo bench` or `kvdemo load` that measured them"
     if trafficfile.is_traffic(path):
         conditions = trafficfile.read(path).conditions
-        single = conditions["single_ttft"]
-        shared = next((one for side, one in single.items() if side != PLAIN), None)
-        if shared and PLAIN in single:
-            return conditions, Service(single[PLAIN]["cold"], single[PLAIN]["local"], shared["shared"])
-        raise UsageError(f"{path}: holds no times of a side with a cache and one without")
+        single: Mapping[str, Mapping[str, float]] = conditions.get("single_ttft") or {}
+        plain = single.get(PLAIN, {})
+        shared = next((one for side, one in single.items() if side != PLAIN), {}).get("shared")
+        if (cold := plain.get("cold")) and (local := plain.get("local")) and shared:
+            return conditions, Service(cold, local, shared)
+        raise UsageError(f"{path}: holds no times of single requests, of a side with a cache and one without", hint)
     conditions = json.loads(savedrun.run(path).to_json())
     median = {row["arm"]: row.get("median_ttft_ms") for row in conditions["rows"]}
     values = [median.get(arm) for arm in ("cold", "again", "reuse")]
     proved = [value / 1000 for value in values if isinstance(value, int | float) and math.isfinite(value) and value > 0]
     if len(proved) < len(values):
-        hint = "give a run of `kvdemo bench` that proved them"
-        raise UsageError(f"{path}: holds no times of cold, again and reuse", hint)
+        raise UsageError(f"{path}: holds no proved times of cold, again and reuse", hint)
     return conditions, Service(*proved)
 
 
