@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdemo.host import health
-from kvdemo.judge import traffic
+from kvdemo.judge import stats
 from kvdemo.judge.traffic import Limit
 from kvdemo.load import runner, schedule
 from kvdemo.planning.plan import ServiceSpec
@@ -61,7 +61,7 @@ def of_kvdemo(asked: argparse.Namespace, engine: ServiceSpec, repetition: int) -
     errors = [request.error for request in phase.requests if request.error]
     if errors:
         sys.exit(f"{OWN}: {len(errors)} requests failed: {errors[0]}")
-    late = traffic.percentile([request.late for request in phase.requests], 0.99) or 0.0
+    late = stats.percentile([request.late for request in phase.requests], 0.99) or 0.0
     print(f"  {OWN}: sent at most {1000 * late:.1f} ms late (p99)")
     return [request.ttft for request in phase.requests if request.ttft is not None]
 
@@ -117,7 +117,7 @@ def main() -> None:
     for repetition in range(1, asked.repetitions + 1):
         for name, client in ((OWN, of_kvdemo), (VLLM, of_vllm)):
             times = client(asked, engine, repetition)
-            median, most = (1000 * (traffic.percentile(times, share) or 0.0) for share in (0.5, 0.9))
+            median, most = (1000 * (stats.percentile(times, share) or 0.0) for share in (0.5, 0.9))
             rows.append(f"| {name} | {repetition} | {len(times)} | {median:.0f} | {most:.0f} |")
     print(f"\n{model}, {asked.rate:g} requests/s (Poisson)\n")
     print("| Client | Repetition | n | TTFT p50 (ms) | p90 (ms) |\n|---|---|---|---|---|")

@@ -303,6 +303,14 @@ def test_percentiles_that_n_does_not_carry_are_left_out() -> None:
     assert many.points[0].p99_ttft_ms == pytest.approx(100)
 
 
+def test_requests_that_were_hung_up_are_no_fast_ones() -> None:
+    """Two quick ones of ten say nothing of the median; with six of them it is known, and p90 is not."""
+    for quick, median in ((2, None), (6, pytest.approx(100))):
+        requests = (*map(request, [0.1] * quick), *(request(None, cut=True, waited=0.2) for _ in range(10 - quick)))
+        (found,) = judge(ABOUT, [phase("plain", 1, KEPT, requests=requests)]).points
+        assert (found.p50_ttft_ms, found.p90_ttft_ms, found.cut) == (median, None, 10 - quick)
+
+
 RUN = {"kind": "run", **ABOUT}
 GOOD = phase("plain", 1, KEPT).to_json()
 

@@ -87,3 +87,17 @@ def ratio(values: Sequence[float]) -> Ratio | None:
         low=round(bounds.low, 4) if bounds else None,
         high=round(bounds.high, 4) if bounds else None,
     )
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least ``share`` of the values do not exceed (nearest rank).
+
+    None without values, and where it would be infinite.
+    """
+    value = sorted(values)[math.ceil(share * len(values)) - 1] if values else math.inf
+    return value if math.isfinite(value) else None
+
+
+def supported_percentile(values: Sequence[float], share: float) -> float | None:
+    """A percentile, where there are values beyond it: at least 10 for p90, 100 for p99."""
+    return percentile(values, share) if len(values) * (1 - share) >= 1 - 1e-9 else None

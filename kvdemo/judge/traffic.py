@@ -116,7 +116,7 @@ class Limit:
 
         A rate that is missed without the client's own lateness is missed all the same, and by a lighter load.
         """
-        late = percentile([r.late for r in phase.requests], self.share)
+        late = stats.percentile([r.late for r in phase.requests], self.share)
         in_time = late is None or late <= max(LATENESS_FLOOR, LATENESS_SHARE * self.ttft)
         misses = sum(map(self._missed_by_engine, phase.requests))
         return in_time or len(phase.requests) - misses < self.share * len(phase.requests)
@@ -132,8 +132,9 @@ class Limit:
 class Point:
     """What a side did under one rate, over ``repetitions`` phases taken together. Times in ms, None where unknown.
 
-    ``share`` is that of the requests sent that were within the limit, ``goodput`` those per second; ``accounted`` says
-    whether the sources add up to the prompts of all requests (None: not to be told, since requests failed or were cut).
+    ``share`` is that of the requests sent that were within the limit, ``goodput`` those per second. A percentile of
+    TTFT is of those that did not fail; None where it falls among those that were cut. ``accounted`` says whether the
+    sources add up to the prompts of all requests (None: not to be told, since requests failed or were cut).
     """
 
     side: str
@@ -235,24 +236,17 @@ def judge(conditions: Mapping[str, Any], phases: Sequence[Phase]) -> TrafficResu
     )
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least ``share`` of the values do not exceed (nearest rank); None without values."""
-    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
-
-
-def supported_percentile(values: Sequence[float], share: float) -> float | None:
-    """A percentile, where there are values beyond it: at least 10 for p90, 100 for p99."""
-    return percentile(values, share) if len(values) * (1 - share) >= 1 - 1e-9 else None
-
-
 def point(limit: Limit, phases: Sequence[Phase]) -> Point:
     """The phases of one side and rate, taken together."""
     requests = [request for phase in phases for request in phase.requests]
-    ttfts = [1000 * request.ttft for request in requests if request.ttft is not None and request.completed]
+    # One that was hung up had waited longer than any that was answered may have: leaving it out would flatter.
+    answers = [request.ttft for request in requests if request.completed and request.ttft is not None]
+    cut = sum(request.cut for request in requests)
+    ttfts = [1000 * ttft for ttft in answers] + [math.inf] * cut
     gaps = [1000 * gap for request in requests for gap in request.itl]
     looks = [look for phase in phases for look in phase.waiting]
     hits, sent = sum(map(limit.hits, phases)), len(requests)
-    late = percentile([request.late for request in requests], 0.99)
+    late = stats.percentile([request.late for request in requests], 0.99)
     sources = _sum([phase.sources for phase in phases])
     return Point(
         side=phases[0].side,
@@ -261,13 +255,13 @@ def point(limit: Limit, phases: Sequence[Phase]) -> Point:
         sent=sent,
         completed=sum(request.completed for request in requests),
         failed=sum(bool(request.error) for request in requests),
-        cut=sum(request.cut for request in requests),
+        cut=cut,
         share=hits / sent if sent else 0.0,
         kept=sum(map(limit.kept, phases)),
         goodput=hits / sum(phase.duration for phase in phases),
-        p50_ttft_ms=percentile(ttfts, 0.5),
-        p90_ttft_ms=supported_percentile(ttfts, 0.9),
-        p99_ttft_ms=supported_percentile(ttfts, 0.99),
+        p50_ttft_ms=stats.percentile(ttfts, 0.5),
+        p90_ttft_ms=stats.supported_percentile(ttfts, 0.9),
+        p99_ttft_ms=stats.supported_percentile(ttfts, 0.99),
         median_itl_ms=median(gaps) if gaps else None,
         sources=sources,
         accounted=_sources_complete(requests, sources),

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvdemo.judge.traffic import PLAIN, Limit, percentile
+from kvdemo.judge.stats import percentile
+from kvdemo.judge.traffic import PLAIN, Limit
 from kvdemo.load import schedule, search
 
 REQUESTS = 2000

@@ -23,6 +23,7 @@ main { max-width: 960px; margin: 0 auto; padding: 48px 24px 64px; }
 header { margin-bottom: 56px; }
 h1 { font-size: clamp(44px, 9vw, 88px); line-height: 1; letter-spacing: -.03em; margin: 8px 0 20px; font-weight: 700;
   color: var(--accent); overflow-wrap: anywhere; }
+h1.long { font-size: clamp(28px, 4vw, 40px); line-height: 1.2; letter-spacing: -.01em; }
 h1.bad { color: var(--bad); } h1.plain { color: var(--fg); } .strong { font-weight: 650; }
 h2 { font-size: 20px; line-height: 1.3; margin: 0 0 4px; letter-spacing: -.01em; }
 h3 { font-size: 14px; font-weight: 600; margin: 24px 0 4px; }
@@ -37,6 +38,7 @@ p { margin: 0 0 10px; max-width: 76ch; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--dim); white-space: nowrap; }
 th, td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+.rates table { font-size: 13px; } .rates td { white-space: nowrap; } .rates th, .rates td { padding-right: 12px; }
 th:last-child, td:last-child { padding-right: 0; } td { max-width: 46ch; overflow-wrap: break-word; }
 td:first-child { min-width: 11ch; overflow-wrap: anywhere; } td.words { min-width: 26ch; }
 .n { text-align: right; white-space: nowrap; } tr.key td { font-weight: 650; background: rgb(var(--accent-rgb) / .07); }

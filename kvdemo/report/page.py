@@ -51,6 +51,9 @@ LABELS = {
 ELSEWHERE = {"question", "store_tax", "flags", *document.RESULT_KEYS} - {"prompt_tokens", "completed", "failed"}
 """What has a place of its own on the page, or says nothing to people."""
 
+SHORT = 24
+"""Letters of a headline that stands in large type; one of several caches is longer."""
+
 
 def save(path: Path, text: str) -> Path:
     """Write the page. Raises UsageError if it cannot be written, or if the name is that of results."""
@@ -99,7 +102,7 @@ def _headline(result: Result) -> Markup:
     return tag(
         "header",
         tag("p", "kvdemo · time to first token with a shared KV cache", class_="eyebrow"),
-        tag("h1", line.hero, class_=line.tone),
+        tag("h1", line.hero, class_=f"{line.tone} long".strip() if len(line.hero) > SHORT else line.tone),
         tag("p", line.sentence, class_="lead"),
         tag("p", "Same answer? ", tag("span", same, class_=same.tone)) if result.rows else "",
         tag("p", " · ".join(fact for fact in facts if fact), class_="dim"),

@@ -62,13 +62,13 @@ def page(result: TrafficResult) -> str:
         tag("style", STYLE),
     )
     first, *others = words.sentences(result)
-    factor = next((units.ratio(gain.ratio.median) for gain in result.gains), "No ratio")
+    factor = next((words.bound(result, gain) + units.ratio(gain.ratio.median) for gain in result.gains), "No ratio")
     main = tag(
         "main",
         tag(
             "header",
             tag("p", "Requests a second within a limit on TTFT", class_="eyebrow"),
-            tag("h1", factor, class_="" if result.gains else "plain"),
+            tag("h1", factor[0].upper() + factor[1:], class_="" if result.gains else "plain"),
             tag("p", first, class_="lead"),
             *(tag("p", line) for line in others),
             *(tag("p", line, class_="warn") for line in result.problems),
@@ -92,7 +92,7 @@ def _section(title: str, *children: Markup) -> Markup:
 def _table(result: TrafficResult) -> Markup:
     rows = [tag("tr", *(tag("th", name, scope="col") for name in words.COLUMNS))]
     rows += [tag("tr", *(tag("td", cell) for cell in words.cells(point))) for point in result.points]
-    return tag("div", tag("table", join(*rows)), class_="wide")
+    return tag("div", tag("table", join(*rows)), class_="wide rates")
 
 
 def _plot(result: TrafficResult, sides: Sequence[str]) -> Markup:
@@ -108,12 +108,16 @@ def _plot(result: TrafficResult, sides: Sequence[str]) -> Markup:
             continue
         lines.append(svg.Curve(points, colour))
         legend.append((colour, side))
-        model = [(rate, 1000 * value) for rate, value in words.queueing_estimate(result, side, [x for x, _ in points])]
+        rates = [one.rate for one in result.points if one.side == side]
+        model = [(rate, 1000 * value) for rate, value in words.queueing_estimate(result, side, rates)]
         if model:
             lines.append(svg.Curve([point for point in model if point[1] <= 2 * max(y for _, y in points)], "floor"))
     if not lines:
         return Markup()
     plot = svg.curves(lines, (lambda x: f"{x:.3g}/s", units.duration))
     legend.append(("floor", "what a queue with the times of single requests would do (an estimate)"))
-    caption = "p90 of the TTFT of completed requests (p50 where fewer than ten completed) over requests a second."
+    caption = (
+        "p90 of the TTFT (p50 of fewer than ten requests) over requests a second; none where so many were hung up "
+        "(the limit could no longer be kept) that nobody knows it."
+    )
     return join(tag("p", caption, class_="say"), svg.legend(legend), plot)

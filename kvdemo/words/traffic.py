@@ -103,12 +103,17 @@ def sentence(result: TrafficResult, gain: Gain) -> str:
     engines = f"{number} engine{'s' if number > 1 else ''}"
     gpus = result.conditions.get("gpus") or {}
     same = {*map(str, (gpus.get(name) for name in shared.engines))} == {*map(str, (gpus.get(n) for n in plain.engines))}
-    bound = "more than " if plain.rate is None else "at least " if gain.at_least else ""
     return (
         f"With cache {gain.side} {engines} serve{'' if number > 1 else 's'} {capacity(shared)} within "
         f"{units.duration(1000 * result.limit.ttft)} ({result.limit.share:.0%} of requests), {engines} without it "
-        f"{capacity(plain)}{'' if same else ' (on other GPUs)'}: {bound}{_spread(gain.ratio, 'x')}."
+        f"{capacity(plain)}{'' if same else ' (on other GPUs)'}: {bound(result, gain)}{_spread(gain.ratio, 'x')}."
     )
+
+
+def bound(result: TrafficResult, gain: Gain) -> str:
+    """What stands before a ratio that is only known to be no smaller."""
+    plain = next(one for one in result.capacities if one.side == PLAIN)
+    return "more than " if plain.rate is None else "at least " if gain.at_least else ""
 
 
 def sentences(result: TrafficResult) -> list[str]:
