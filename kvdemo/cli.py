@@ -184,6 +184,12 @@ def ps(
     from kvdemo.fleet.watch import State
     from kvdemo.report import terminal
 
+    if all_projects and (services or watch or check):
+        raise UsageError(
+            "--all cannot be combined with SERVICE, --watch or --check", "these are about one project: -p NAME"
+        )
+    if watch and json:
+        raise UsageError("--watch cannot be combined with --json", "kvdemo events --json tells every change")
     if all_projects:
         scope.services_of_all(as_json=json)
         return

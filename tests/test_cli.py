@@ -73,6 +73,8 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         (["ps", "-p", "Not A Name"], 2, "is not a name"),
         (["down"], 0, "Nothing was running."),
         (["down", "--all"], 0, "Nothing was running."),
+        (["ps", "--all", "--check"], 2, "--all cannot be combined with SERVICE, --watch or --check"),
+        (["ps", "--watch", "--json"], 2, "kvdemo events --json tells every change"),
         (["down", "-p", "nobody"], 0, "Nothing was running."),
     ],
 )
@@ -304,6 +306,7 @@ def test_logs(fleet: Lab) -> None:
     unknown = fleet.run("logs", "nobody")
     assert (unknown.returncode, "there are: a, plain, shared" in unknown.stderr) == (2, True)
     assert fleet.run("logs", "--previous", "a").returncode == 2
+    assert "no service of project" in fleet.run("logs", "--previous").stderr
 
 
 def test_logs_into_a_closed_pipe(fleet: Lab) -> None:

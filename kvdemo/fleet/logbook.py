@@ -22,8 +22,11 @@ LONGEST = 64 * 1024
 
 
 def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
-    """The services asked for (all if none is named). Raises UsageError for one that has no log."""
+    """The services asked for (all if none is named). Raises UsageError for one that has no log, or if none has one."""
     available = launchers.of(project, saved_plan(project)).logs(previous=previous)
+    if previous and not available:
+        text = f"no service of project {project.name} has a log of an earlier start"
+        raise UsageError(text, "leave --previous out for this one")
     for name in names:
         if name not in available:
             what = "previous log" if previous else "log"
