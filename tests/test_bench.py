@@ -649,6 +649,25 @@ def test_what_a_restarted_engine_finds_outside(bench: Bench) -> None:
     assert "after it was restarted" in bench.lab.run("report", bench.samples).stdout
 
 
+def test_a_restart_that_is_cut_short_is_told(lab: Lab) -> None:
+    """Ctrl-C amid it: what was measured is saved, and how the engines come back is said."""
+    (lab.path / "context.txt").write_text(" ".join(f"w{number}" for number in range(WORDS)))
+    lab.up(lab.profile())
+    before = lab.project().records()["b"]
+    running = lab.start("bench", "--restarted", "--context", "context.txt", "--no-limit")
+    assert running.stderr
+    next(line for line in running.stderr if line.startswith("restarting plain, b"))
+    until(lambda: lab.project().records().get("b") != before)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130
+    assert f"their restart was cut short: kvdemo start plain b -p {lab.name}" in errors
+    assert "what was measured is in results/" in errors
+    done = lab.run("start", "plain", "b")
+    assert done.returncode == 0, done
+    assert lab.run("ps", "--check").returncode == 0
+
+
 def test_modes_of_retention_stand_alone(bench: Bench) -> None:
     """What would be left out silently is refused."""
     for other in ("--matrix", "--lengths=500", "--tier=l2", "--restarted"):

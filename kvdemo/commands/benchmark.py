@@ -15,7 +15,6 @@ from typing import Any
 from kvdemo import shipped, units
 from kvdemo.bench import attach, bench, cacheserver, conditions, context, modes
 from kvdemo.bench.events import Notice, Saved
-from kvdemo.bench.measure import ReplacedError
 from kvdemo.bench.session import Session
 from kvdemo.commands import participants
 from kvdemo.commands.liveness import Liveness
@@ -23,7 +22,7 @@ from kvdemo.commands.pipeline import Pipeline
 from kvdemo.commands.progress import Follower
 from kvdemo.config import benchmark
 from kvdemo.config.benchmark import Bench
-from kvdemo.errors import GateError, ServiceError, UsageError
+from kvdemo.errors import GateError, KvdemoError, ServiceError, UsageError
 from kvdemo.fleet import fleet
 from kvdemo.host.state import Project
 from kvdemo.judge import document, effect, results
@@ -115,12 +114,14 @@ def run(task: Task, environ: Mapping[str, str], output: Output) -> None:
             _drive(session, recorder, samples, task, output)
             if task.liveness:
                 task.liveness.check()
-        except (KeyboardInterrupt, ReplacedError) as error:
+        except (KeyboardInterrupt, KvdemoError) as error:
             facts["interrupted"] = True
-            if isinstance(error, ReplacedError):
+            if isinstance(error, KvdemoError):
                 facts["stopped"] = str(error)
             recorder.amend(facts)
             _finish(facts, samples, recorder, output)
+            if names := " ".join(task.liveness.restarting if task.liveness else ()):
+                output.follow(Notice(f"their restart was cut short: kvdemo start {names} -p {task.plan.project}"))
             raise
         finally:
             cacheserver.forget(task.plan, f"kvdemo-{run_id}-*", session.meter.began)

@@ -14,12 +14,13 @@ from kvdemo.planning.plan import Plan
 
 @dataclass
 class Liveness:
-    """The processes of a fleet at the beginning of a run."""
+    """The processes of a fleet at the beginning of a run; ``restarting`` are those whose restart was cut short."""
 
     project: Project
     plan: Plan
     environ: Mapping[str, str]
     leaders: Mapping[str, object]
+    restarting: Sequence[str] = ()
 
     @classmethod
     def of(cls, project: Project, plan: Plan, environ: Mapping[str, str]) -> Liveness:
@@ -31,12 +32,14 @@ class Liveness:
 
         Raises what ``fleet.restart`` does, and LockedError while another command changes the fleet.
         """
+        self.restarting = names
         with (
             self.project.lock("bench") as lock,
             closing(fleet.restart(self.project, self.environ, lock, names)) as all_of,
         ):
             for _ in all_of:
                 pass
+        self.restarting = ()
         self.leaders = _leaders(self.project)
 
     def check(self) -> None:
