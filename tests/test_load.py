@@ -255,6 +255,7 @@ def test_a_late_client_proves_nothing() -> None:
     result = judge(ABOUT, [phase("plain", 4, KEPT), late])
     assert result.capacities[0].rate == traffic.Spread(1, 4, 4, 4)
     assert "this client was late itself" in result.problems[0]
+    assert [words.outcome(one, result.limit) for one in result.points] == ["kept", "no result"]
 
 
 def test_a_rate_that_is_missed_without_the_late_client_is_missed() -> None:

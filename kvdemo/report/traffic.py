@@ -25,9 +25,8 @@ def terminal(result: TrafficResult) -> Group:
     for point in result.points:
         cells, style = words.cells(point), "" if point.punctual and not point.failed else "yellow"
         latency.add_row(*cells[: words.LATENCY], style=style)
-        met = "not asked" if not point.sent else "kept" if point.share >= result.limit.share else "missed"
         bar = Text("█" * round(BAR * point.share), style="green" if point.side != PLAIN else "")
-        bar.append("·" * (BAR - round(BAR * point.share)), style="dim").append(f" {met}")
+        bar.append("·" * (BAR - round(BAR * point.share)), style="dim").append(f" {words.outcome(point, result.limit)}")
         sources.add_row(*cells[: len(words.KEYS)], *cells[words.LATENCY :], bar)
     parts: list[RenderableType] = [
         Text.assemble(("\nTraffic  ", "bold"), words.heading(result)),

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from kvdemo import units
 from kvdemo.judge import stats
-from kvdemo.judge.traffic import PLAIN, Capacity, Gain, Point, Spread, TrafficResult
+from kvdemo.judge.traffic import PLAIN, Capacity, Gain, Limit, Point, Spread, TrafficResult
 from kvdemo.load import queueing
 
 COLUMNS = (
@@ -114,6 +114,15 @@ def bound(result: TrafficResult, gain: Gain) -> str:
     """What stands before a ratio that is only known to be no smaller."""
     plain = next(one for one in result.capacities if one.side == PLAIN)
     return "more than " if plain.rate is None else "at least " if gain.at_least else ""
+
+
+def outcome(point: Point, limit: Limit) -> str:
+    """What the rate was to this side."""
+    if not point.sent:
+        return "not asked"
+    if not point.punctual or point.accounted is False:
+        return "no result"
+    return "kept" if point.share >= limit.share else "missed"
 
 
 def sentences(result: TrafficResult) -> list[str]:
