@@ -179,7 +179,7 @@ def test_top_shows_where_a_prompt_came_from(ready: Real) -> None:
         _, err = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in err) == (130, False), err
     urls = [f"--target={spec.name}={spec.url}" for spec in ready.plan.engines]
-    outside = json.loads(ready.do("top", *urls, "--once", "--json"))
+    outside = json.loads(ready.do("top", *urls, "--count", "1", "--json"))
     rates = {one["service"]: one["hit_rate_since_start"] for one in outside["engines"]}
     assert rates["lmcache-b"] == b["hit_rate_since_start"]
     assert all(one["answers"] and one["kv_cache_usage"] is not None for one in outside["engines"])

@@ -253,7 +253,7 @@ def test_a_key_goes_with_it(lab: Lab) -> None:
     """An engine of a profile with an API key is asked with that; whether it guards /metrics or not."""
     lab.environ["VLLM_API_KEY"] = "correct-horse"
     lab.up(lab.profile({"a": {}}, {}, secrets=["VLLM_API_KEY"]))
-    done = lab.run("top", "--once", "--json", "--interval", "0.2")
+    done = lab.run("top", "--count", "1", "--json", "--interval", "0.2")
     assert json.loads(done.stdout)["engines"][0]["answers"] is True
     assert "correct-horse" not in done.stdout + done.stderr
 
@@ -295,7 +295,7 @@ def test_json_ends_with_ctrl_c(fleet: Fleet) -> None:
 
 
 def test_where_no_terminal_is_it_shows_one_interval(fleet: Fleet) -> None:
-    """A program that forgets --once is not held up; every service has its line, none is wider than 80 columns."""
+    """A program that forgets --count is not held up; every service has its line, none is wider than 80 columns."""
     done = fleet.lab.run("top", "--interval", "0.2", "-p", fleet.lab.name, COLUMNS="80")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -312,7 +312,7 @@ def test_where_no_terminal_is_it_shows_one_interval(fleet: Fleet) -> None:
 def test_services_can_be_chosen(fleet: Fleet) -> None:
     """Only these; one that there is not is refused, as is everything that contradicts itself."""
     run = fleet.lab.run
-    done = run("top", "a", "--once", "--json", "-p", fleet.lab.name)
+    done = run("top", "a", "--count", "1", "--json", "-p", fleet.lab.name)
     line = json.loads(done.stdout)
     assert ([one["service"] for one in line["engines"]], line["caches"]) == (["a"], [])
     for wrong, said in (
@@ -321,11 +321,10 @@ def test_services_can_be_chosen(fleet: Fleet) -> None:
         (["--target", "x"], "expected NAME=URL"),
         (["--target", "x=http://127.0.0.1:9", "--target", "x=http://127.0.0.1:9"], "two are called x"),
         (["--cache-url", "http://127.0.0.1:9"], "needs --target"),
-        (["--once", "--count", "2", "-p", fleet.lab.name], "--once is --count 1"),
     ):
         done = run("top", *wrong)
         assert (done.returncode, said in done.stderr) == (2, True), done
-    assert run("top", "--once", KVDEMO_STATE_DIR=str(fleet.lab.path / "nothing")).returncode == 7
+    assert run("top", "--count", "1", KVDEMO_STATE_DIR=str(fleet.lab.path / "nothing")).returncode == 7
 
 
 def test_targets(fleet: Fleet) -> None:
@@ -346,7 +345,7 @@ def test_targets(fleet: Fleet) -> None:
     assert b["prompt_tokens"] == {"computed": 1, "local": 0, "shared": PROMPT - 1}
     assert (a["memory_bytes"], a["gpus"]) == (None, [])
     assert last["caches"][0]["hit_tokens"] == {"l1": PROMPT, "l2": 0}
-    alone = json.loads(fleet.lab.run("top", *words[:2], "--once", "--json", **nothing).stdout)
+    alone = json.loads(fleet.lab.run("top", *words[:2], "--count", "1", "--json", **nothing).stdout)
     assert [one["service"] for one in alone["engines"]] == ["a"]
 
 

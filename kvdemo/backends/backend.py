@@ -220,6 +220,12 @@ class Backend(ABC):
     def wiring(self, server: Address) -> Wiring:
         """What an engine gets that is to find this server."""
 
+    def transfer(self, **extra: Any) -> dict[str, Any]:
+        """The flag of `vllm serve` for this connector and its own fields; a block that cannot be loaded is computed."""
+        policy = {"kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+        config = {"kv_connector": self.connector, **policy, "kv_connector_extra_config": extra}
+        return {"kv-transfer-config": config}
+
     def in_container(
         self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING
     ) -> dict[str, Any]:

@@ -191,19 +191,14 @@ class LMCache(Backend):
         A failed load is computed again, a dead server is noticed by heartbeat within seconds, and KV blocks move by
         mapped memory or CUDA IPC only (the other modes unpickle what arrives on a socket).
         """
-        transfer = {
-            "kv_connector": self.connector,
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {
-                "lmcache.mp.host": f"tcp://{server.host}",
-                "lmcache.mp.port": server.port,
-                "lmcache.mp.mp_transfer_mode": "lmcache_driven",
-                "lmcache.mp.heartbeat_interval": 2,
-                "lmcache.mp.mq_timeout": 10,
-            },
+        fields = {
+            "lmcache.mp.host": f"tcp://{server.host}",
+            "lmcache.mp.port": server.port,
+            "lmcache.mp.mp_transfer_mode": "lmcache_driven",
+            "lmcache.mp.heartbeat_interval": 2,
+            "lmcache.mp.mq_timeout": 10,
         }
-        return Wiring({"kv-transfer-config": transfer})
+        return Wiring(self.transfer(**fields))
 
     def in_container(
         self, options: Mapping[str, Any], *, host: str = "", directory: str = "", adapter: Mapping[str, str] = NOTHING

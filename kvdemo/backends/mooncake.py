@@ -120,16 +120,11 @@ class Mooncake(Backend):
     def wiring(self, server: Address) -> Wiring:
         """The store's connector.
 
-        A block that cannot be loaded is computed. The number of the lookup socket is that of the engine's own port:
-        by default all engines of a machine take one socket from each other, and when the one that had it last stops,
-        the others hang. The prefix keeps apart what differs in weights, flags or versions.
+        The number of the lookup socket is that of the engine's own port: by default all engines of a machine take one
+        socket from each other, and when the one that had it last stops, the others hang. The prefix keeps apart what
+        differs in weights, flags or versions.
         """
-        transfer = {
-            "kv_connector": self.connector,
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"cache_prefix": server.fingerprint, "lookup_rpc_port": server.own_port},
-        }
+        transfer = self.transfer(cache_prefix=server.fingerprint, lookup_rpc_port=server.own_port)
         config = {
             "mode": "standalone-store",
             "metadata_server": "P2PHANDSHAKE",
@@ -141,7 +136,7 @@ class Mooncake(Backend):
         }
         path = f"{server.sockets}/mooncake-{server.own_port}.json"
         return Wiring(
-            {"kv-transfer-config": transfer, "block-size": server.chunk_size},
+            {**transfer, "block-size": server.chunk_size},
             {"MOONCAKE_CONFIG_PATH": path, "VLLM_HOST_IP": server.host, **TCP},
             {path: json.dumps(config)},
         )

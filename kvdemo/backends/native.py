@@ -60,19 +60,15 @@ class Native(Backend):
     one_machine = True
 
     def wiring(self, server: Address) -> Wiring:
-        """The connector with its two tiers; a block that cannot be loaded is computed."""
-        transfer = {
-            "kv_connector": self.connector,
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {
-                "spec_name": "TieringOffloadingSpec",
-                "cpu_bytes_to_use": server.l1,
-                "block_size": server.chunk_size,
-                "secondary_tiers": [{**TIER, **server.adapter, "root_dir": server.store}],
-            },
-        }
-        return Wiring({"kv-transfer-config": transfer})
+        """The connector with its two tiers."""
+        return Wiring(
+            self.transfer(
+                spec_name="TieringOffloadingSpec",
+                cpu_bytes_to_use=server.l1,
+                block_size=server.chunk_size,
+                secondary_tiers=[{**TIER, **server.adapter, "root_dir": server.store}],
+            )
+        )
 
     def engine_tiers(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int] | None:
         """By the engine's own account of where cached tokens came from."""

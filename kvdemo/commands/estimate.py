@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json as jsonlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,10 +69,13 @@ class Options:
 
 def run(options: Options) -> None:
     """Read, replay, say."""
+    from kvdemo.bench.wire import without_gc
     from kvdemo.report import estimate as media
     from kvdemo.report import terminal
 
-    with _without_collector():
+    with (
+        without_gc()
+    ):  # millions of small objects, none of them in a cycle: looking for cycles takes a third of the time
         outcome = estimate(options)
     if options.json:
         typer.echo(jsonlib.dumps(outcome.to_json(), ensure_ascii=False))
@@ -170,16 +172,6 @@ def _savings(options: Options, about: Against, reading: Reading, played: Replay,
         return savings(reading.trace, played, about.model.shape, times, about.gpus)
     except ValueError as error:
         raise UsageError(f"{options.times}: {error}", rates.HINT) from None
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Millions of small objects, none of them in a cycle: looking for cycles would take a third of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 command = taking(

@@ -30,7 +30,6 @@ Interval = Annotated[float, typer.Option("--interval", "-d", metavar="SECONDS", 
 Count = Annotated[
     int | None, typer.Option("--count", "-n", metavar="N", min=1, help="End after so many; else when told to.")
 ]
-Once = Annotated[bool, typer.Option("--once", help="The same as --count 1: what happens within one interval.")]
 
 
 def top(
@@ -40,7 +39,6 @@ def top(
     cache_url: CacheUrl = "",
     interval: Interval = 2.0,
     count: Count = None,
-    once: Once = False,
     json: options.JsonLines = False,
 ) -> None:
     """Show live what each engine and cache does: requests, prompt tokens by source, hit rate, TTFT, KV, L1, L2, GPUs.
@@ -49,18 +47,15 @@ def top(
 
     Example: kvdemo top --target a=http://10.0.0.1:8000 --target b=http://10.0.0.2:8000
     """
-    if once and count is not None:
-        raise UsageError("--once cannot be combined with --count", "--once is --count 1")
     gauges = _gauges(services or [], project_name, target or [], cache_url, interval)
-    frames = 1 if once else count
     if json:
-        _run(gauges, interval, frames, _line, time.sleep)
+        _run(gauges, interval, count, _line, time.sleep)
     elif sys.stdout.isatty():
-        _live(gauges, interval, frames)
+        _live(gauges, interval, count)
     else:
         from kvdemo.report import top as report
 
-        _run(gauges, interval, frames or 1, report.once, time.sleep)
+        _run(gauges, interval, count or 1, report.once, time.sleep)
 
 
 def _gauges(services: list[str], project_name: str, target: list[str], cache_url: str, interval: float) -> Gauges:
