@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from kvdemo.report.markup import Markup
+from kvdemo.report.markup import Markup, tag
 
 STYLE = Markup("""
 :root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --dim: #626b76; --line: #dfe3e8; --soft: #f5f6f8;
@@ -102,3 +102,17 @@ POLICY = (
     + "'"
 )
 """What a browser may do with the page: show it, and run exactly that script. Nothing is ever fetched."""
+
+
+def page(title: str, version: str, *body: object) -> str:
+    """One HTML file, made by this version of kvdemo; nothing is fetched, and no script runs but ``SCRIPT``."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="generator", content=f"kvdemo {version}"),
+        tag("title", title),
+        tag("style", STYLE),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"

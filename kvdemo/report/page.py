@@ -16,9 +16,8 @@ from kvdemo.errors import UsageError
 from kvdemo.judge import document
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sample
-from kvdemo.report import figures
+from kvdemo.report import figures, look
 from kvdemo.report.figures import section
-from kvdemo.report.look import POLICY, SCRIPT, STYLE
 from kvdemo.report.markup import Markup, data, join, tag
 from kvdemo.words import exchange, findings
 from kvdemo.words.table import COLUMNS
@@ -69,15 +68,6 @@ def save(path: Path, text: str) -> Path:
 def render(result: Result, samples: Sequence[Sample]) -> str:
     """The whole page of a result and the samples it was made from."""
     run = result.conditions
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="generator", content=f"kvdemo {run.kvdemo_version}"),
-        tag("title", f"kvdemo: {run.model_id} on {run.device}"),
-        tag("style", STYLE),
-    )
     conditions = document.to_json(result)
     main = tag(
         "main",
@@ -93,7 +83,8 @@ def render(result: Result, samples: Sequence[Sample]) -> str:
         _conditions(conditions),
         _raw(conditions, samples),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', main, tag('script', SCRIPT)), lang='en')}\n"
+    title = f"kvdemo: {run.model_id} on {run.device}"
+    return look.page(title, run.kvdemo_version, main, tag("script", look.SCRIPT))
 
 
 def _headline(result: Result) -> Markup:

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from kvdemo import units
 from kvdemo.judge.traffic import PLAIN, TrafficResult
-from kvdemo.report import svg
-from kvdemo.report.look import POLICY, STYLE
+from kvdemo.report import look, svg
+from kvdemo.report.figures import section
 from kvdemo.report.markup import Markup, join, tag
 from kvdemo.words import traffic as words
 
@@ -52,14 +52,6 @@ def _grid(headings: Sequence[str]) -> Table:
 
 def page(result: TrafficResult) -> str:
     """One HTML file; nothing is fetched, whatever comes from engines or files is text."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"kvdemo load: {result.conditions['model_id']}"),
-        tag("style", STYLE),
-    )
     first, *others = words.sentences(result)
     factor = next((words.bound(result, gain) + units.ratio(gain.ratio.median) for gain in result.gains), "No ratio")
     main = tag(
@@ -72,20 +64,18 @@ def page(result: TrafficResult) -> str:
             *(tag("p", line) for line in others),
             *(tag("p", line, class_="warn") for line in result.problems),
         ),
-        _section("TTFT over the rate", _plot(result, [gain.side for gain in result.gains])),
-        _section("Every rate", _table(result)),
-        _section(
+        section("TTFT over the rate", "", _plot(result, [gain.side for gain in result.gains])),
+        section("Every rate", "", _table(result)),
+        section(
             "Conditions",
+            "",
             tag("p", words.heading(result)),
             tag("p", words.limit(result)),
             *(tag("p", line, class_="dim") for line in words.notes(result)),
         ),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n"
-
-
-def _section(title: str, *children: Markup) -> Markup:
-    return tag("section", tag("h2", title), *children)
+    about = result.conditions
+    return look.page(f"kvdemo load: {about['model_id']}", str(about.get("kvdemo_version", "")), main)
 
 
 def _table(result: TrafficResult) -> Markup:
