@@ -166,8 +166,10 @@ def test_an_effect_beyond_noise_is_told() -> None:
 
 def test_who_has_read_it_is_said_only_where_it_is_known() -> None:
     """A writer that loads (a connector that knows no salt) is not the only one that has read the document."""
-    whole, hit = samples(), {"cached_tokens": HIT, "sources": Sources(PROMPT - HIT, 0, HIT)}
-    loading = [replace(one, **hit) if (one.arm, one.trial) == ("store", 2) else one for one in whole]
+    whole, hit = samples(), Sources(PROMPT - HIT, 0, HIT)
+    loading = [
+        replace(one, cached_tokens=HIT, sources=hit) if (one.arm, one.trial) == ("store", 2) else one for one in whole
+    ]
     assert "about what only a has read" in findings.headline(result(CONDITIONS, whole)).sentence
     assert "about what had been stored before" in findings.headline(result(CONDITIONS, loading)).sentence
 
