@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import forking
 from guarding import gone, until
 from kvdemo.bench import workload
 from kvdemo.bench.client import Client
@@ -77,26 +77,17 @@ class Real:
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environ |= {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "160", MARK: str(path), **environ}
-        self.environ |= {"KVDEMO_STATE_DIR": str(path / "state"), "KVDEMO_PROJECT": name}
+        # One directory for all: that the packages load together is asked once.
+        self.environ |= {"KVDEMO_STATE_DIR": str(path.parent / "state"), "KVDEMO_PROJECT": name}
 
-    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
         """A command to its end, whatever its exit code."""
-        return subprocess.run(
-            [sys.executable, "-m", "kvdemo", *map(str, arguments)],
-            check=False,
-            cwd=self.path,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START,
-        )
+        return forking.run(arguments, self.path, self.environ | environ, START)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """A command, running, without the mark: it is none of the services."""
-        argv = [sys.executable, "-m", "kvdemo", *map(str, arguments)]
-        pipe, environ = subprocess.PIPE, {key: value for key, value in self.environ.items() if key != MARK}
-        return subprocess.Popen(argv, cwd=self.path, env=environ, stdout=pipe, stderr=pipe, text=True)
+        environ = {key: value for key, value in self.environ.items() if key != MARK}
+        return forking.start([*map(str, arguments)], self.path, environ)
 
     def do(self, *arguments: str | Path) -> str:
         """A command that has to succeed; what it printed."""
@@ -104,9 +95,9 @@ class Real:
         assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def up(self, *services: str) -> str:
+    def up(self, *services: str, profile: Path | None = None) -> str:
         """Start the profile, or these of its services and their caches."""
-        return self.do("up", self.profile, *services, "-p", self.name)
+        return self.do("up", profile or self.profile, *services, "-p", self.name)
 
     def mend(self) -> None:
         """Start whatever is not ready."""
@@ -204,6 +195,11 @@ def ask(plan: Plan, engine: str, text: str, salt: str) -> Told:
     assert sum(deltas) == expected
     computed, local, shared = deltas
     return Told(computed, local, shared, tuple(reply.token_ids), tuple(reply.logprobs))
+
+
+def stored(fleet: Real, salt: str) -> set[Path]:
+    """The files in the store of a fleet's cache with KV under this salt."""
+    return set(Path(fleet.plan.service("shared").store).glob(f"*@{salt}*.data"))
 
 
 def nothing_left(plan: Plan, segments: Sequence[str] | set[str]) -> bool:

@@ -79,18 +79,6 @@ def test_every_engine_gives_the_right_answer(story: tuple[Real, dict[str, Any]],
     assert len(set(answers.values())) == 1, answers
 
 
-def test_what_is_outside_outlives_the_engines(story: tuple[Real, dict[str, Any]]) -> None:
-    """Both engines are restarted: each finds what it had stored, and answers the same."""
-    result = story[0].bench("--restarted", "--trials", "1", "--no-limit")
-    verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in result["rows"]}
-    stored, found = (
-        dict.fromkeys([(f"lmcache-{name}", arm) for name in "ab"], verdict)
-        for arm, verdict in (("store", "COLD"), ("restarted", "SHARED"))
-    )
-    assert verdicts == stored | found
-    assert result["answer"]["same"] is True
-
-
 def test_these_are_the_questions_of_the_profiles() -> None:
     """What a user is shown is what is tested here."""
     cpu, smoke = (profile.load(ROOT / "profiles" / f"{name}.yaml", {}).bench for name in ("cpu", "smoke"))

@@ -1,12 +1,13 @@
-"""Two real backends side by side, the fleet of contest-cpu.yaml: each proves its sharing, neither leaves a trace.
+"""Other real backends join the fleet of cpu-long.yaml: each proves its sharing, none leaves a trace.
 
-Beside them two engines with a connector of vLLM's that kvdemo knows nothing about.
+Mooncake, as contest-cpu.yaml has it, and two engines with a connector of vLLM's that kvdemo knows nothing about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,42 +16,43 @@ from guarding import gone
 from kvdemo import backends
 from kvdemo.bench.measure import Meter
 from kvdemo.bench.workload import Step, body
+from kvdemo.host import process
 from kvdemo.judge.verdict import Verdict, judge
-from real_fleet import HANDBOOK, MODEL, ROOT, Real, needs_engines, nothing_left
+from real_fleet import PROFILE, ROOT, SERVICES, Real, needs_engines, nothing_left
 from test_mooncake import needs_mooncake
 
 pytestmark = [*needs_engines, needs_mooncake]
 
 BLOCK = 128
-
-
 UNKNOWN = "ExampleConnector"
+JOINED = {"mooncake", "mooncake-a", "mooncake-b", "folder-a", "folder-b"}
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """The fleet and two engines that share a folder by their ``args`` alone, up."""
-    path = tmp_path_factory.mktemp("contest")
-    (path / "short.txt").write_text(HANDBOOK.read_text()[:2500])
-    document = yaml.safe_load((ROOT / "profiles" / "contest-cpu.yaml").read_text())
-    document["bench"]["context"] = str(HANDBOOK)
-    shared = {"kv_connector": UNKNOWN, "kv_role": "kv_both"}
-    shared |= {"kv_connector_extra_config": {"shared_storage_path": str(path / "folder")}}
-    document["engines"] |= {f"folder-{end}": {"args": {"kv-transfer-config": shared}} for end in "ab"}
-    (path / "contest.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    one = Real(path, path / "contest.yaml", "real-contest", KVDEMO_MODEL=str(MODEL))
-    try:
-        one.up()
-        yield one
-    finally:
-        one.close()
+def contest(real: Real) -> Real:
+    """The fleet, and beside it Mooncake and two engines that share a folder: `up` starts those, and only those."""
+    real.mend()
+    before = real.records
+    document, other = (yaml.safe_load(path.read_text()) for path in (PROFILE, ROOT / "profiles" / "contest-cpu.yaml"))
+    del document["bench"]
+    document["caches"]["mooncake"] = other["defaults"]["cache"] | other["caches"]["mooncake"]
+    size = {"kv_cache": other["defaults"]["engine"]["kv_cache"]}
+    document["engines"] |= {f"mooncake-{end}": size | other["engines"][f"mooncake-{end}"] for end in "ab"}
+    shared: dict[str, Any] = {"kv_connector": UNKNOWN, "kv_role": "kv_both"}
+    shared |= {"kv_connector_extra_config": {"shared_storage_path": str(real.path / "folder")}}
+    document["engines"] |= {f"folder-{end}": size | {"args": {"kv-transfer-config": shared}} for end in "ab"}
+    path = real.path / "contest.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    real.up(profile=path)
+    assert real.records == before | {name: real.records[name] for name in JOINED}
+    return real
 
 
 def test_both_share_in_the_same_trials(contest: Real) -> None:
     """One baseline, both caches: the reader of each loads whole chunks, and answers the same to the last bit."""
-    found = contest.bench("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "results")
+    found = contest.bench("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "contest")
     verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in found["rows"]}
-    assert verdicts.pop(("vllm-a", "cold")) == "COLD"
+    assert [verdicts.pop((plain, "cold")) for plain in ("vllm-a", "vllm-b")] == ["COLD", "COLD"]
     arms = {"store": "COLD", "reuse": "SHARED", "again": "LOCAL"}
     engines = {"store": "a", "reuse": "b", "again": "b"}
     kinds = ("lmcache", "mooncake")
@@ -89,7 +91,7 @@ def test_a_connector_that_nobody_knows(contest: Real) -> None:
     given = ("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "folder-results")
     found = contest.bench("--writer", "folder-a", "--reader", "folder-b", *given)
     verdicts = {(row["engine"], row["arm"]): row["verdict"] for row in found["rows"]}
-    cold = dict.fromkeys([("vllm-a", "cold"), ("folder-a", "store")], "COLD")
+    cold = dict.fromkeys([("vllm-a", "cold"), ("vllm-b", "cold"), ("folder-a", "store")], "COLD")
     assert verdicts == cold | {("folder-b", "reuse"): "SHARED", ("folder-b", "again"): "LOCAL"}
     reuse = next(row for row in found["rows"] if row["arm"] == "reuse")
     blocks = (found["prompt_tokens"] - 1) // BLOCK
@@ -100,14 +102,16 @@ def test_a_connector_that_nobody_knows(contest: Real) -> None:
     assert found["valid"]
 
 
-def test_nothing_is_left_of_either(contest: Real) -> None:
-    """Master, pool and engines end; their ports, shared memory and the directory of sockets and files are gone."""
-    plan, segments, pids = contest.plan, contest.segments(), contest.processes()
-    places = {Path(path).parent for spec in plan.services for path in spec.files}
-    assert len(places) == 1
-    assert all(place.is_dir() for place in places)
-    said = contest.do("down")
-    assert "Nothing is left" in said
-    assert nothing_left(plan, segments)
-    assert not any(place.exists() for place in places)
+def test_down_of_some_leaves_nothing_of_them_and_all_of_the_others(contest: Real) -> None:
+    """A cache takes its engines along: processes, ports and shared memory are gone. Nobody else is replaced."""
+    before = contest.records
+    joined = replace(contest.plan, services=tuple(contest.plan.service(name) for name in sorted(JOINED)))
+    # Files of a service lie among the project's sockets, and go with them: tests/test_real_recovery.py.
+    assert {Path(path).parent for spec in joined.services for path in spec.files} == {contest.project.sockets}
+    pids = [one.pid for name in JOINED for one in process.members(before[name])]
+    segments = process.segments(pids)
+    assert "Nothing is left: 5 services ended" in contest.do("down", "mooncake", "folder-a", "folder-b")
+    assert nothing_left(joined, segments)
     assert all(gone(pid) for pid in pids)
+    assert contest.records == {name: before[name] for name in SERVICES}
+    assert {contest.states()[name] for name in SERVICES} == {"ready"}

@@ -14,37 +14,28 @@ from real_fleet import MODEL, NOTICE, Real, needs_engines, nothing_left
 pytestmark = needs_engines
 
 
-def test_a_killed_core_shows_and_restart_replaces_it(real: Real) -> None:
-    """`ps` says within seconds that the engine is gone, `bench` refuses with 7 if it needs it, `restart` replaces it.
+def test_what_was_killed_shows_and_is_replaced(real: Real) -> None:
+    """`ps` says within seconds that two engines are gone, `bench` refuses with 7 if it needs one of them.
 
-    No other service is touched, and the log of before is still there.
+    `restart` replaces the one that it is told, `up` the other, and nobody else is touched. The log of before stays.
     """
     if real.run("ps").returncode:
         real.up()
-    before = real.records
-    if real.states()["vllm-a"] == "ready":
+    before, states = real.records, real.states()
+    if states["vllm-a"] == "ready":
         os.kill(real.core("vllm-a"), signal.SIGKILL)
-    until(lambda: real.states()["vllm-a"] != "ready", NOTICE)
+    sigkill(before["vllm-b"].leader)
+    until(lambda: "ready" not in {real.states()[name] for name in ("vllm-a", "vllm-b")}, NOTICE)
     refused = real.run("bench", "--context", "context.txt", "--baseline", "vllm-a")
     assert refused.returncode == 7
     assert "vllm-a" in refused.stderr
     assert real.run("ps", "--check").returncode == 7
     real.do("restart", "vllm-a")
     assert real.replaced_since(before) == {"vllm-a"}
+    real.up()
+    assert real.replaced_since(before) == {"vllm-a", "vllm-b"}
     assert set(real.states().values()) == {"ready"}
     assert "Application startup complete" in real.do("logs", "vllm-a", "--previous")
-
-
-def test_a_killed_cache_shows_and_is_replaced_with_its_engines(ready: Real) -> None:
-    """The plain engines go on; after `up` the others share again, through the new server."""
-    before = ready.records
-    sigkill(before["shared"].leader)
-    until(lambda: ready.states()["shared"] != "ready", NOTICE)
-    assert {ready.states()[name] for name in ("vllm-a", "vllm-b")} == {"ready"}
-    ready.up()
-    assert ready.replaced_since(before) == {"shared", "lmcache-a", "lmcache-b"}
-    found = ready.bench("--context", "short.txt", "--trials", "1", "--no-limit", "--result-dir", "recovered")
-    assert next(row for row in found["rows"] if row["arm"] == "reuse")["verdict"] == "SHARED"
 
 
 def test_down_leaves_nothing_whatever_was_killed(ready: Real) -> None:
@@ -67,6 +58,7 @@ def test_down_leaves_nothing_whatever_was_killed(ready: Real) -> None:
         assert "Nothing is left" in said
         assert ready.processes() == []
         assert nothing_left(plan, segments)
+        assert not ready.project.sockets.exists()
         assert not gone(stranger.pid)
         assert {entry.name for entry in (ready.path / "mine").iterdir()} == {"notes.txt"}
         assert "Nothing was running." in ready.do("down", "-v")
