@@ -25,7 +25,8 @@ from kvdemo.host.procfs import alive
 WORDS = 980
 CHUNK = 64
 ENGINES = ("plain", "other", "a", "b")
-PATIENCE = 30
+PATIENCE = 100
+"""Seconds for a run that takes a few on a quiet machine."""
 
 
 class Bench:
@@ -225,7 +226,7 @@ def test_what_is_not_proved_gets_no_ratio(
     done = bench.run("--json")
     document = json.loads(done.stdout)
     found = row(document, arm, engine)
-    assert (found["verdict"], found["speedup"]) == (verdict, None)
+    assert (found["verdict"], found["speedup"]) == (verdict, None), found["why"]
     assert why in found["why"]
     assert document["speedup"] is None
     assert not document["valid"]

@@ -184,7 +184,7 @@ def test_one_engine_answers_as_a_stream(fleet: Fleet, tab: Tab) -> None:
 
     Then a long answer opens, so that all of it is read without scrolling.
     """
-    fleet.fault("plain", TOKEN_US=4 * SLOW, DECODE_MS=30)
+    fleet.fault("plain", TOKEN_US=4 * SLOW, DECODE_MS=150)
     turn = tab.ask("Who steered?", "plain")
     expect(turn.locator(".fill")).to_have_attribute("data-phase", "sent")
     height = tab.height()
