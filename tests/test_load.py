@@ -564,9 +564,9 @@ def slow_down(lab: Lab, *engines: str) -> None:
         assert health.request(planned.service(name).url, "/fake", body={"FAKE_DECODE_MS": "60"})[0] == 200
 
 
-def test_ctrl_c_lets_engines_with_a_cache_finish(lab: Lab, load: Load) -> None:
+@pytest.mark.usefixtures("load")  # the fleet is up
+def test_ctrl_c_lets_engines_with_a_cache_finish(lab: Lab) -> None:
     """Also when a lost rate is being ended already: it is told, and nothing of theirs is hung up."""
-    assert load  # the fleet is up
     slow_down(lab, "a", "b")
     options = ("--rate", "4", "--slo-ttft", "1ms", "--documents", "1", "--duration", "3s", "--max-tokens", "30")
     running = lab.start("load", *options)
@@ -581,9 +581,9 @@ def test_ctrl_c_lets_engines_with_a_cache_finish(lab: Lab, load: Load) -> None:
     assert "no longer answers" not in rest
 
 
-def test_a_client_without_connections_blames_no_engine(lab: Lab, load: Load) -> None:
+@pytest.mark.usefixtures("load")  # the fleet is up
+def test_a_client_without_connections_blames_no_engine(lab: Lab) -> None:
     """A limit on open files below what the rate takes is an error of its own, with what helps; the rest is saved."""
-    assert load  # the fleet is up
     slow_down(lab, "p", "q")
     options = ("--rate", "1,100", "--duration", "2s", "--documents", "1", "--slo-ttft", "9s")
     argv = ["bash", "-c", 'ulimit -n 64 && exec "$@"', "load", sys.executable, "-m", "kvdemo", "load", *options]
