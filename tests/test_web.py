@@ -197,6 +197,7 @@ def test_one_engine_answers_as_a_stream(fleet: Fleet, tab: Tab) -> None:
     assert tab.height() >= height
     assert 0.4 < tab.ttft("plain") < 5
     assert tab.sources("plain") == {"computed": 1, "local": 0, "shared": 0}
+    fleet.fault("plain", TOKEN_US=SLOW, DECODE_MS=5)
     tab.ask("Who steered?")
     assert tab.verdicts() == {"plain": "LOCAL"}
 
@@ -230,7 +231,7 @@ def test_the_empty_page_tells_the_story(tab: Tab) -> None:
     expect(tab.turn).to_contain_text("first a, then other, then b")
 
 
-def test_a_race_on_one_processor_is_no_measurement(tab: Tab) -> None:
+def test_a_race_on_one_processor_is_no_measurement(fleet: Fleet, tab: Tab) -> None:
     """Engines that run at the same time on the same hardware are named, and the factor is not told as sharing's."""
     tab.demonstrate()
     expect(tab.turn.locator(".finding b")).to_have_class("shared")
@@ -238,6 +239,9 @@ def test_a_race_on_one_processor_is_no_measurement(tab: Tab) -> None:
     tab.page.locator("#cold").click()
     tab.ask("Who steered?", "a")
     tab.verdicts()
+    # Else b, which loads in 30 ms, may have answered before the other has begun.
+    fleet.fault("b", TOKEN_US=SLOW, DECODE_MS=5, DELAY_S=0.4)
+    fleet.fault("other", TOKEN_US=4 * SLOW, DECODE_MS=5)
     tab.ask("How low?", "other", "b")
     assert tab.verdicts() == {"other": "COLD", "b": "SHARED"}
     expect(tab.turn.get_by_text("No measurement: b, other ran at the same time")).to_be_visible()
