@@ -107,5 +107,7 @@ def test_other_weights_get_nothing_from_the_store(pair: Real, stored: Told) -> N
     until(lambda: len(files(pair)) == 2 * len(before), 30)
     (pair.path / "kept.txt").write_text("mine\n")
     pair.do("down", "-v")
-    assert list((pair.path / "kv").iterdir()) == []  # which the script has made, not kvdemo
+    # What the script stored stays: kvdemo has never used that directory.
+    assert files(pair) == before
+    assert set((pair.path / "kv").iterdir()) == {file.parent for file in before}
     assert {"kept.txt", "model", "pair.yaml"} <= {entry.name for entry in pair.path.iterdir()}
