@@ -304,6 +304,16 @@ def test_percentiles_that_n_does_not_carry_are_left_out() -> None:
     assert many.points[0].p99_ttft_ms == pytest.approx(100)
 
 
+def test_a_bound_holds_between_the_rates_tried_too() -> None:
+    """Plain engines kept 1 and missed 3: with everything kept up to 12, 12x are certain of no capacity, 4x are."""
+    phases = [phase("plain", 1, KEPT), phase("plain", 3, MISSED), phase("shared", 1, KEPT), phase("shared", 12, KEPT)]
+    result = judge(ABOUT, phases)
+    assert "at least 12.0x (one repetition) by the rates tried, more than 4.0x wherever" in words.sentences(result)[0]
+    assert '<h1 class="">More than 4.0x</h1>' in media.page(result)
+    exact = judge(ABOUT, [*phases, phase("shared", 13, MISSED)])
+    assert words.factor(exact, exact.gains[0]) == "12.0x"
+
+
 def test_requests_that_were_hung_up_are_no_fast_ones() -> None:
     """Two quick ones of ten say nothing of the median; with six of them it is known, and p90 is not."""
     for quick, median in ((2, None), (6, pytest.approx(100))):

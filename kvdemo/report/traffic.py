@@ -53,7 +53,7 @@ def _grid(headings: Sequence[str]) -> Table:
 def page(result: TrafficResult) -> str:
     """One HTML file; nothing is fetched, whatever comes from engines or files is text."""
     first, *others = words.sentences(result)
-    factor = next((words.bound(result, gain) + units.ratio(gain.ratio.median) for gain in result.gains), "No ratio")
+    factor = next((words.factor(result, gain) for gain in result.gains), "No ratio")
     main = tag(
         "main",
         tag(

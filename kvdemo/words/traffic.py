@@ -106,7 +106,8 @@ def sentence(result: TrafficResult, gain: Gain) -> str:
     return (
         f"With cache {gain.side} {engines} serve{'' if number > 1 else 's'} {capacity(shared)} within "
         f"{units.duration(1000 * result.limit.ttft)} ({result.limit.share:.0%} of requests), {engines} without it "
-        f"{capacity(plain)}{'' if same else ' (on other GPUs)'}: {bound(result, gain)}{_spread(gain.ratio, 'x')}."
+        f"{capacity(plain)}{'' if same else ' (on other GPUs)'}: {bound(result, gain)}{_spread(gain.ratio, 'x')}"
+        f"{_between_rates(result, gain)}."
     )
 
 
@@ -123,6 +124,30 @@ def outcome(point: Point, limit: Limit) -> str:
     if not point.punctual or point.accounted is False:
         return "no result"
     return "kept" if point.share >= limit.share else "missed"
+
+
+def least(result: TrafficResult, gain: Gain) -> float | None:
+    """What the ratio exceeds wherever between the rates tried capacities lie; None if it is none, or unknown."""
+    sides = {one.side: one for one in result.capacities}
+    shared, missed = sides[gain.side].rate, _missed(result, PLAIN)
+    return shared.low / missed if gain.at_least and shared and missed else None
+
+
+def factor(result: TrafficResult, gain: Gain) -> str:
+    """The ratio for a headline; of a bound, what it exceeds in any case."""
+    sure = least(result, gain)
+    return bound(result, gain) + units.ratio(gain.ratio.median) if sure is None else f"more than {units.ratio(sure)}"
+
+
+def _between_rates(result: TrafficResult, gain: Gain) -> str:
+    sure = least(result, gain)
+    exact = sure is None or bound(result, gain) == "more than "
+    return "" if exact else f" by the rates tried, more than {units.ratio(sure or 0.0)} wherever between them it lies"
+
+
+def _missed(result: TrafficResult, side: str) -> float | None:
+    """The lowest rate of a side that was not kept every time."""
+    return min((one.rate for one in result.points if one.side == side and one.kept < one.repetitions), default=None)
 
 
 def sentences(result: TrafficResult) -> list[str]:
@@ -179,6 +204,7 @@ def notes(result: TrafficResult) -> list[str]:
     lines = [
         "Arrivals are random (Poisson) and the same for every side; TTFT counts from the scheduled arrival.",
         "Before each rate every document was read once, by the engines in turn; nothing came from an earlier rate.",
+        "A capacity is the highest rate tried that was kept; the true one lies below the lowest that was missed.",
     ]
     if latest is not None:
         lines.append(f"This client sent its requests at most {latest:.1f} ms late (p99 of the worst phase).")
