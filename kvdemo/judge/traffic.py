@@ -370,7 +370,8 @@ def _problems(limit: Limit, points: Sequence[Point], phases: Sequence[Phase]) ->
         where = f"{one.side} at {one.rate:g} requests/s"
         if one.sent and limit.share < 1 and one.sent / one.repetitions * (1 - limit.share) < 1 - 1e-9:
             number = units.count(round(one.sent / one.repetitions), "request")
-            problems.append(f"{where}: {number} are too few to tell {limit.share:.0%} from all; a longer --duration")
+            verb = "is" if number == "1 request" else "are"
+            problems.append(f"{where}: {number} {verb} too few to tell {limit.share:.0%} from all; a longer --duration")
         if not one.punctual:
             problems.append(
                 f"{where}: this client was late itself (p99 {one.p99_late_ms:.0f} ms): the rate is no result; lower "

@@ -204,7 +204,7 @@ def notes(result: TrafficResult) -> list[str]:
     lines = [
         "Arrivals are random (Poisson) and the same for every side; TTFT counts from the scheduled arrival.",
         "Before each rate every document was read once, by the engines in turn; nothing came from an earlier rate.",
-        "A capacity is the highest rate tried that was kept; the true one lies below the lowest that was missed.",
+        "A capacity is the highest rate tried that was kept: the true one may be higher, up to the lowest missed.",
     ]
     if latest is not None:
         lines.append(f"This client sent its requests at most {latest:.1f} ms late (p99 of the worst phase).")
