@@ -274,7 +274,7 @@ def restart(
 for verb in (lifecycle.stop, lifecycle.start, lifecycle.wait, lifecycle.events):
     app.command()(verb)
 app.command(cls=measuring.Bench)(measuring.bench)
-app.command("load")(load.load)
+app.command("load", cls=load.Verb)(load.load)
 app.command("estimate")(estimate.command)
 app.command()(measuring.report)
 app.command()(measuring.compare)

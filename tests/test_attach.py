@@ -293,7 +293,7 @@ def test_a_key_that_no_header_can_carry(lab: Lab, key: str, verb: str) -> None:
 
 def test_other_benchmarks(outside: Outside) -> None:
     """--with prints their commands for targets too, with the model's name as tokenizer."""
-    done = outside.run(*outside.urls("a", "b"), "--with", "vllm-bench")
+    done = outside.lab.run("bench", *outside.urls("a", "b"), "--with", "vllm-bench")
     assert done.returncode == 0, done
     lines = done.stdout.splitlines()
     assert lines[::2] == ["# a", "# b"]

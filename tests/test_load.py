@@ -677,6 +677,7 @@ def test_what_a_simulation_cannot_use_is_refused(lab: Lab) -> None:
     for arguments, said in {
         ("--rate", "3", "--duration", "2s", "--expected-capacity-gain", "50"): "--rate, --duration, --expected-capac",
         ("--document-tokens", "5"): "--document-tokens cannot be combined with --what-if",
+        ("--result-dir", "r", "--progress", "json", "-p", "x"): "--project-name, --result-dir, --progress cannot be",
         ("--l1", "foo"): "--l1: expected a size such as 8GiB",
         ("--l1", "8GiB"): "--l1: how many bytes of KV a token has is not known",
     }.items():

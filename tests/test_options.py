@@ -85,6 +85,29 @@ def test_help_shows_every_option_with_its_default(lab: Lab) -> None:
         assert re.sub(r"\s+", " ", str(Bench.model_fields[name].description)) in flat
 
 
+def test_what_printing_a_command_cannot_use_is_refused(lab: Lab) -> None:
+    """Of all options --with takes those that say whose commands; the variables of a measurement are no mistake."""
+    typed = [part for name, (value, text) in VALUES.items() for part in _typed(name, value, text)]
+    typed += ["--json", "--verbose", "--format", "github", "--junit", "j.xml", "--progress", "json"]
+    typed += ["--result-dir", "r", "--chunk-size", "16", "--cache-url", "http://127.0.0.1:9"]
+    done = lab.run("bench", "--with", "aiperf", *typed, "-p", "x", COLUMNS="9999")
+    listed, _, rest = done.stderr.removeprefix("error: ").partition(" cannot be combined with --with\n")
+    flags = {word for word in typed if word.startswith("--")}
+    assert (done.returncode, set(listed.split(", "))) == (2, flags), done.stderr
+    assert rest.strip() == "it measures nothing, and prints commands for a shell"
+    allowed = {"--with", "--target", "--target-model", "--project-name", "--help"}
+    every = set(re.findall(r"^[│ ]+(--[a-z][a-z0-9-]+)", lab.run("bench", "--help", COLUMNS="400").stdout, re.MULTILINE))
+    assert every - {flag.replace("--no-", "--") for flag in flags} == allowed
+    lab.up(lab.profile({"a": {}}))
+    assert lab.run("bench", "--with", "aiperf", KVDEMO_BENCH_TRIALS="4").stdout.startswith("# a\n")
+
+
+def _typed(name: str, value: object, text: str) -> list[str]:
+    """An option as somebody types it."""
+    flag = benchmark.flag(name)
+    return [flag if value else f"--no-{name}"] if isinstance(value, bool) else [flag, text]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+import typer.core
 
 from kvdemo import units
 from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir
-from kvdemo.commands.parameters import taking
+from kvdemo.commands.parameters import refuse_beside, taking
 from kvdemo.errors import GateError, KvdemoError, NotReadyError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -88,10 +89,6 @@ def run(options: Load) -> None:
     if options.what_if:
         from kvdemo.commands import whatif
 
-        defaults = Load()
-        if names := [name for name in MEASURED if getattr(options, name) != getattr(defaults, name)]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-            raise UsageError(f"{flags} cannot be combined with --what-if", "it plays a queue with the run's own times")
         whatif.simulate(options.what_if, traffic, options.l1, as_json=options.json)
         return
     if options.l1:
@@ -102,8 +99,22 @@ def run(options: Load) -> None:
         measure(scope.project(options.project_name), traffic, options, follow)
 
 
-MEASURED = ("context", "rate", "document_tokens", "duration", "repetitions", "max_tokens", "expected_capacity_gain")
-"""Options that mean nothing to a simulation."""
+SIMULATED = (
+    *("what_if", "l1", "slo_ttft", "slo_share", "documents", "reuse", "popularity", "turns", "engines", "seed"),
+    "json",
+)
+"""Options that mean something to a simulation."""
+
+
+class Verb(typer.core.TyperCommand):
+    """``kvdemo load``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        if ctx.params["what_if"]:
+            refuse_beside(ctx, "--what-if", SIMULATED, "it plays a queue with the run's own times")
+        return super().invoke(ctx)
+
 
 load = taking(
     Load,

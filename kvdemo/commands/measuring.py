@@ -11,12 +11,19 @@ import typer
 
 from kvdemo.commands import options
 from kvdemo.commands.options import JsonOption, VerboseOption
-from kvdemo.commands.parameters import Command, DeferredCommand
+from kvdemo.commands.parameters import Command, DeferredCommand, refuse_beside
 from kvdemo.errors import UsageError
 
 
 class Bench(DeferredCommand):
     """``kvdemo bench``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        if ctx.params["peer"]:
+            allowed = ("peer", "project_name", "target", "target_model")
+            refuse_beside(ctx, "--with", allowed, "it measures nothing, and prints commands for a shell")
+        return super().invoke(ctx)
 
     @staticmethod
     def action(command: Command, values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import typer.main
 import typer.models
 
 from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir, VerboseOption
+from kvdemo.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,20 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, kind, annotation=annotation, default=inspect.Parameter.empty if default is MISSING else default
     )
+
+
+def refuse_beside(ctx: Any, option: str, allowed: Collection[str], hint: str) -> None:
+    """Raises UsageError for what was typed beside ``option`` and is not ``allowed``: it would be left out silently.
+
+    What the environment or a profile says is about other calls, too, and no mistake.
+    """
+    typed = [
+        (one.secondary_opts if ctx.params[one.name] is False and one.secondary_opts else one.opts)[0]
+        for one in ctx.command.params
+        if one.name not in allowed and (source := ctx.get_parameter_source(one.name)) and source.name == "COMMANDLINE"
+    ]
+    if typed:
+        raise UsageError(f"{', '.join(typed)} cannot be combined with {option}", hint)
 
 
 class DeferredCommand(typer.core.TyperCommand):
