@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from browsing import words
+from conftest import Lab
 from kvdemo.judge.sample import Sample
-from kvdemo.judge.verdict import judge
-from kvdemo.ui.conversation import Document, Lane, Phase, Turn
+from kvdemo.judge.verdict import Verdict, judge
+from kvdemo.ui import race
+from kvdemo.ui.conversation import Bell, Conversation, Document, Lane, Phase, Turn
+from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.prompts import PromptHistory, common
 from runs import CALM, sample
 
@@ -69,3 +74,32 @@ def test_the_conversation_goes_on_with_the_first_answer() -> None:
     assert turn(slow, fast).same_tokens is True
     assert turn(slow, lane("reuse", "b", "shared", token_ids=(9,))).same_tokens is False
     assert turn(slow).same_tokens is None
+
+
+def test_every_cache_has_chunks_of_its_own(lab: Lab) -> None:
+    """Of caches of unequal chunks each is waited for, and each reader expects, what it can hold."""
+    sizes = {"fine": 64, "coarse": 512}
+    caches = {name: {"l1": "16MiB", "chunk_size": size} for name, size in sizes.items()}
+    lab.up(lab.profile({f"{name}-{one}": {"cache": name} for name in caches for one in "ab"}, caches))
+
+    async def ask(pool: EnginePool) -> list[Lane]:
+        await pool.open()
+        try:
+            conversation = Conversation(pool.document("text", words(600)), "", Bell(asyncio.get_running_loop()))
+            groups = [[f"{name}-{one}"] for one in "ab" for name in caches]
+            turn = pool.turn(conversation, "What?", groups, 4, follow=False)
+            await race.ask(pool, conversation, turn)
+            return turn.lanes
+        finally:
+            await pool.close()
+
+    pool = EnginePool(lab.project(), lab.environ)
+    with pool.meter:
+        lanes = asyncio.run(ask(pool))
+    tokens = [lane.sample.prompt_tokens or 0 for lane in lanes if lane.sample]
+    whole = [count // sizes[lane.cache] for count, lane in zip(tokens, lanes, strict=True)]
+    assert whole[0] > 8 * whole[1] == 8
+    awaited = {cache: (outcome.chunks, outcome.arrived) for (cache, _), outcome in pool.meter.stored.items()}
+    assert awaited == {"fine": (whole[0],) * 2, "coarse": (1, 1)}
+    assert [lane.verdict for lane in lanes] == [Verdict.COLD] * 2 + [Verdict.SHARED] * 2
+    assert [lane.sample.expected for lane in lanes if lane.sample] == [0, 0, whole[0] * 64, 512]

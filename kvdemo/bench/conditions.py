@@ -68,7 +68,7 @@ def of(session: Session, name: str, environ: Mapping[str, str]) -> dict[str, Any
 
 def _contender(pair: Pair) -> dict[str, Any]:
     """One of several caches that are measured in the same trials."""
-    cache, reader = pair.reader.pool or pair.reader.cache, pair.reader
+    cache, reader = pair.reader.shared_cache, pair.reader
     title = backends.of(reader.backend).title
     chunk = reader.chunk_size
     return {"cache": cache, "title": title, "writer": pair.writer.name, "reader": reader.name, "chunk_size": chunk}

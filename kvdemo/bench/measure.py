@@ -49,7 +49,9 @@ class ReplacedError(ServiceError):
 
 
 class Meter:
-    """Keeps a connection to every engine of a plan, and what was stored under which salt; use it under ``with``.
+    """Keeps a connection to every engine of a plan, and what was stored in which cache under which salt.
+
+    Use it under ``with``.
 
     In ``one_run`` every method that asks an engine raises ReplacedError once that is another process than when it was
     first asked; a page, which outlives its engines, is no run.
@@ -61,7 +63,7 @@ class Meter:
         self.births: dict[str, tuple[float | None, ...]] = {}
         self.closing = ExitStack()
         self.clients: dict[str, Client] = {}
-        self.stored: dict[str, StoreOutcome] = {}
+        self.stored: dict[tuple[str, str], StoreOutcome] = {}
         self.streaming: set[str] = set()
 
     def __enter__(self) -> Meter:
@@ -124,7 +126,8 @@ class Meter:
             arrived = 0
             if not reply.error:
                 arrived = self._wait(step.engine, chunks, cache_before, stored_before, files_before)
-            self.stored[step.salt] = StoreOutcome(chunks, arrived, cache_before, failed=reply.error)
+            outcome = StoreOutcome(chunks, arrived, cache_before, failed=reply.error)
+            self.stored[step.engine.shared_cache, step.salt] = outcome
             if arrived >= chunks:
                 sample = replace(sample, stored_after=time.monotonic() - end)
         after = self._counters_after(step.engine, before, reply.usage.get("prompt_tokens"))
@@ -163,7 +166,8 @@ class Meter:
             return ""
         if not step.engine.cache:
             return "the engine's own prefix cache no longer had it: its kv_cache is too small"
-        return cacheserver.why_missing(self.plan, step.engine, sample, before, after, self.stored.get(step.salt))
+        stored = self.stored.get((step.engine.shared_cache, step.salt))
+        return cacheserver.why_missing(self.plan, step.engine, sample, before, after, stored)
 
     def _counters_after(
         self, engine: ServiceSpec, before: Mapping[str, float], prompt_tokens: int | None
@@ -248,7 +252,8 @@ class Meter:
         arrived = self._wait(engine, chunks * whole, before, stored_before, files_before) if whole else 0
         each = chunks if arrived >= chunks * whole else arrived // len(steps)
         for step, sample in zip(steps, samples, strict=True):
-            self.stored[step.salt] = StoreOutcome(chunks, 0 if sample.error else each, before, failed=sample.error)
+            outcome = StoreOutcome(chunks, 0 if sample.error else each, before, failed=sample.error)
+            self.stored[engine.shared_cache, step.salt] = outcome
 
 
 def _sample(step: Step, reply: Reply, body: Mapping[str, Any]) -> Sample:

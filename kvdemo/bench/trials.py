@@ -79,7 +79,8 @@ def make_loadable(
         return
     for salt in salts:
         files = cacheserver.wait_for_files(session.plan, salt, chunks)
-        meter.stored[salt] = replace(meter.stored[salt], files_in_l2=files)
+        key = writer.shared_cache, salt
+        meter.stored[key] = replace(meter.stored[key], files_in_l2=files)
     if tier != "l2":
         return
     if cache := meter.cache(reader):

@@ -85,7 +85,7 @@ def roles(plan: Plan, writer: str = "", reader: str = "", baseline: str = "") ->
     sharing: dict[tuple[str, str], list[ServiceSpec]] = {}
     for spec in plan.engines:
         if spec.cache:
-            sharing.setdefault((spec.pool or spec.cache, spec.model), []).append(spec)
+            sharing.setdefault((spec.shared_cache, spec.model), []).append(spec)
     pairs = [group for group in sharing.values() if len(group) > 1]
     if not pairs:
         raise UsageError(

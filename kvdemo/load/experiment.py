@@ -83,7 +83,7 @@ def sides(plan: Plan, engines: int = 0) -> dict[str, list[ServiceSpec]]:
     for spec in plan.engines:
         if foreign.is_foreign(spec):
             continue  # it may share with anybody: neither plain nor of a cache
-        pools.setdefault(spec.pool or spec.cache or PLAIN, []).append(spec)
+        pools.setdefault(spec.shared_cache or PLAIN, []).append(spec)
     cached = [group for name, group in pools.items() if name != PLAIN]
     if not cached or PLAIN not in pools:
         raise UsageError(

@@ -108,6 +108,11 @@ class ServiceSpec:
         return self.cache if self.cache and backends.of(self.backend).serves else ""
 
     @property
+    def shared_cache(self) -> str:
+        """The profile's name for an engine's cache, the same for all who share it; empty for a plain engine."""
+        return self.pool or self.cache
+
+    @property
     def own_cache(self) -> ServiceSpec:
         """What stands for an engine's cache that has no process: nobody can ask it anything."""
         nothing: dict[str, Any] = {"argv": (), "env": {}, "host": "", "port": 0, "ports": ()}

@@ -87,8 +87,7 @@ class EnginePool:
         """Use this plan from now on; requests under way end with the connections they have."""
         self.plan = plan
         self.meter = Meter(plan, fleet.key_of(plan.engines[0], self.environ), one_run=False)
-        chunks = [spec.chunk_size for spec in plan.engines if spec.chunk_size]
-        self.chunk = max(chunks, default=256)
+        self.chunk = max((spec.chunk_size for spec in plan.engines if spec.chunk_size), default=256)
         self.meaningless = conditions.has_random_weights(plan, plan.engines)
 
     async def open(self) -> None:

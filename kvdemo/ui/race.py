@@ -75,7 +75,7 @@ def _measure(
     pool: EnginePool, turn: Turn, lane: Lane, spec: ServiceSpec, messages: Messages, ids: list[int], bell: Bell
 ) -> Sample:
     """Ask, with what is known of who has read it; and remember that this engine has now."""
-    salt, chunk = turn.document.salt, pool.chunk
+    salt, chunk = turn.document.salt, spec.chunk_size or pool.chunk
     own, shared = pool.holder(spec.name), pool.holder(spec.cache)
     local = pool.prompts.expected(own, salt, ids, chunk)
     expected = max(local, pool.prompts.expected(shared, salt, ids, chunk) if spec.cache else 0)

@@ -59,5 +59,5 @@ def _pair(session: Session, trial: int, writer: ServiceSpec, reader: ServiceSpec
 
 def _shares(writer: ServiceSpec, reader: ServiceSpec) -> bool:
     """Whether the reader should find what the writer computed: in its own cache, or in a shared one."""
-    pools = {writer.pool or writer.cache, reader.pool or reader.cache}
+    pools = {writer.shared_cache, reader.shared_cache}
     return writer is reader or (len(pools) == 1 and "" not in pools)
