@@ -241,6 +241,8 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="broken starts side by side (default: 1)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="save the rows")
     arguments = parser.parse_args()
+    # What a shell starts in the background ignores this signal, and so would everything that is interrupted below.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="kvdemo-faults-") as scratch:
         os.environ["KVDEMO_STATE_DIR"] = f"{scratch}/state"
         path = arguments.profile.absolute()

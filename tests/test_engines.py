@@ -131,11 +131,11 @@ def test_a_cache_server() -> None:
 @pytest.mark.parametrize(
     ("version", "given", "expected"),
     [
-        ("0.5.6", {}, {"type": "fs_native", "num_workers": 8, "shared": True}),
+        ("0.5.6", {}, {"type": "fs_native", "num_workers": 32, "shared": True}),
         ("0.5.3", {}, {"type": "fs", "shared": True}),
         ("", {}, {"type": "fs", "shared": True}),
         ("0.5.6", {"type": "fs"}, {"type": "fs", "shared": True}),
-        ("0.5.6", {"use_odirect": True}, {"type": "fs_native", "num_workers": 8, "shared": True, "use_odirect": True}),
+        ("0.5.6", {"use_odirect": True}, {"type": "fs_native", "num_workers": 32, "shared": True, "use_odirect": True}),
         ("0.5.3", {"type": "fs_native", "num_workers": 2}, {"type": "fs_native", "num_workers": 2, "shared": True}),
         ("0.5.6", {"type": "dax", "slot": 1}, {"type": "dax", "slot": 1, "shared": True}),
     ],
@@ -145,6 +145,9 @@ def test_l2_takes_the_best_adapter_that_works(version: str, given: dict[str, Any
     common: dict[str, Any] = {"python": "py", "ports": (1111, 2222), "inner": "127.0.0.1", "engines": 1, "on_gpu": True}
     argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", version=version, **common))
     assert json.loads(value(argv, "--l2-adapter")) == {**expected, "base_path": "/kv/x"}
+    argv = list(caches.argv(Cache(l2_adapter=given), store="/kv/x", version=version, **common | {"on_gpu": False}))
+    on_processor = {**expected, "num_workers": 8} if expected.get("num_workers") == 32 else expected
+    assert json.loads(value(argv, "--l2-adapter")) == {**on_processor, "base_path": "/kv/x"}
 
 
 def test_inherited_variables() -> None:
