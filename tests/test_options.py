@@ -96,7 +96,9 @@ def test_what_printing_a_command_cannot_use_is_refused(lab: Lab) -> None:
     assert (done.returncode, set(listed.split(", "))) == (2, flags), done.stderr
     assert rest.strip() == "it measures nothing, and prints commands for a shell"
     allowed = {"--with", "--target", "--target-model", "--project-name", "--help"}
-    every = set(re.findall(r"^[│ ]+(--[a-z][a-z0-9-]+)", lab.run("bench", "--help", COLUMNS="400").stdout, re.MULTILINE))
+    every = set(
+        re.findall(r"^[│ ]+(--[a-z][a-z0-9-]+)", lab.run("bench", "--help", COLUMNS="400").stdout, re.MULTILINE)
+    )
     assert every - {flag.replace("--no-", "--") for flag in flags} == allowed
     lab.up(lab.profile({"a": {}}))
     assert lab.run("bench", "--with", "aiperf", KVDEMO_BENCH_TRIALS="4").stdout.startswith("# a\n")
