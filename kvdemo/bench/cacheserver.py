@@ -105,7 +105,9 @@ def chunks_in_files(cache: ServiceSpec | None) -> int | None:
 def wait_for_chunk_files(cache: ServiceSpec, before: int, chunks: int) -> int:
     """Wait until that many more chunks lie in the directory of a cache that has no server. How many do?
 
-    Ends early when no more have come for a while.
+    Ends early when no more have come for a while. Files are what a reader looks for. vLLM 0.32 also counts what it has
+    written (kv_offload_tiering_write_bytes), but by engine, in bytes of which no series tells how many a chunk has, not
+    before the step after the last file of a job, and each look at /metrics would take time from the writer's process.
     """
     arrived, progress = 0, time.monotonic()
     while arrived < chunks and time.monotonic() - progress < IDLE_PATIENCE:
