@@ -69,7 +69,7 @@ def of_project(project: Project, values: Mapping[str, Any], environ: Mapping[str
     modes.select(options)
     name, text = _document(options)
     events = fleet.status(project, environ)
-    part, sentence = participants.usable(plan, options, events)
+    part, sentence = participants.usable(plan, events, lambda plan: participants.of_bench(plan, options))
     if sentence:
         output.follow(Notice(sentence))
     nice = {event.service: event.nice for event in events if event.nice}

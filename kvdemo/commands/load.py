@@ -21,7 +21,7 @@ import typer.core
 from kvdemo import units
 from kvdemo.commands.options import JsonOption, ProgressOption, ProjectOption, ResultDir
 from kvdemo.commands.parameters import refuse_beside, taking
-from kvdemo.errors import GateError, KvdemoError, NotReadyError, ServiceError, UsageError
+from kvdemo.errors import GateError, KvdemoError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from kvdemo.commands import progress
@@ -170,15 +170,20 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
     warm-up what was measured is saved, whatever ends it.
     """
     from kvdemo.bench.events import Notice
+    from kvdemo.commands import participants
     from kvdemo.fleet import fleet
     from kvdemo.judge.trafficfile import MODE
     from kvdemo.load import experiment, runner
 
-    plan = fleet.load_plan(project)
+    settings = _with_document(whole := fleet.load_plan(project), settings, options.context)
+    plan, sentence = participants.usable(
+        whole, fleet.status(project, os.environ), lambda plan: participants.of_load(plan, settings.engines)
+    )
+    if sentence:
+        follow(Notice(sentence))
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
-    traffic = experiment.Traffic(plan, replace(_with_document(plan, settings, options.context), run_id=run_id, key=key))
-    _ready(project, {spec.name for engines in traffic.sides.values() for spec in engines})
+    traffic = experiment.Traffic(plan, replace(settings, run_id=run_id, key=key))
     saved = PartialRun(
         options.result_dir, f"{plan.project}-load-{time.strftime('%Y%m%d-%H%M%S')}-{run_id[:4]}", phases=[]
     )
@@ -298,21 +303,6 @@ def _with_document(plan: Plan, settings: Options, path: Path | None) -> Options:
     questions = tuple(plan.bench.get("questions") or settings.questions)
     system = str(plan.bench.get("system", ""))
     return replace(settings, document=context.read(document_path), system=system, questions=questions)
-
-
-def _ready(project: Project, engines: set[str]) -> None:
-    """Raises NotReadyError unless these engines and their caches are ready."""
-    from kvdemo.fleet import fleet
-    from kvdemo.host.launcher import State
-
-    events = fleet.status(project, os.environ)
-    missing = [
-        f"{event.service} ({event.state.value})"
-        for event in events
-        if event.state is not State.READY and (event.service in engines or event.kind == "cache")
-    ]
-    if missing:
-        raise NotReadyError(f"not ready: {', '.join(missing)}", f"kvdemo ps -p {project.name}, then kvdemo up PROFILE")
 
 
 def _conditions(plan: Plan, project: str) -> dict[str, Any]:
