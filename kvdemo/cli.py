@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 import typer.core
 
-from kvdemo.commands import completion, estimate, invocation, lifecycle, load, measuring, options, top
+from kvdemo.commands import estimate, invocation, lifecycle, load, measuring, options, top
 from kvdemo.commands.options import JsonOption, ProfileArgument, ProjectOption, Services, TimeoutOption
 from kvdemo.errors import NotReadyError, PreflightError, UsageError
 
@@ -250,16 +250,11 @@ def logs(
 
 @app.command()
 def restart(
-    services: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SERVICE...", help="Which; a cache's engines follow it.", autocompletion=completion.services
-        ),
-    ],
+    services: Services = None,
     project_name: ProjectOption = "",
     timeout: TimeoutOption = None,
 ) -> None:
-    """Stop and start services again.
+    """Stop and start services again, all that were started if none is named. A cache's engines follow it.
 
     Example: kvdemo restart shared
     """
@@ -268,7 +263,7 @@ def restart(
 
     project = scope.project(project_name)
     with project.lock("restart") as lock:
-        invocation.show(fleet.restart(project, os.environ, lock, services, timeout))
+        invocation.show(fleet.restart(project, os.environ, lock, services or (), timeout))
 
 
 for verb in (lifecycle.stop, lifecycle.start, lifecycle.wait, lifecycle.events):

@@ -17,7 +17,7 @@ import pytest
 from conftest import FAKES, PATIENCE, Lab
 from guarding import gone, sigkill, until
 from kvdemo.errors import NotReadyError, ServiceError, StartTimeoutError, UsageError
-from kvdemo.fleet import fleet
+from kvdemo.fleet import fleet, lifecycle
 from kvdemo.fleet.watch import Event, State
 from kvdemo.host import health, packages
 from kvdemo.host.procfs import Record
@@ -262,6 +262,21 @@ def test_restart_takes_the_engines_of_a_cache_along(lab: Lab) -> None:
     assert states(events)["b"] is State.READY
     after = leaders(lab)
     assert {name for name in before if before[name] != after[name]} == {"shared", "a", "b"}
+
+
+def test_restart_without_a_name_takes_all_that_were_started(lab: Lab) -> None:
+    """As docker compose does; what was stopped stays so, and where nothing is up it says how to start."""
+    path = lab.profile()
+    lab.up(path, names=["shared", "a"])
+    before = leaders(lab)
+    with lab.project().lock("restart") as lock:
+        list(fleet.restart(lab.project(), lab.environ, lock, []))
+        after = leaders(lab)
+        assert set(after) == set(before) == {"shared", "a"}
+        assert all(before[name] != after[name] for name in before)
+        list(lifecycle.stop(lab.project(), lock, ["shared"]))
+        with pytest.raises(NotReadyError, match="no service is up"):
+            list(fleet.restart(lab.project(), lab.environ, lock, []))
 
 
 def test_status_tells_how_a_service_ended(lab: Lab) -> None:

@@ -275,13 +275,14 @@ def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
 def restart(
     project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
 ) -> Generator[Event]:
-    """Stop and start services of a running fleet; the engines of a restarted cache follow it."""
+    """Stop and start services of a fleet, else all that were started; the engines of a restarted cache follow it."""
     plan = load_plan(project)
-    _closure(plan, names)
-    selection = set(names)
-    selection |= {spec.name for spec in plan.services if spec.cache in selection}
+    resolve_names(plan, names)
     launcher = launchers.of(project, plan, lock_fd)
     launcher.recover()
+    started = {spec.name for spec in plan.services} & set(launcher.started_services())
+    if not (selection := {*names, *(spec.name for spec in plan.services if spec.cache in names)} or started):
+        raise NotReadyError("no service is up", f"kvdemo start -p {project.name}")
     precheck.check(project, [spec for spec in plan.services if spec.name in selection], environ, launcher)
     yield from teardown.stop(launcher, selection, plan)
     launcher.tidy()

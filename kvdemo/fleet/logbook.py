@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 
-from kvdemo.errors import UsageError
+from kvdemo.errors import NotReadyError, UsageError
 from kvdemo.fleet import excerpts, launchers, logtext, logtime
 from kvdemo.host.launcher import BEGIN, Launcher
 from kvdemo.host.state import Project
@@ -22,8 +22,15 @@ LONGEST = 64 * 1024
 
 
 def select(project: Project, names: Collection[str], *, previous: bool = False) -> list[str]:
-    """The services asked for (all if none is named). Raises UsageError for one that has no log, or if none has one."""
-    available = launchers.of(project, saved_plan(project)).logs(previous=previous)
+    """The services asked for (all if none is named). Raises UsageError for one that has no log.
+
+    Raises NotReadyError if nothing of the project is there: with a misspelt name ``logs -f`` would wait for ever.
+    """
+    plan = saved_plan(project)
+    launcher = launchers.of(project, plan)
+    if not plan and not launcher.logs():
+        raise NotReadyError(f"project {project.name} is not up and has no logs", "kvdemo ls lists those that are up")
+    available = launcher.logs(previous=previous)
     if previous and not available:
         text = f"no service of project {project.name} has a log of an earlier start"
         raise UsageError(text, "leave --previous out for this one")
