@@ -503,7 +503,7 @@ def test_a_profile_says_the_rest(shared_lab: Lab) -> None:
         (["--engine-cache", "unlimited", "--chunk-size", "300"], "neither parts nor multiples"),
         (["--engine-cache", "unlimited", "--from", "none.json"], "nobody knows what a part of a prompt costs"),
         (["--engine-cache", "unlimited", "--format", "openai"], "body: a JSON object was expected"),
-        (["--model", "no/model", "--engine-cache", "4GiB"], "how many bytes of KV a token has is not known"),
+        (["--model", "no/model", "--engine-cache", "4GiB"], "a model that is on this machine (none is downloaded)"),
     ],
 )
 def test_mistakes_have_a_sentence(tmp_path: Path, arguments: list[str], why: str) -> None:
@@ -549,11 +549,13 @@ def test_engines_that_nobody_asks_cost_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_longer_time_is_called_slower(without: float, with_it: float, said: str) -> None:
-    """And nothing saved takes no time."""
+    """And nothing saved takes no time; parts of a second that differ are not told as the same second."""
     saved = savings.Savings("b", "d", 0.0, None, 0.0, without - with_it, without, with_it, 0, 0)
     lines = " ".join(words.sentences(estimate(savings=saved)))
     assert said in lines
-    assert "Computing saved: 0 s of engines; loading takes 0 s" in lines
+    assert "Computing saved: 0 ms of engines; loading takes 0 ms." in lines
+    short = estimate(savings=replace(saved, engine_seconds=0.48, load_seconds=0.04))
+    assert "Computing saved: 480 ms of engines; loading takes 40.0 ms." in " ".join(words.sentences(short))
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def of(path: Path | None, wishes: Wishes) -> Against:
     return base
 
 
-KV_HINT = "name PROFILE or --model, say --kv-bytes-per-token N, or the size in tokens: 130944tokens"
+KV_HINT = (
+    "name PROFILE or --model with a model that is on this machine (none is downloaded), say --kv-bytes-per-token N, "
+    "or the size in tokens: 130944tokens"
+)
 
 
 def size(text: str, option: str, per_token: float | None, hint: str = KV_HINT) -> int | None:

@@ -97,7 +97,7 @@ def _time(estimate: Estimate) -> list[str]:
     without, with_it = (units.duration(1000 * each) for each in (saved.mean_ttft_without, saved.mean_ttft_with))
     ratio = _ratio(saved.mean_ttft_without, saved.mean_ttft_with)
     faster = units.count(saved.faster, "request")
-    computing, loading = (units.approximate_duration(each) for each in (saved.engine_seconds, saved.load_seconds))
+    computing, loading = (units.duration(1000 * each) for each in (saved.engine_seconds, saved.load_seconds))
     gpus = "" if saved.gpu_seconds is None else f" ({units.digits(saved.gpu_seconds)} GPU seconds)"
     return [
         f"Mean TTFT of single requests, without queueing: {without} without sharing, {with_it} with it ({ratio}); "
