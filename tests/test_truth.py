@@ -20,7 +20,7 @@ from kvdemo.judge import stats
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.report import compare, page, tables
-from kvdemo.words import findings, sections
+from kvdemo.words import findings, markdown, sections, table
 from kvdemo.words.table import COLUMNS
 from runs import CONDITIONS, HIT, PROMPT, result, sample, samples
 
@@ -105,6 +105,7 @@ def media(one: Result) -> dict[str, str]:
         "terminal": " ".join(console.export_text().split()),
         "html": html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", "", page.render(one, []))),
         "page": " ".join(html.unescape(re.sub(r"<[^>]+>", "", tables.as_html(one))).split()),
+        "summary": markdown.summary(one),
     }
 
 
@@ -130,7 +131,34 @@ def test_one_trial_has_no_spread() -> None:
     assert findings.headline(one).hero == "10.0x faster (TTFT) in 1 trial"
     for said in media(one).values():
         assert "1 trial: its noise is unknown" in said
+        assert "1 trial: the noise of b reuse is unknown." in said
         assert not re.search(r"(\d\S*) to \1", said)
+    assert not any("unknown" in said for said in media(run_of([10.0] * 2, [1.0, 1.1])).values())
+
+
+def test_the_headline_of_engines_that_lost_their_cache_says_one_trial() -> None:
+    """As the other headlines do; of several trials the sentence has the range."""
+
+    def pair(trial: int) -> tuple[Sample, Sample]:
+        return noisy("cold", trial, 10), replace(noisy("reuse", trial, 1), arm="evicted")
+
+    for trials, few in ((1, " in 1 trial"), (2, "")):
+        made = [one for trial in range(1, trials + 1) for one in pair(trial)]
+        assert findings.headline(result(CONDITIONS, made)).hero == f"After it was evicted: b 10.0x{few}"
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ({}, ""),
+        ({"a": 2, "b": 3}, ""),
+        ({"a": 1, "b": 3}, "1 trial: the noise of a is unknown."),
+        ({"a": 1, "b": 1}, "1 trial: the noise of these factors is unknown."),
+    ],
+)
+def test_factors_of_one_trial_are_named(trials: dict[str, int], said: str) -> None:
+    """Those of several have a range."""
+    assert table.unknown_noise(trials) == said
 
 
 @pytest.mark.parametrize(

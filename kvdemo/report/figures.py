@@ -131,7 +131,7 @@ def matrix(result: Result) -> Markup:
         plots = [_cell(cells.get((writer, reader)), best) for reader in one.engines]
         rows.append(tag("tr", tag("th", writer, scope="row"), *plots))
     table = tag("div", tag("table", *rows, class_="heat"), class_="wide")
-    return section("From every writer to every reader", sections.matrix(one), table)
+    return section("From every writer to every reader", f"{sections.READ} {sections.matrix(one)}".strip(), table)
 
 
 def _cell(cell: Cell | None, best: float) -> Markup:

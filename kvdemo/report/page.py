@@ -20,7 +20,7 @@ from kvdemo.report import figures, look
 from kvdemo.report.figures import section
 from kvdemo.report.markup import Markup, data, join, tag
 from kvdemo.words import exchange, findings
-from kvdemo.words.table import COLUMNS
+from kvdemo.words.table import COLUMNS, note
 from kvdemo.words.tones import Piece
 
 LABELS = {
@@ -118,7 +118,7 @@ def _latency(result: Result) -> Markup:
     ]
     complaints = [tag("p", line, class_="warn") for line in findings.complaints(result)]
     notes = tag("p", " ".join(findings.notes(result)), class_="dim", style="margin-top:14px")
-    caption = "Medians; each token's source is proved by the engine's own counters."
+    caption = f"Medians; each token's source is proved by the engine's own counters. {note(result)}".strip()
     return section(
         "Time to first token", caption, tag("div", tag("table", head, *rows), class_="wide"), notes, *complaints
     )

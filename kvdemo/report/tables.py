@@ -14,7 +14,7 @@ from kvdemo import units
 from kvdemo.judge.result import Result
 from kvdemo.judge.sample import Sample
 from kvdemo.words import exchange, findings, sections
-from kvdemo.words.table import COLUMNS, PHASES
+from kvdemo.words.table import COLUMNS, PHASES, note
 from kvdemo.words.tones import Piece, Tone
 
 STYLES: Mapping[Tone, str] = {
@@ -92,6 +92,7 @@ def latency(one: Result) -> Table:
     grid = _grid([(column.heading, column.numeric) for column in COLUMNS])
     for row in one.rows:
         grid.add_row(*(text(*column.cell(one, row)) for column in COLUMNS))
+    grid.caption = text(Piece(note(one)))
     return grid
 
 
@@ -124,7 +125,7 @@ def matrix(one: Result) -> Table | None:
     for writer in one.matrix.engines:
         row = [text(sections.cell(cells.get((writer, reader)))) for reader in one.matrix.engines]
         grid.add_row(text(Piece(writer)), *row)
-    grid.caption = text(Piece(one.matrix.text)) if one.matrix.text else None
+    grid.caption = text(Piece(sections.matrix(one.matrix)))
     return grid
 
 

@@ -6,7 +6,7 @@ from kvdemo import units
 from kvdemo.judge import effect
 from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Between, Contest, Result, Side
-from kvdemo.words.table import factor, spread
+from kvdemo.words.table import factor, few, spread
 
 
 def names(contest: Contest) -> dict[str, str]:
@@ -21,7 +21,8 @@ def names(contest: Contest) -> dict[str, str]:
 def hero(result: Result, contest: Contest) -> str:
     """Each with its speed-up: ``ONE 5.2x, OTHER 3.1x``."""
     called = names(contest)
-    return ", ".join(f"{called[side.contender.cache]} {_speedup(result, side)}" for side in contest.sides)
+    ratios = [side.speedup for side in contest.sides if side.speedup and side.answer.same is not False]
+    return ", ".join(f"{called[side.contender.cache]} {_speedup(result, side)}" for side in contest.sides) + few(ratios)
 
 
 def sentence(result: Result, contest: Contest) -> str:

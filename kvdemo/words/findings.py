@@ -11,7 +11,7 @@ from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Cost, Ratio, Result
 from kvdemo.judge.verdict import Verdict
 from kvdemo.words import contest, retention
-from kvdemo.words.table import is_baseline, spread
+from kvdemo.words.table import few, is_baseline, spread
 from kvdemo.words.tones import Piece, Tone
 
 
@@ -43,7 +43,6 @@ def headline(result: Result) -> Headline:
     certainty = spread(ratio, "x") if ratio.n > 1 else "1 trial: its noise is unknown"
     alone = any(is_baseline(result, row) and row.arm == "store" for row in result.rows)
     than = f"than {run.writer} computing it," if alone else "than a plain engine"
-    few = " in 1 trial" if ratio.n == 1 else ""
     match effect.of(ratio, result.noise_floor):
         case Effect.NONE:
             sentence = f"{run.reader} answers no faster {than} {about}: {units.ratio(ratio.median)} ({certainty})"
@@ -53,7 +52,7 @@ def headline(result: Result) -> Headline:
             certainty = spread(ratio, "x") + ", as cold over reuse" if ratio.n > 1 else certainty
         case _:
             words, tone = f"{units.ratio(ratio.median)} faster (TTFT)", Tone.GOOD
-    return Headline(words + few, f"{run.reader} answers {words} {than} {about} ({certainty}).", tone)
+    return Headline(words + few([ratio]), f"{run.reader} answers {words} {than} {about} ({certainty}).", tone)
 
 
 def _writer_computed(result: Result) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from kvdemo import units
 from kvdemo.judge.result import Result
 from kvdemo.words import findings
-from kvdemo.words.table import COLUMNS
+from kvdemo.words.table import COLUMNS, note
 
 
 def text(words: str) -> str:
@@ -29,7 +29,7 @@ def summary(result: Result) -> str:
         for row in result.rows:
             cells = ["".join(piece.text for piece in column.cell(result, row)) for column in COLUMNS]
             lines.append(_row(map(text, cells)))
-        lines.append("")
+        lines += ["", *([text(said), ""] if (said := note(result)) else [])]
     lines += [f"- {text(piece.text)}" for piece in findings.lines(result)]
     if details := findings.details(result):
         lines += ["", "<details><summary>Limit, noise, costs</summary>", ""]

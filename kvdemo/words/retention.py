@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvdemo.judge.result import Result, Row
-from kvdemo.words.table import factor, spread, token_sources
+from kvdemo.words.table import factor, few, spread, token_sources
 
 LOST = {"evicted": "its own prefix cache was emptied", "restarted": "it was restarted"}
 """What happened to an engine before it was asked again, by arm."""
@@ -16,9 +16,8 @@ def rows(result: Result) -> list[Row]:
 
 def hero(result: Result) -> str:
     """Each with its speed-up: ``lmcache-b 5.0x, vllm-a within noise``."""
-    return (
-        f"After it was {rows(result)[0].arm}: {', '.join(f'{row.engine} {_gain(result, row)}' for row in rows(result))}"
-    )
+    gains = ", ".join(f"{row.engine} {_gain(result, row)}" for row in rows(result))
+    return f"After it was {rows(result)[0].arm}: {gains}{few([row.speedup for row in rows(result) if row.speedup])}"
 
 
 def sentence(result: Result) -> str:

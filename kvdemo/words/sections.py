@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvdemo import units
@@ -10,7 +11,7 @@ from kvdemo.judge.effect import Effect
 from kvdemo.judge.result import Cell, Lengths, Limit, LimitLine, Matrix, Point, Result, Row
 from kvdemo.judge.verdict import Verdict
 from kvdemo.words.findings import COSTS, cost
-from kvdemo.words.table import spread
+from kvdemo.words.table import spread, unknown_noise
 from kvdemo.words.tones import VERDICTS, Piece, Tone
 
 
@@ -65,8 +66,14 @@ def _effect(result: Result, one: Point) -> Effect | None:
 
 
 def break_even(result: Result, lengths: Lengths) -> str:
-    """From where on reuse is faster."""
+    """From where on reuse is faster, and how sure the factors are."""
     effects = [_effect(result, one) for one in lengths.points]
+    shown = [one for one, effect in zip(lengths.points, effects, strict=True) if effect is not Effect.NONE]
+    factors = {f"{one.prompt_tokens:,} tokens": one.speedup.n for one in shown if one.speedup}
+    return f"{_from_where(lengths, effects)} {unknown_noise(factors)}".strip()
+
+
+def _from_where(lengths: Lengths, effects: Sequence[Effect | None]) -> str:
     if not any(effects):
         return "Nothing is proved at these lengths."
     if None in effects:
@@ -78,17 +85,25 @@ def break_even(result: Result, lengths: Lengths) -> str:
     return f"Reuse is faster from about {lengths.break_even_tokens:,} tokens on."
 
 
+READ = "Rows write, columns read; the TTFT of the reader's own cold answer over that of this one."
+"""How to read the matrix."""
+
+
 def matrix(one: Matrix) -> str:
-    """How to read the matrix, and what it shows of nodes."""
-    read = "Rows write, columns read; the TTFT of the reader's own cold answer over that of this one."
-    return f"{read} {one.text}" if one.text else read
+    """What the matrix shows of nodes, and how sure its factors are."""
+    factors = {f"{cell.writer} to {cell.reader}": cell.n for cell in one.cells if _factor(cell)}
+    return f"{one.text or ''} {unknown_noise(factors)}".strip()
+
+
+def _factor(cell: Cell) -> float | None:
+    return None if cell.verdict is Verdict.COLD else cell.speedup
 
 
 def cell(one: Cell | None) -> Piece:
     """One cell: a speed-up where reuse was promised and proved, and the verdict."""
     if one is None:
         return Piece(units.NO_VALUE)
-    ratio = f"{units.ratio(one.speedup)} " if one.speedup and one.verdict is not Verdict.COLD else ""
+    ratio = f"{units.ratio(factor)} " if (factor := _factor(one)) else ""
     return Piece(f"{ratio}{one.verdict}", VERDICTS[one.verdict] if one.verdict is one.expected else Tone.BAD)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from kvdemo import units
@@ -71,6 +71,29 @@ def factor(speedup: Ratio, noise: Ratio | None) -> str:
         case Effect.SLOWER:
             return f"{units.ratio(1 / speedup.median)} slower"
     return units.ratio(speedup.median)
+
+
+def few(ratios: Collection[Ratio]) -> str:
+    """That these factors are of one trial, to be set behind them."""
+    return " in 1 trial" if ratios and all(ratio.n == 1 for ratio in ratios) else ""
+
+
+def unknown_noise(trials: Mapping[str, int]) -> str:
+    """What is said below factors, by their names the number of their trials, where one alone shows no noise."""
+    single = [name for name, n in trials.items() if n == 1]
+    names = "these factors" if 1 < len(single) == len(trials) else ", ".join(single)
+    return f"1 trial: the noise of {names} is unknown." if single else ""
+
+
+def note(result: Result) -> str:
+    """The same of the table of arms."""
+    factors = {
+        f"{row.engine} {PHASES.get(row.arm, row.arm)}": row.speedup.n
+        for row in result.rows
+        if row.speedup and not is_baseline(result, row)
+        if effect.of(row.speedup, result.noise_floor) is not Effect.NONE
+    }
+    return unknown_noise(factors)
 
 
 def _faster(result: Result, row: Row) -> Piece:
