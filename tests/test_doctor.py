@@ -96,6 +96,16 @@ def test_versions() -> None:
     assert (bad.text, bad.fix) == ("vllm not installed for py", "run scripts/setup")
 
 
+def test_a_terminal_shows_checks_in_columns() -> None:
+    """Broken lines go on below the text, not below the level; a file gets one line of each text, however long."""
+    check = checks.warning("disk of shared", "reads " + "slowly " * 20, "a faster one " * 9)
+    narrow = doctor._line(check, 80).plain.splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert [row[24] != " " and row[:24].isspace() for row in narrow] == [False, *[True] * (len(narrow) - 1)]
+    assert sum(row[24:].startswith("fix: a") for row in narrow) == 1
+    assert len(doctor._line(check, None).plain.splitlines()) == 2
+
+
 def document(lab: Lab, *arguments: str | Path, code: int, **environ: str) -> dict[str, Any]:
     """What `doctor --json` prints, under this exit code."""
     done = lab.run("doctor", "--json", *arguments, **environ)

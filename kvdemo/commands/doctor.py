@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 import sys
+import textwrap
 from contextlib import closing
 
 from rich.text import Text
@@ -263,7 +264,7 @@ def _show(checks: Generator[Check], *, as_json: bool) -> None:
         for check in stream:
             checks_done.append(check)
             if not as_json:
-                terminal.out.print(_line(check))
+                terminal.out.print(_line(check, terminal.out.width if terminal.out.is_terminal else None))
     failed = [check for check in checks_done if check.level is Level.FAILURE]
     if as_json:
         predicted = next((check.values for check in checks_done if check.name == "prediction" and check.values), None)
@@ -278,9 +279,11 @@ def _show(checks: Generator[Check], *, as_json: bool) -> None:
         terminal.out.print(f"{len(checks_done)} checks, none failed{rest}.")
 
 
-def _line(check: Check) -> Text:
+def _line(check: Check, width: int | None) -> Text:
+    """A check and its fix in columns; broken to the terminal's ``width`` if there is one, for it knows no columns."""
     line = Text(f"{check.level.value:<8}", style=STYLES[check.level])
-    line.append(f" {check.name:<14} {check.text}", style="not bold default")
-    if check.fix:
-        line.append(f"\n{'':<24}fix: {check.fix}", style="not bold default")
-    return line
+    line.append(f" {check.name:<14} ", style="not bold default")
+    rows = [check.text, *([f"fix: {check.fix}"] if check.fix else [])]
+    if width:
+        rows = [part for row in rows for part in textwrap.wrap(row, max(20, width - 24), break_on_hyphens=False)]
+    return line.append(("\n" + " " * 24).join(rows), style="not bold default")
