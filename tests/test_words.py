@@ -104,7 +104,8 @@ def test_every_part_of_the_waterfall_has_words_and_a_colour() -> None:
     """A part that the judge adds is drawn by every medium, or fails here."""
     assert [field.name for field in fields(Waterfall)] == list(sections.PARTS)
     styles = [style for style, _ in sections.PARTS.values()]
-    assert set(styles) == set(tables.PARTS)
+    assert set(styles) == set(tables.PARTS) == set(tables.SHADES)
+    assert len(set(tables.SHADES.values())) == len(styles), "a file has no colours"
     assert all(re.search(rf"\.{style}\b", look.STYLE) for style in styles)
 
 

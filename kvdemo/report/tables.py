@@ -30,6 +30,8 @@ STYLES: Mapping[Tone, str] = {
 }
 PARTS: Mapping[str, str] = {"client": "plum3", "queue": "dark_orange3", "prefill": "medium_purple3"}
 """Phases of a request have colours of their own: grey, blue and green say where tokens came from."""
+SHADES: Mapping[str, str] = {"client": "░", "queue": "▒", "prefill": "█"}
+"""What tells them apart where there is no colour: in a file, a CI log, a pipe."""
 _TONES = [
     (92, 101, 113),
     (214, 69, 65),
@@ -107,11 +109,11 @@ def waterfall(one: Result) -> Table | None:
         bar = Text()
         for part in parts:
             size = round(BAR * part.milliseconds / longest)
-            bar.append("█" * size or ("▏" if part.milliseconds else ""), style=PARTS[part.style])
+            bar.append(SHADES[part.style] * size or ("▏" if part.milliseconds else ""), style=PARTS[part.style])
         grid.add_row(text(Piece(row.engine)), PHASES.get(row.arm, row.arm), bar)
     legend = Text()
     for style, words in sections.PARTS.values():
-        legend.append("█", style=PARTS[style]).append(f" {words}  ")
+        legend.append(SHADES[style], style=PARTS[style]).append(f" {words}  ")
     grid.add_row("", "", legend)
     return grid
 
