@@ -233,7 +233,7 @@ def test_down_v_after_down_deletes_its_own_store_only(lab: Lab) -> None:
     (other / ".kvdemo-store").write_text("{}")
     assert lab.run("down").returncode == 0
     done = lab.run("down", "-v")
-    assert (done.returncode, "Deleted the KV store" in done.stdout) == (0, True), done
+    assert (done.returncode, "Deleted the KV store (it was empty)." in done.stdout) == (0, True), done
     assert not store.exists()
     assert other.exists()
 
@@ -246,8 +246,9 @@ def test_down_deletes_the_store_when_asked(lab: Lab) -> None:
     assert lab.run("down").returncode == 0
     assert store.exists()
     assert lab.run("up", path).returncode == 0
+    (store / "chunk.data").write_bytes(bytes(1536))
     done = lab.run("down", "-v")
-    assert (done.returncode, "Deleted the KV store" in done.stdout) == (0, True), done
+    assert (done.returncode, "Deleted the KV store (1.50 KiB of KV)." in done.stdout) == (0, True), done
     assert not (lab.path / "kv").exists()
 
 

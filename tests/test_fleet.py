@@ -315,7 +315,7 @@ def test_down_proves_that_nothing_is_left(lab: Lab) -> None:
     assert all(segment.exists() for segment in segments)
     events, remains = lab.down()
     assert not remains
-    assert remains.checked == {"services": 4, "ports": 5, "segments": 2, "gpus": 0, "freed": 0}
+    assert remains.checked == {"services": 4, "ports": 5, "segments": 2, "gpus": 0}
     order = [event.service for event in events if event.state is State.EXITED]
     assert order[-1] == "shared"
     assert not any(segment.exists() for segment in segments)

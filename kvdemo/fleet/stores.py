@@ -59,23 +59,27 @@ def used_stores(memory: Path) -> list[str]:
     return [store for store in records if isinstance(store, str)]
 
 
-def delete(memory: Path) -> int:
-    """Delete the remembered stores that are marked, and the directory above one if kvdemo made it; bytes freed."""
-    freed_bytes = 0
+def delete(memory: Path) -> dict[str, int]:
+    """Delete the remembered stores that are marked, and the directory above one if kvdemo made it.
+
+    How many stores there were, and how many bytes of KV in them.
+    """
+    deleted = {"stores": 0, "kv_bytes": 0}
     for store in map(Path, used_stores(memory)):
         if (store / MARK).is_file():
-            freed_bytes += sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+            deleted["stores"] += 1
+            deleted["kv_bytes"] += sum(file.stat().st_size for file in _kv_files(store))
             shutil.rmtree(store)
         _delete_root(store.parent)
     memory.unlink(missing_ok=True)
-    return freed_bytes
+    return deleted
 
 
 def prune(memory: Path) -> None:
     """Delete the remembered stores in which nothing was ever kept, as an interrupted start leaves them."""
     remaining = []
     for store in used_stores(memory):
-        if (Path(store) / MARK).is_file() and _only_mark(Path(store)):
+        if (Path(store) / MARK).is_file() and not any(_kv_files(Path(store))):
             shutil.rmtree(store, ignore_errors=True)
             _delete_root(Path(store).parent)
         else:
@@ -87,8 +91,8 @@ def prune(memory: Path) -> None:
             memory.unlink(missing_ok=True)
 
 
-def _only_mark(directory: Path) -> bool:
-    return not any(file.is_file() for file in directory.rglob("*") if file.name != MARK)
+def _kv_files(store: Path) -> Iterator[Path]:
+    return (file for file in store.rglob("*") if file.is_file() and file.name != MARK)
 
 
 def _delete_root(root: Path) -> None:

@@ -55,11 +55,11 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
     launcher.recover()
     names, runs = launcher.started_services(), launcher.runs()
     yield from stop(launcher, names, plan, timeout)
-    freed_bytes = delete_stores(project.stores) if remove_store else 0
+    deleted = delete_stores(project.stores) if remove_store else {}
     remains = launcher.remains(plan.services if plan else (), runs)
     if not remains.has_leftovers:
         launcher.release()
         if not remains.unseen:
             project.clear()
-    remains.checked |= {"services": len(names), "freed": freed_bytes}
+    remains.checked |= {"services": len(names), **deleted}
     yield remains

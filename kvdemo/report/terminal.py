@@ -174,7 +174,8 @@ def services_json(project: str, events: Iterable[Event]) -> str:
 def down_summary(remains: Remains) -> str:
     """The proof, in one line."""
     checked = remains.checked
-    store_text = f" Deleted the KV store ({checked['freed'] / 1024**2:,.0f} MiB)." if checked.get("freed") else ""
+    kv_text = f"{units.size(checked['kv_bytes'])} of KV" if checked.get("kv_bytes") else "it was empty"
+    store_text = f" Deleted the KV store ({kv_text})." if checked.get("stores") else ""
     if not checked.get("services"):
         return f"Nothing was running.{store_text}"
     proofs = [f"{units.count(checked['services'], 'service')} ended", "no process of theirs lives"]
