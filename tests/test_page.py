@@ -98,6 +98,13 @@ def test_the_headline_is_the_finding() -> None:
     assert "Same answer? " in shown.said()
 
 
+def test_names_in_the_sentence_do_not_break() -> None:
+    """Words with hyphens stay whole, the others may stand on either line; the sentence is the same."""
+    made = result(CONDITIONS, samples())
+    named = page.render(replace(made, conditions=replace(made.conditions, reader="lmcache-b")), [])
+    assert '<span class="name">lmcache-b</span> answers 20x faster (TTFT) than a plain engine' in named
+
+
 @pytest.mark.parametrize(
     ("factor", "trials", "headline", "said"),
     [

@@ -94,10 +94,15 @@ def _headline(result: Result) -> Markup:
         "header",
         tag("p", "kvdemo · time to first token with a shared KV cache", class_="eyebrow"),
         tag("h1", line.hero, class_=f"{line.tone} long".strip() if len(line.hero) > SHORT else line.tone),
-        tag("p", line.sentence, class_="lead"),
+        tag("p", *map(_unbroken, re.split(r"(\s+)", line.sentence)), class_="lead"),
         tag("p", "Same answer? ", tag("span", same, class_=same.tone)) if result.rows else "",
         tag("p", " · ".join(fact for fact in facts if fact), class_="dim"),
     )
+
+
+def _unbroken(word: str) -> Markup | str:
+    """A word that does not break at its hyphens, as names of engines would."""
+    return tag("span", word, class_="name") if "-" in word and len(word) < SHORT else word
 
 
 def _latency(result: Result) -> Markup:
@@ -117,7 +122,7 @@ def _latency(result: Result) -> Markup:
         for row in result.rows
     ]
     complaints = [tag("p", line, class_="warn") for line in findings.complaints(result)]
-    notes = tag("p", " ".join(findings.notes(result)), class_="dim", style="margin-top:14px")
+    notes = tag("ul", *(tag("li", line) for line in findings.notes(result)), class_="dim notes")
     caption = f"Medians; each token's source is proved by the engine's own counters. {note(result)}".strip()
     return section(
         "Time to first token", caption, tag("div", tag("table", head, *rows), class_="wide"), notes, *complaints
