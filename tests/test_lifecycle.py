@@ -68,7 +68,7 @@ def test_a_cache_takes_its_engines_along_and_an_engine_nobody(lab: Lab) -> None:
 
 
 def test_a_start_that_fails_keeps_the_plan(lab: Lab) -> None:
-    """A taken port is named before anything starts; when it is free, `start` works."""
+    """A taken port is named before anything starts; when it is free, `start` works, after a failed `restart` too."""
     lab.up(lab.profile({"plain": {}}))
     (event,) = fleet.status(lab.project(), lab.environ)
     assert lab.run("stop").returncode == 0
@@ -78,11 +78,12 @@ def test_a_start_that_fails_keeps_the_plan(lab: Lab) -> None:
         assert f"port {event.port} is taken" in done.stderr
         assert "nothing was started" in done.stderr
     python = lab.python.read_text()
-    lab.python.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 3\n")
-    assert lab.run("start").returncode == 1
-    lab.python.write_text(python)
-    assert lab.run("start").returncode == 0
-    assert states(lab) == {"plain": "ready"}
+    for verb in ("start", "restart"):
+        lab.python.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 3\n")
+        assert lab.run(verb).returncode == 1
+        lab.python.write_text(python)
+        assert lab.run("start").returncode == 0
+        assert states(lab) == {"plain": "ready"}
 
 
 @pytest.mark.parametrize("verb", ["stop", "start", "wait", "down", "events"])

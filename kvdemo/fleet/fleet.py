@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -275,7 +276,10 @@ def key_of(spec: ServiceSpec, environ: Mapping[str, str]) -> str:
 def restart(
     project: Project, environ: Mapping[str, str], lock_fd: int, names: Sequence[str], timeout: float | None = None
 ) -> Generator[Event]:
-    """Stop and start services of a fleet, else all that were started; the engines of a restarted cache follow it."""
+    """Stop and start services of a fleet, else all that were started; the engines of a restarted cache follow it.
+
+    If it fails, what it started is stopped again, and the plan stays: ``start`` tries again.
+    """
     plan = load_plan(project)
     resolve_names(plan, names)
     launcher = launchers.of(project, plan, lock_fd)
@@ -284,9 +288,23 @@ def restart(
     if not (selection := {*names, *(spec.name for spec in plan.services if spec.cache in names)} or started):
         raise NotReadyError("no service is up", f"kvdemo start -p {project.name}")
     precheck.check(project, [spec for spec in plan.services if spec.name in selection], environ, launcher)
-    yield from teardown.stop(launcher, selection, plan)
-    launcher.tidy()
-    yield from up(plan, project, environ, lock_fd, names=sorted(selection), timeout=timeout)
+    with plan_kept(project):
+        yield from teardown.stop(launcher, selection, plan)
+        launcher.tidy()
+        yield from up(plan, project, environ, lock_fd, names=sorted(selection), timeout=timeout)
+
+
+@contextmanager
+def plan_kept(project: Project) -> Generator[None]:
+    """An ``up`` that fails forgets what it was to start; of who starts by a saved plan, that plan stays."""
+    document = project.load()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        if document and project.load(strict=False) is None:
+            with teardown.ignore_signals():
+                project.save(document)
+        raise
 
 
 def wait(

@@ -57,14 +57,8 @@ def start(
     needed = set(targets) | {plan.service(name).server for name in targets}
     specs = [spec for spec in plan.services if spec.name in needed - running]
     precheck.check(project, specs, environ, launcher, "nothing was started")
-    document = project.load()
-    try:
+    with fleet.plan_kept(project):
         yield from fleet.up(plan, project, environ, lock_fd, names=targets, timeout=timeout)
-    except (Exception, KeyboardInterrupt, GeneratorExit):
-        if document and project.load(strict=False) is None:  # an `up` that fails forgets what it was to start
-            with teardown.ignore_signals():
-                project.save(document)
-        raise
     _note(project, _stopped_services(project) - needed)
 
 
