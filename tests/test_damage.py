@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable
@@ -178,6 +179,14 @@ def test_damage_is_named_with_its_line(tmp_path: Path, line: int, changes: dict[
         assert done.returncode == 2, done
         assert "Traceback" not in done.stderr
         assert f"bad.jsonl:{said}" in re.sub(r"\s+", " ", done.stderr)
+
+
+def test_a_pipe_is_no_result(tmp_path: Path) -> None:
+    """It could be read once only, and nobody may ever write into it: every command that takes a run says so at once."""
+    os.mkfifo(pipe := tmp_path / "run.jsonl")
+    for command in (("report", pipe), ("compare", pipe, pipe), ("load", "--what-if", pipe)):
+        done = run(*command)
+        assert (done.returncode, "no file; a result is read more than once" in done.stderr) == (2, True), done
 
 
 def test_two_runs_in_one_file_are_not_judged_as_one(tmp_path: Path) -> None:

@@ -61,7 +61,12 @@ class PhaseRecorder(Recorder):
 
 
 def is_traffic(path: Path) -> bool:
-    """Whether the file's first line says that it is such a run; False for whatever cannot be read."""
+    """Whether the file's first line says that it is such a run; False for whatever cannot be read.
+
+    Raises UsageError for a pipe: after this look nobody else could read it, and a named one may have no writer.
+    """
+    if path.is_fifo() or path.is_char_device():
+        raise UsageError(f"{path}: no file; a result is read more than once", "save it to a file first")
     try:
         with path.open(encoding="utf-8") as lines:
             first = json.loads(lines.readline(1_000_000))
