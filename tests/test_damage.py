@@ -61,7 +61,6 @@ def show(path: Path, other: Path) -> str:
         for verbose in (True, False):
             console.print(tables.result(held.result, verbose=verbose))
         page.render(held.result, held.samples or ()).encode()
-        tables.as_html(held.result)
     for pair in ((held, savedrun.any_result(other)), (savedrun.any_result(other), held)):
         try:
             words.text(compare.compare(*pair)).encode()

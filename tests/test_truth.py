@@ -104,7 +104,6 @@ def media(one: Result) -> dict[str, str]:
     return {
         "terminal": " ".join(console.export_text().split()),
         "html": html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", "", page.render(one, []))),
-        "page": " ".join(html.unescape(re.sub(r"<[^>]+>", "", tables.as_html(one))).split()),
         "summary": markdown.summary(one),
     }
 

@@ -232,7 +232,12 @@ def test_the_empty_page_tells_the_story(tab: Tab) -> None:
 
 
 def test_a_race_on_one_processor_is_no_measurement(fleet: Fleet, tab: Tab) -> None:
-    """Engines that run at the same time on the same hardware are named, and the factor is not told as sharing's."""
+    """Engines that run at the same time on the same hardware are named, and the factor is not told as sharing's.
+
+    So the page asks them in turn unless it is told not to. Where all of them compute, times are no measurement either.
+    """
+    expect(tab.page.get_by_role("button", name="one after another")).to_have_attribute("aria-pressed", "true")
+    tab.page.get_by_role("button", name="at the same time").click()
     tab.demonstrate()
     expect(tab.turn.locator(".finding b")).to_have_class("shared")
     expect(tab.turn.get_by_text("No measurement")).to_be_hidden()
@@ -246,6 +251,10 @@ def test_a_race_on_one_processor_is_no_measurement(fleet: Fleet, tab: Tab) -> No
     assert tab.verdicts() == {"other": "COLD", "b": "SHARED"}
     expect(tab.turn.get_by_text("No measurement: b, other ran at the same time")).to_be_visible()
     expect(tab.turn.locator(".finding b")).not_to_have_class("shared")
+    tab.page.locator("#cold").click()
+    tab.ask("How low?", "other", "plain")
+    assert tab.verdicts() == {"plain": "COLD", "other": "COLD"}
+    expect(tab.turn.get_by_text("No measurement: other, plain ran at the same time")).to_be_visible()
 
 
 def test_cold_again(tab: Tab) -> None:
@@ -262,7 +271,6 @@ def test_cold_again(tab: Tab) -> None:
 
 def test_one_after_another_and_follow_up(tab: Tab) -> None:
     """In turns the second engine already shares; a follow-up carries the conversation."""
-    tab.page.get_by_text("one after another").click()
     tab.ask("Who steered?", "a", "b")
     assert tab.verdicts() == {"a": "COLD", "b": "SHARED"}
     tab.page.get_by_text("follow up").click()
@@ -402,7 +410,7 @@ def test_history_is_a_run(fleet: Fleet, tab: Tab, tmp_path: Path) -> None:
 
 
 def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
-    """The terminal's bench about the typed question: progress, table, report in place; questions wait."""
+    """The terminal's bench about the typed question: progress, report in place; questions wait."""
     expect(tab.page.get_by_text("are being warmed up")).to_be_hidden()
     tab.page.get_by_label("Question", exact=True).fill("-- Which ship was it?")
     tab.page.locator("#tab-bench").click()
@@ -411,11 +419,9 @@ def test_bench_from_the_page(fleet: Fleet, tab: Tab, opened: Open) -> None:
     tab.page.locator("#tab-ask").click()
     expect(tab.page.locator("#ask")).to_be_disabled()
     tab.page.locator("#tab-bench").click()
-    expect(tab.page.locator("div.out").first).to_contain_text("b answers", timeout=PATIENCE * 2000)
-    expect(tab.page.get_by_text("ended with exit code 0")).to_be_visible()
-    expect(tab.page.frame_locator("iframe.report >> nth=0").locator("h1")).to_contain_text(
-        re.compile(r"\(TTFT\)|noise")
-    )
+    panel = tab.page.get_by_label("Bench", exact=True)
+    expect(panel.locator(".note")).to_have_text("It ended with exit code 0.", timeout=PATIENCE * 2000)
+    expect(panel.frame_locator("iframe.report").locator("h1")).to_contain_text(re.compile(r"\(TTFT\)|noise"))
     (saved,) = (fleet.lab.path / "results").glob("*.json")
     assert json.loads(saved.read_text())["question"] == "-- Which ship was it?"
     tab.page.locator("#tab-ask").click()
@@ -437,10 +443,9 @@ def test_load_from_the_page(fleet: Fleet, tab: Tab) -> None:
     tab.page.locator("#load-start").click()
     expect(tab.page.locator("#bench-start")).to_be_disabled()
     panel = tab.page.get_by_label("Load", exact=True)
-    expect(panel.locator("div.out")).to_contain_text(
-        "every rate that was tried kept the limit", timeout=PATIENCE * 2000
-    )
-    expect(panel.frame_locator("iframe.report").get_by_role("img", name="curves")).to_be_visible()
+    report = panel.frame_locator("iframe.report")
+    expect(report.get_by_text("every rate that was tried kept the limit").first).to_be_visible(timeout=PATIENCE * 2000)
+    expect(report.get_by_role("img", name="curves")).to_be_visible()
     (saved,) = (fleet.lab.path / "results").glob("*-load-*.json")
     assert {point["rate"] for point in json.loads(saved.read_text())["points"]} == {4.0}
 
@@ -489,9 +494,10 @@ def test_answers_stand_in_a_grid(opened: Open, width: int, columns: int) -> None
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_nothing_is_wider_than_the_window(opened: Open, width: int) -> None:
-    """Phone to projector, in the dark too; and the toggle turns it light."""
+    """Phone to projector, in the dark too; the race is in sight once it runs; and the toggle turns it light."""
     tab = opened(viewport={"width": width, "height": 800}, color_scheme="dark")
     tab.demonstrate()
+    expect(tab.turn.locator(".race")).to_be_in_viewport()
     for name in ("ask", "history", "bench"):
         tab.page.locator(f"#tab-{name}").click()
         assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name

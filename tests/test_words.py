@@ -51,7 +51,6 @@ def text(source: str) -> str:
 MEDIA: dict[str, Callable[[Result], str]] = {
     "terminal": terminal,
     "report": lambda one: text(page.render(one, ())),
-    "page": lambda one: text(tables.as_html(one)),
 }
 
 

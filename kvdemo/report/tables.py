@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from kvdemo import units
@@ -32,18 +30,6 @@ PARTS: Mapping[str, str] = {"client": "plum3", "queue": "dark_orange3", "prefill
 """Phases of a request have colours of their own: grey, blue and green say where tokens came from."""
 SHADES: Mapping[str, str] = {"client": "░", "queue": "▒", "prefill": "█"}
 """What tells them apart where there is no colour: in a file, a CI log, a pipe."""
-_TONES = [
-    (92, 101, 113),
-    (214, 69, 65),
-    (31, 158, 117),
-    (208, 140, 31),
-    (106, 142, 186),
-    (160, 110, 200),
-    (47, 143, 200),
-    (140, 150, 160),
-]
-PAGE = TerminalTheme((245, 246, 248), (20, 24, 29), _TONES, _TONES)
-"""The terminal's colours for a page: middle tones, to be read on light and on dark."""
 
 BAR = 46
 
@@ -59,13 +45,6 @@ def result(one: Result, samples: Sequence[Sample] = (), *, verbose: bool = False
     lines = exchange.lines(one, samples)
     parts += [*map(text, lines), *([""] if lines else [])]
     return Group(*parts, *map(text, findings.lines(one)), *map(text, findings.details(one) if verbose else ()))
-
-
-def as_html(one: Result) -> str:
-    """The same as markup for a page, in colour; all text in it is escaped."""
-    console = Console(record=True, file=io.StringIO(), width=120, force_terminal=True, color_system="truecolor")
-    console.print(result(one, verbose=True))
-    return console.export_html(theme=PAGE, code_format="<pre>{code}</pre>", inline_styles=True)
 
 
 def text(*pieces: Piece) -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from itertools import combinations
 
 from nicegui import Client, ui
 
@@ -24,6 +25,15 @@ await new Promise((done) => setTimeout(() => requestAnimationFrame(() => request
 return true;
 """
 """What is sent within a look (``conversation.GAP``) is drawn then."""
+SHOW = """
+const show = () => {
+  const turn = document.querySelector(".turn[data-turn='%d']");
+  if (!turn) return requestAnimationFrame(show);
+  if (turn.getBoundingClientRect().top > innerHeight * 0.7) turn.scrollIntoView();
+};
+show();
+"""
+"""A window that is too small for the question and the race shows the race."""
 
 
 class QuestionPanel:
@@ -54,7 +64,8 @@ class QuestionPanel:
                         with chip:
                             text("shares" if spec.cache else "plain", "", "small")
                         self.chips[spec.name] = chip
-                self.order = Choice(ORDERS, "together", "Order")
+                crowded = any(pool.share_hardware(one.name, other.name) for one, other in combinations(engines, 2))
+                self.order = Choice(ORDERS, "turns" if crowded else "together", "Order")
                 self.length = ui.select({n: f"up to {n} tokens" for n in LENGTHS}, value=LENGTHS[1])
                 self.length.props("dense outlined options-dense aria-label='Length of the answer'")
                 self.follow = ui.checkbox("follow up").props("dense title='Send the conversation so far too'")
@@ -118,6 +129,7 @@ class QuestionPanel:
         task = asyncio.create_task(
             race.ask(self.pool, self.conversation, turn, partial(_browser_drew, ui.context.client))
         )
+        ui.run_javascript(SHOW % turn.number)
         self.pool.tasks.add(task)
         task.add_done_callback(self.pool.tasks.discard)
 

@@ -1,4 +1,4 @@
-"""``kvdemo bench`` and ``load`` from the page: started, followed, with words and report in place. One at a time."""
+"""``kvdemo bench`` and ``load`` from the page: started, followed, with the report in place. One at a time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from nicegui import app, ui
 from kvdemo.bench import workload
 from kvdemo.config import benchmark
 from kvdemo.errors import UsageError
-from kvdemo.judge import document, trafficfile
 from kvdemo.load import experiment
-from kvdemo.report import tables
-from kvdemo.report.markup import join, tag
 from kvdemo.ui.conversation import Conversation
 from kvdemo.ui.engines import EnginePool
 from kvdemo.ui.parts import box, button, change, text
 from kvdemo.ui.run import Run
-from kvdemo.words import traffic
 
 RUNS: list[Run] = []
 """The runs that this page has started, for all browsers."""
 
 
 class Panel:
-    """One verb's part of the page: how it is asked, how far it is, and what it found."""
+    """One verb's part of the page: how it is asked, how far it is, and what it found.
+
+    ``means`` says what it does with a document.
+    """
 
     verb = ""
     title = ""
@@ -50,7 +49,6 @@ class Panel:
                 self.bar = box("div")
             self.doing = text("", "note", "p")
             self.complaint = text("", "bad wrap", "p").style("white-space: pre-wrap")
-            self.outcome = ui.html("", sanitize=True).classes("out")
             with box("div", "bits") as self.links:
                 self.link = ui.link("Open the report in a tab of its own", "", new_tab=True)
             self.frame = box("iframe", "report", title="Report of the run", sandbox="allow-scripts allow-downloads")
@@ -63,31 +61,27 @@ class Panel:
         """The command's options by these fields. Raises UsageError for a fleet or field that it could not take."""
         raise NotImplementedError
 
-    def finding(self, run: Run) -> str:
-        """What a judged run says, as HTML."""
-        raise NotImplementedError
-
     def show(self) -> None:
         """Show what has changed."""
         document = self.conversation.document
-        which = f"{document.name} ({document.tokens:,} tokens)" if document.text else "The profile's document"
-        self.about.text = f"{which} {self.means}: the same command as in the terminal."
+        which = f"{document.name} ({document.tokens:,} tokens)" if document.text else "the profile's document"
+        self.about.text = f"{self.means.format(which)} Start runs “kvdemo {self.verb}”."
         numbers = [number for number, run in enumerate(RUNS) if run.verb == self.verb]
         run = RUNS[numbers[-1]] if numbers else None
         busy = bool(RUNS) and RUNS[-1].code is None
         running = run is not None and run.code is None
         change(self.go, disabled=busy or None)
         change(self.halt, disabled=not running or None)
-        share = 0.0 if run is None else run.share if running else 1.0
-        self.bar.style(f"width: {100 * share:.1f}%")
-        change(self.progress, aria_valuenow=f"{100 * share:.0f}")
+        self.progress.set_visibility(running)
         if run is not None:
+            self.bar.style(f"width: {100 * run.share:.1f}%")
+            change(self.progress, aria_valuenow=f"{100 * run.share:.0f}")
             self.command.text = run.command
-            state = run.doing if running else f"ended with exit code {run.code}"
-            self.doing.text = " ".join([*run.notices, state])
+            state = [run.estimate, f"Now: {run.doing}."] if running else [f"It ended with exit code {run.code}."]
+            self.doing.text = " ".join(filter(None, [*run.notices, *state]))
             self.complaint.text = "" if running else run.complaint
-        self.outcome.set_content("" if run is None or run.saved is None else self.finding(run))
-        self.outcome.set_visibility(bool(self.outcome.content))
+        for label in (self.command, self.doing, self.complaint):
+            label.set_visibility(bool(label.text))
         report = f"/bench/{numbers[-1]}" if run is not None and run.saved else ""
         self.links.set_visibility(bool(report))
         self.frame.set_visibility(bool(report))
@@ -135,8 +129,11 @@ class Bench(Panel):
     """Latency, one request at a time."""
 
     verb = "bench"
-    title = "Measure with proof"
-    means = "under fresh salts, cold, stored, shared and local, in paired trials"
+    title = "How much faster is the first token?"
+    means = (
+        "In every trial {} is cold: each plain engine computes it; of each cache one engine computes and stores it, "
+        "another one loads it and is asked once more."
+    )
 
     def fields(self) -> None:
         """The number of trials."""
@@ -150,27 +147,22 @@ class Bench(Panel):
         question = self.conversation.question.strip()
         return ["--trials", str(int(self.trials.value or 1)), *([f"--question={question}"] if question else [])]
 
-    def finding(self, run: Run) -> str:
-        """The table."""
-        assert run.saved  # noqa: S101 (whoever asks has looked)
-        return tables.as_html(document.from_json_text(Path(run.saved.result).read_text(encoding="utf-8")))
-
 
 class Load(Panel):
     """Capacity: many requests, at rates that rise."""
 
     verb = "load"
-    title = "Requests a second"
+    title = "How many requests a second?"
     means = (
-        "as several documents that have been read once, asked about by random arrivals at rising rates, one side of "
-        "the fleet at a time: how many requests a second each serves before the first token comes too late"
+        "Several documents made of {} are read once, then asked about at random times and rising rates: how many "
+        "requests a second do plain engines answer in time, and how many those that share a cache?"
     )
 
     def fields(self) -> None:
         """The limit on TTFT, the rates and how long each is kept up, and how many documents there are."""
-        self.limit = ui.input("First token within", placeholder="2x cold here")
-        self.rates = ui.input("Requests a second", placeholder="search")
-        self.duration = ui.input("Each rate for", placeholder="30 requests")
+        self.limit = ui.input("First token within", placeholder="2x cold TTFT")
+        self.rates = ui.input("Requests a second", placeholder="searched for")
+        self.duration = ui.input("Each rate for", placeholder="30 requests' time")
         for field in (self.limit, self.rates, self.duration):
             field.props("outlined dense stack-label").style("width: 10rem")
         self.documents = ui.number("Documents", value=10, min=1, max=999, precision=0)
@@ -182,11 +174,6 @@ class Load(Panel):
         typed = {"slo-ttft": self.limit.value, "rate": self.rates.value, "duration": self.duration.value}
         options = [f"--{name}={value.strip()}" for name, value in typed.items() if value and value.strip()]
         return ["--documents", str(int(self.documents.value or 1)), *options]
-
-    def finding(self, run: Run) -> str:
-        """The sentences; the curves are in the report."""
-        assert run.saved  # noqa: S101 (whoever asks has looked)
-        return join(*(tag("p", line) for line in traffic.sentences(trafficfile.read(Path(run.saved.samples)))))
 
 
 @app.get("/bench/{number}")

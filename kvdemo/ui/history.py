@@ -29,7 +29,7 @@ class History:
 
     def __init__(self, pool: EnginePool) -> None:
         self.pool, self.count = pool, -1
-        with box("section", "stack", aria_label="History"):
+        with box("section", "stack history", aria_label="History"):
             with box("div", "card stack"):
                 with box("div", "bits"):
                     text("Time to first token of every request", "question grow", "h2")
@@ -37,7 +37,7 @@ class History:
                 self.chart = ui.echart(self._options(), renderer="svg").classes("chart")
             with box("div", "card scroll"), box("table", "grid"):
                 with box("thead"), box("tr"):
-                    for name in ("Turn", "Time", "Engine", "TTFT", "Computed", "Own cache", "Shared cache", "Verdict"):
+                    for name in ("Turn", "Time", "Engine", "TTFT", "Verdict", "Computed", "Local", "Shared"):
                         right = name not in {"Time", "Engine", "Verdict"}
                         text(name, "r" if right else "", "th")
                 self.body = box("tbody")
@@ -66,14 +66,14 @@ class History:
         counts = [sources.computed, sources.local, sources.shared] if sources else [None] * 3
         text(str(sample.trial), "r", "td")
         text(time.strftime("%H:%M:%S", time.localtime(sample.started)), "", "td")
-        text(sample.engine, "wrap", "td")
+        text(sample.engine, "", "td")
         text(units.duration(None if sample.ttft is None else sample.ttft * 1000), "r", "td")
-        for count in counts:
-            text("-" if count is None else f"{count:,}", "r", "td")
         with box("td"):
             text(judgement.verdict.value, f"verdict tone-{VERDICTS[judgement.verdict]}", "span")
             if judgement.why:
                 style(text(judgement.why), "why")
+        for count in counts:
+            text("-" if count is None else f"{count:,}", "r", "td")
 
     def _options(self) -> dict[str, Any]:
         """One point a request: engines down, seconds across, coloured by source."""

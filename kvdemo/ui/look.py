@@ -51,7 +51,7 @@ h1, h2, h3, p { margin: 0; font-weight: inherit; font-size: inherit; line-height
   background: var(--soft); }
 .flow i { display: block; } .flow .l1 { background: var(--shared); } .flow .l2 { background: repeating-linear-gradient(
   -45deg, var(--shared) 0 .25rem, var(--card) .25rem .4rem); }
-.strip .grid { font-size: .9rem; } .strip .grid td { white-space: nowrap; } .strip .grid td:first-child {
+.strip .grid { font-size: .9rem; } .strip .grid td:first-child {
   position: sticky; left: 0; background: var(--card); font-weight: 650; } .strip .flowing { width: 40%; }
 .strip .prompts { font-size: .85rem; margin: .5rem 0 .2rem; display: grid; gap: .1rem; }
 .tone-shared { color: var(--shared); } .tone-local { color: var(--local); } .tone-dim { color: var(--dim); }
@@ -82,7 +82,7 @@ h1, h2, h3, p { margin: 0; font-weight: inherit; font-size: inherit; line-height
 .chip small { font-weight: 450; color: var(--dim); }
 .seg { display: inline-flex; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
 .seg button { border-radius: 0; padding: .35rem .8rem; color: var(--dim); background: var(--card); }
-.seg button[aria-pressed=true] { background: var(--fg); color: var(--card); font-weight: 600; }
+.seg button[aria-pressed=true] { background: var(--fg); color: var(--card); }
 .hints { display: flex; flex-wrap: wrap; gap: .4rem .5rem; } .hint { border-radius: 1rem; padding: .12rem .8rem;
   background: var(--soft); font-size: .85rem; color: var(--dim); text-align: left; } .hint:hover { color: var(--fg); }
 select { font: inherit; color: inherit; background: var(--card); padding: .3rem .4rem;
@@ -165,13 +165,11 @@ summary::before { content: "\\25b8  "; } [open] > summary::before { content: "\\
 table.grid { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } .grid th { text-align: left; font-size: .82rem; color: var(--dim); font-weight: 600; }
 .grid th, .grid td { padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
-.grid .r { text-align: right; white-space: nowrap; }
+.grid td { white-space: nowrap; } .grid .r { text-align: right; }
+.grid .why { white-space: normal; min-width: 18rem; }
 .chart { width: 100%; height: 22rem; }
 .bar { height: .8rem; background: var(--soft); border-radius: .4rem; overflow: hidden; }
 .bar > div { height: 100%; background: var(--fg); width: 0; }
-div.out { overflow-x: auto; font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0;
-  background: var(--soft); padding: .8rem 1rem; border-radius: .5rem; }
-div.out pre { margin: 0; font: inherit; }
 iframe.report { width: 100%; height: 80vh; border: 1px solid var(--line); border-radius: .6rem; color-scheme: light; }
 .body--dark iframe.report { color-scheme: dark; }
 a { color: inherit; text-underline-offset: .2em; }
@@ -186,7 +184,8 @@ a { color: inherit; text-underline-offset: .2em; }
   .finding b { font-size: 2.4rem; } .chip { font-size: .95rem; }
   .race { grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .6rem; grid-auto-flow: dense; }
   .race .track { grid-column: 1 / -1; height: 1.3rem; margin-bottom: .5rem; } .race .clock { grid-column: 2; }
-  .strip .flow { min-width: 4rem; } .strip .grid th, .strip .grid td { padding-right: .55rem; }
+  .strip .flow { min-width: 4rem; } .grid th, .grid td { padding-right: .55rem; }
+  .question.grow { flex-basis: 100%; } .history .grid tr > :first-child { display: none; }
   .card { padding: .8rem .9rem; } .finding, .question { font-size: 1.05rem; } }
 """
 

@@ -26,14 +26,14 @@ LONGEST_LINE = 1 << 20
 class Run:
     """One run of a verb; ``share`` is how far it is, ``code`` its exit code once it has ended.
 
-    ``notices`` are what it announced, ``saved`` its files once it has been judged.
+    ``notices`` are what it announced, ``estimate`` how long it will take, ``saved`` its files once it was judged.
     """
 
     def __init__(self, verb: str, project: str, options: Sequence[str], environ: Mapping[str, str], bell: Bell) -> None:
         self.verb = verb
         self.words = [verb, "-p", project, *options]
         self.environ, self.bell = {**environ, "NO_COLOR": "1"}, bell
-        self.doing, self.complaint, self.notices = "starting", "", list[str]()
+        self.doing, self.estimate, self.complaint, self.notices = "starting", "", "", list[str]()
         self.share = 0.0
         self.failed = False
         self.code: int | None = None
@@ -74,7 +74,7 @@ class Run:
         if kind == "doing":
             self.doing, self.share = event["text"], event["share"]
         elif kind == "estimate":
-            self.notices.append(forecast.sentence(Estimate(**event)))
+            self.estimate = forecast.sentence(Estimate(**event))
         elif kind == "notice":
             self.notices.append(event["text"])
         elif kind == "saved":

@@ -17,7 +17,6 @@ from kvdemo.words.tones import DEEDS, VERDICTS
 from kvdemo.words.tones import SOURCES as PROVED
 
 SOURCES = ("computed", "local", "shared")
-SOURCE_NAMES = {"computed": "computed", "local": "own cache", "shared": "shared"}
 NO_STORY = "Ask any engine. Sharing cannot be demonstrated: no engine here can read what another one stored."
 DISTURBANCE = (
     "No measurement: {} ran at the same time on the same hardware, which makes times longer. “Demonstrate” asks such "
@@ -71,19 +70,19 @@ class TurnCard:
 
     def _conclude(self) -> None:
         finding, same = self.turn.finding, self.turn.same_tokens
+        neighbours = sorted(set().union(*(lane.beside for lane in (finding[:2] if finding else self.turn.lanes))))
+        self.disturbance.text = DISTURBANCE.format(", ".join(neighbours)) if neighbours else ""
+        self.disturbance.set_visibility(bool(neighbours))
         words = ""
         if finding:
             fast, slow, ratio = finding
             sources = fast.sample.sources if fast.sample else None
             shared = fast.verdict is Verdict.SHARED
             tokens = (sources.shared if shared else sources.local) if sources else 0
-            neighbours = sorted(fast.beside | slow.beside)
             self.factor.text = units.ratio(ratio)
             style(self.factor, "" if neighbours else "shared" if shared else "local")
             words = f"faster (TTFT): {fast.engine} had {tokens:,} tokens from {'the shared' if shared else 'its own'} "
             words += f"cache, {slow.engine} computed them."
-            self.disturbance.text = DISTURBANCE.format(", ".join(neighbours)) if neighbours else ""
-            self.disturbance.set_visibility(bool(neighbours))
         elif failed := [lane.engine for lane in self.turn.lanes if lane.phase is Phase.FAILED]:
             words = f"{', '.join(failed)} failed; see below."
         if same is not None:
@@ -152,9 +151,9 @@ class Answer:
             counts = {source: getattr(sample.sources, source) for source in SOURCES}
             for source, tokens in counts.items():
                 self.parts[source].style(f"width: {100 * tokens / sample.sources.total:.2f}%")
-                self.keys[source].text = f"{tokens:,} {SOURCE_NAMES[source]}" if tokens else ""
+                self.keys[source].text = f"{tokens:,} {source}" if tokens else ""
                 style(self.keys[source], f"k-{source}" if tokens else "hidden")
-            label = ", ".join(f"{tokens:,} {SOURCE_NAMES[source]}" for source, tokens in counts.items() if tokens)
+            label = ", ".join(f"{tokens:,} {source}" for source, tokens in counts.items() if tokens)
             change(self.bar, aria_label=f"Prompt tokens: {label}")
 
 

@@ -217,7 +217,7 @@ def summary(frame: Frame) -> str:
     rate = sum(part.rate for part in bar)
     silent = sum(not parts(one) for one in frame.engines)
     unknown = f" (unknown of {units.count(silent, 'engine')})" if silent and frame.covered is not None else ""
-    hit = f", {share((rate - bar[0].rate) / rate)} of them not computed" if rate else ""
+    hit = f", {share((rate - bar[0].rate) / rate)} of them from caches" if rate else ""
     if frame.covered is None:
         return window(frame)
     return f"{units.digits(rate)} prompt tokens a second{hit}{unknown}; {window(frame)}"
