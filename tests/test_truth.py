@@ -16,8 +16,8 @@ from rich.console import Console
 
 from kvdemo.commands import benchmark
 from kvdemo.errors import GateError
-from kvdemo.judge import stats
-from kvdemo.judge.result import Result
+from kvdemo.judge import effect, stats
+from kvdemo.judge.result import Ratio, Result
 from kvdemo.judge.sample import Arm, Sample, Sources
 from kvdemo.report import compare, page, tables
 from kvdemo.words import findings, markdown, sections, table
@@ -133,6 +133,14 @@ def test_one_trial_has_no_spread() -> None:
         assert "1 trial: the noise of b reuse is unknown." in said
         assert not re.search(r"(\d\S*) to \1", said)
     assert not any("unknown" in said for said in media(run_of([10.0] * 2, [1.0, 1.1])).values())
+
+
+@pytest.mark.parametrize("times", [(8075.465, 5258.941), (5258.941, 8075.465), (5.0, 0.5), (1.0, 1.01)])
+def test_two_plain_engines_differ_by_their_own_noise(times: tuple[float, float]) -> None:
+    """Whichever is slower: the run's noise is that very ratio, kept rounded, the other way round."""
+    noise, own = (Ratio(1, *[round(value, 4)] * 3) for value in (times[0] / times[1], times[1] / times[0]))
+    assert effect.of(own, noise) is effect.Effect.NONE
+    assert effect.of(Ratio(1, *[1.01 * max(own.median, noise.median)] * 3), noise) is effect.Effect.FASTER
 
 
 def test_the_headline_of_engines_that_lost_their_cache_says_one_trial() -> None:

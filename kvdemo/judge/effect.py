@@ -14,6 +14,9 @@ from kvdemo.judge.result import Ratio
 PRINTED_STEP = 0.005
 """A ratio closer to 1 than this is printed as 1.00x."""
 
+ROUNDING = 1.001
+"""Ratios are kept to four decimals: the same times over each other and the other way round differ by less than this."""
+
 
 class Effect(StrEnum):
     """What a ratio of TTFTs (cold over this arm) shows."""
@@ -28,7 +31,7 @@ def of(ratio: Ratio, noise: Ratio | None) -> Effect:
     low, high = bounds(ratio)
     if abs(ratio.median - 1) < PRINTED_STEP or (ratio.n > 1 and low <= 1 <= high):
         return Effect.NONE
-    if noise and 1 / spread(noise) <= ratio.median <= spread(noise):
+    if noise and 1 / spread(noise) / ROUNDING <= ratio.median <= spread(noise) * ROUNDING:
         return Effect.NONE
     return Effect.FASTER if ratio.median > 1 else Effect.SLOWER
 
