@@ -394,7 +394,10 @@ def test_a_bound_is_not_compared(lab: Lab) -> None:
     summary = lab.path / "run.json"
     summary.write_text(json.dumps(trafficfile.read(old).to_json(), indent=1))
     assert "give the .jsonl file" in lab.run("compare", summary, summary).stderr
-    assert "the other is not" in lab.run("compare", old, summary).stderr
+    assert "give the .jsonl file" in lab.run("compare", old, summary).stderr
+    assert "cannot read none.jsonl" in lab.run("compare", old, "none.jsonl").stderr
+    bench = Path(__file__).parent / "golden" / "memory.jsonl"
+    assert "the other is not" in lab.run("compare", bench, old).stderr
 
 
 def test_a_bound_above_is_no_loss(lab: Lab) -> None:
@@ -527,6 +530,7 @@ def test_a_run_from_arrivals_to_report(lab: Lab, load: Load) -> None:
         (("--slo-share", "0"), "is no share"),
         (("--reuse", "120%"), "'120%' is no share"),
         (("--l1", "4GiB"), "--l1 needs --what-if"),
+        *((("--expected-capacity-gain", text), f"{text} is not a factor") for text in ("nan", "inf", "0", "-1")),
     ],
 )
 def test_bad_options_are_refused(lab: Lab, arguments: tuple[str, ...], said: str) -> None:
@@ -537,15 +541,19 @@ def test_bad_options_are_refused(lab: Lab, arguments: tuple[str, ...], said: str
 
 
 def test_what_does_not_fit_the_fleet_is_refused(load: Load) -> None:
-    """More engines than a side has, documents longer than the window."""
+    """More engines than a side has, documents, turns or answers longer than the window; before anything is asked."""
     for arguments, said in {
         ("--engines", "3"): "3 on each side are too many",
         ("--document-tokens", "999999"): "do not fit",
+        ("--turns", "999"): "no room for a document",
+        ("--max-tokens", "999999"): "no room for a document",
+        ("--result-dir", "context.txt"): "cannot write to context.txt: File exists",
         ("--rate", "1,50000"): "50000 requests/s for 3 s are 150,000 requests, more than this client can send",
     }.items():
         done = load(*arguments)
         assert done.returncode == 2
         assert said in " ".join(done.stderr.split())
+        assert "single requests" not in done.stderr
 
 
 def test_engines_with_a_cache_are_not_hung_up(lab: Lab, load: Load) -> None:

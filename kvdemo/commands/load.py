@@ -66,6 +66,9 @@ class Load:
         """What is asked of the engines. Raises UsageError for an option that cannot be read."""
         from kvdemo.load import experiment
 
+        gain = self.expected_capacity_gain
+        if gain is not None and not (math.isfinite(gain) and gain > 0):
+            raise UsageError(f"--expected-capacity-gain: {gain:g} is not a factor", "for example 2")
         return experiment.Options(
             slo_ttft=seconds(self.slo_ttft, "--slo-ttft"),
             slo_share=share(self.slo_share, "--slo-share"),
@@ -172,6 +175,7 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
     from kvdemo.bench.events import Notice
     from kvdemo.commands import participants
     from kvdemo.fleet import fleet
+    from kvdemo.judge import record
     from kvdemo.judge.trafficfile import MODE
     from kvdemo.load import experiment, runner
 
@@ -181,6 +185,7 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
     )
     if sentence:
         follow(Notice(sentence))
+    record.check(options.result_dir)
     run_id = secrets.token_hex(6)
     key = fleet.key_of(plan.engines[0], os.environ)
     traffic = experiment.Traffic(plan, replace(settings, run_id=run_id, key=key))

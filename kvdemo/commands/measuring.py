@@ -117,10 +117,10 @@ def compare(
     from kvdemo.words import comparison as words
 
     limit = compare.percentage(max_regress) if max_regress else None
-    across_versions, of_traffic = across is not None, [trafficfile.is_traffic(path) for path in (old, new)]
-    if any(of_traffic) and not all(of_traffic):
+    across_versions = across is not None
+    pair = [savedrun.any_result(path) for path in (old, new) if not trafficfile.is_traffic(path)]
+    if len(pair) == 1:
         raise UsageError("one is a run of kvdemo load, the other is not", "capacity and latency cannot be compared")
-    pair = () if any(of_traffic) else (savedrun.any_result(old), savedrun.any_result(new))
     if arm and not any(isinstance(run, savedrun.ForeignRun) for run in pair):
         raise UsageError(
             "--arm: neither file is of vllm bench serve", "two runs of kvdemo are compared in all they have"

@@ -10,12 +10,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from kvdemo.errors import ServiceError, UsageError
 from kvdemo.judge import document
 from kvdemo.judge.result import Conditions, Result
 from kvdemo.judge.sample import Sample
+
+
+def check(directory: Path) -> None:
+    """Make the directory if it is not there. Raises UsageError if nothing can be saved in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UsageError(f"cannot write to {directory}: {error.strerror}", "choose another with --result-dir") from None
 
 
 class Recorder:

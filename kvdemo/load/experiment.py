@@ -163,13 +163,12 @@ class Traffic:
         length = len(self._tokens(engine, self.text))
         window = min((spec.context for group in self.sides.values() for spec in group if spec.context), default=0)
         room = window - self.options.max_tokens - 256 * self.options.turns if window else length
-        target = self.options.document_tokens or min(length, room)
+        target = self.options.document_tokens or min(length, max(1, room))
         if window and target > room:
-            raise UsageError(
-                f"--document-tokens: {target:,} tokens do not fit: the model's window is {window:,}, of which "
-                f"question and answer take some {window - room:,}",
-                f"at most {room:,}",
-            )
+            taken = f"the model's window is {window:,}, of which question and answer take some {window - room:,}"
+            if room < 1:
+                raise UsageError(f"--turns, --max-tokens: {taken} tokens: no room for a document", "ask for fewer")
+            raise UsageError(f"--document-tokens: {target:,} tokens do not fit: {taken}", f"at most {room:,}")
         text = self.text
         while length < target:
             text, length = f"{text}\n{text}", 2 * length
