@@ -165,10 +165,10 @@ class Traffic:
         room = window - self.options.max_tokens - 256 * self.options.turns if window else length
         target = self.options.document_tokens or min(length, max(1, room))
         if window and target > room:
-            taken = f"the model's window is {window:,}, of which question and answer take some {window - room:,}"
+            limits = f"the model's window is {window:,}, of which question and answer take some {window - room:,}"
             if room < 1:
-                raise UsageError(f"--turns, --max-tokens: {taken} tokens: no room for a document", "ask for fewer")
-            raise UsageError(f"--document-tokens: {target:,} tokens do not fit: {taken}", f"at most {room:,}")
+                raise UsageError(f"--turns, --max-tokens: {limits} tokens: no room for a document", "ask for fewer")
+            raise UsageError(f"--document-tokens: {target:,} tokens do not fit: {limits}", f"at most {room:,}")
         text = self.text
         while length < target:
             text, length = f"{text}\n{text}", 2 * length

@@ -29,7 +29,7 @@ def summary(result: Result) -> str:
         for row in result.rows:
             cells = ["".join(piece.text for piece in column.cell(result, row)) for column in COLUMNS]
             lines.append(_row(map(text, cells)))
-        lines += ["", *([text(said), ""] if (said := note(result)) else [])]
+        lines += ["", *([text(sentence), ""] if (sentence := note(result)) else [])]
     lines += [f"- {text(piece.text)}" for piece in findings.lines(result)]
     if details := findings.details(result):
         lines += ["", "<details><summary>Limit, noise, costs</summary>", ""]

@@ -68,8 +68,11 @@ def _effect(result: Result, one: Point) -> Effect | None:
 def break_even(result: Result, lengths: Lengths) -> str:
     """From where on reuse is faster, and how sure the factors are."""
     effects = [_effect(result, one) for one in lengths.points]
-    shown = [one for one, effect in zip(lengths.points, effects, strict=True) if effect is not Effect.NONE]
-    factors = {f"{one.prompt_tokens:,} tokens": one.speedup.n for one in shown if one.speedup}
+    factors = {
+        f"{one.prompt_tokens:,} tokens": one.speedup.n
+        for one, effect in zip(lengths.points, effects, strict=True)
+        if one.speedup and effect is not Effect.NONE
+    }
     return f"{_from_where(lengths, effects)} {unknown_noise(factors)}".strip()
 
 
