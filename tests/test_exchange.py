@@ -40,6 +40,12 @@ def test_different_answers_name_their_engines() -> None:
     assert f"{samples[odd].engine} reuse" in second
 
 
+def test_a_sweep_shows_the_answers_of_its_longest_prompt() -> None:
+    """A shorter prompt is another question: its answers are not those of engines that disagree."""
+    short, long = ([replace(one, length=n) for one in said(text)] for n, text in ((321, "11"), (1053, "207")))
+    assert lines([*short, *long]) == [f"Question: {QUESTION}", f"Answer (all {len(long)} alike): 207"]
+
+
 def test_long_and_many_answers_are_cut_and_counted() -> None:
     """No answer fills the screen, and none is left out without a word."""
     samples = [replace(sample, text=f"{number} " + "x" * 999) for number, sample in enumerate(said(""))]

@@ -18,12 +18,14 @@ LONGEST, OTHERS = 240, 3
 def lines(result: Result, samples: Sequence[Sample]) -> Sequence[Piece]:
     """The question and the answers: one line if all are alike, else the most frequent first, each with its engines.
 
+    Of a sweep over lengths those of its longest prompt, which the headline is about: shorter ones are other questions.
     Nothing for a history of a page, whose requests have questions of their own, and without a question.
     """
     question = " ".join(result.conditions.question.split())
     texts: dict[str, list[str]] = {}
+    longest = max((sample.length for sample in samples), default=0)
     for sample in samples:
-        if sample.arm in ARMS and sample.text.strip():
+        if sample.arm in ARMS and sample.length == longest and sample.text.strip():
             texts.setdefault(" ".join(sample.text.split()), []).append(
                 f"{sample.engine} {PHASES.get(sample.arm, sample.arm)}"
             )
