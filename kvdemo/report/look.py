@@ -30,7 +30,8 @@ h3 { font-size: 14px; font-weight: 600; margin: 24px 0 4px; }
 section { margin: 0 0 52px; }
 p { margin: 0 0 10px; max-width: 76ch; overflow-wrap: anywhere; }
 .lead { font-size: clamp(18px, 2.4vw, 22px); line-height: 1.45; max-width: 46ch; text-wrap: balance; }
-.name { white-space: nowrap; } .notes { list-style: none; margin: 14px 0 0; padding: 0; } .notes li { margin-bottom: 4px; }
+.name { white-space: nowrap; }
+.notes { list-style: none; margin: 14px 0 0; padding: 0; } .notes li { margin-bottom: 4px; }
 .eyebrow, .dim, figcaption, .say { color: var(--dim); } .eyebrow { font-size: 14px; margin: 0; }
 .say, .dim { font-size: 14px; max-width: none; } .say { margin-bottom: 14px; } .few { width: auto; }
 .bad { color: var(--bad); } .warn { color: var(--warn); } .good, .shared { color: var(--accent); }
