@@ -64,6 +64,8 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         (["--help"], 0, "Start vLLM engines"),
         (["--version"], 0, "kvdemo "),
         (["nonsense"], 2, "No such command"),
+        (["init", "nonsense"], 2, "Invalid value for 'kind': 'nonsense' is not one of 'cpu'"),
+        (["bench", "--tier", "l3"], 2, "Invalid value for '--tier': 'l3' is not one of 'any', 'l1', 'l2'."),
         (["up"], 2, "PROFILE"),
         (["up", "missing.yaml"], 4, "missing.yaml"),
         (["ps"], 7, "nothing is up"),

@@ -42,6 +42,9 @@ class Verbs(typer.core.TyperGroup):
 
             terminal.failure(str(error), error.hint)
             raise typer.Exit(error.exit_code) from None
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # what typer passes on of pydantic's words
+            raise
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
