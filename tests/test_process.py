@@ -370,6 +370,25 @@ def test_memory_counts_shared_pages_once(box: Box) -> None:
     assert process.memory(record) == 0
 
 
+def test_shared_memory_that_is_mapped_twice_is_held_once(box: Box) -> None:
+    """As vLLM's own tiers map their L1, by one process and by two; what is little is not looked at so closely."""
+    record = box.start("""
+        import mmap, tempfile
+        file = tempfile.TemporaryFile(dir="/dev/shm")
+        file.truncate(160 << 20)
+        first, second = (mmap.mmap(file.fileno(), 160 << 20) for _ in range(2))
+        first.write(b"x" * len(first))
+        tell(sum(second[::4096]))
+        child(lambda: tell(sum(first[::4096])) or signal.pause())
+        signal.pause()
+    """)
+    box.hear()
+    box.hear()
+    assert 160 << 20 <= process.resident(record) < 240 << 20
+    process.kill(record)
+    assert process.resident(record) == 0
+
+
 def test_a_listening_port_is_taken_and_its_owner_known() -> None:
     """Both a plain server and one that listens on all addresses."""
     for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 (that is the test)

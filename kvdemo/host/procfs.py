@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -207,16 +207,35 @@ def memory_of(pid: int) -> int:
         return 0
 
 
-def resident_of(pid: int) -> int:
-    """Bytes that a process holds itself (anonymous and shared memory): a shared page counts in each holder.
+class Resident(NamedTuple):
+    """Bytes of memory that a process holds: its own (anonymous), and shared ones, as often as they are mapped."""
 
-    A hundredth of what the kernel needs to tell its fair share.
-    """
+    own: int
+    shared: int
+
+
+def resident_of(pid: int) -> Resident:
+    """What a process holds: a hundredth of what the kernel needs to tell its fair share."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return 0
-    return sum(int(row.split()[1]) * 1024 for row in text.splitlines() if row.startswith(("RssAnon:", "RssShmem:")))
+        return Resident(0, 0)
+    rows = dict(row.split(":", 1) for row in text.splitlines())
+    return Resident(*(int(rows.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "RssShmem")))
+
+
+def shared_sizes(pid: int) -> dict[tuple[str, str], int]:
+    """Bytes up to the end of what a process maps of each shared object, by device and inode; devices do not count."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+    except OSError:
+        return {}
+    sizes: dict[tuple[str, str], int] = {}
+    for place, access, offset, device, inode, *path in (line.split(maxsplit=5) for line in maps.splitlines()):
+        if access.endswith("s") and not "".join(path).startswith("/dev/nvidia"):
+            begin, end = (int(address, 16) for address in place.split("-"))
+            sizes[device, inode] = max(sizes.get((device, inode), 0), int(offset, 16) + end - begin)
+    return sizes
 
 
 def shm_maps(pid: int) -> set[str]:
