@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 
 NO_VALUE = "-"
+LONGEST = 864_000
+"""Seconds that anything may be waited for, ten days: poll() counts milliseconds in 32 bits."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 

@@ -80,6 +80,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         (["ps", "--all", "--check"], 2, "--all cannot be combined with SERVICE, --watch or --check"),
         (["ps", "--watch", "--json"], 2, "kvdemo events --json tells every change"),
         (["down", "-p", "nobody"], 0, "Nothing was running."),
+        # Not to be waited for: poll() would overflow in the middle of the work.
+        *((verb, 2, "less than or equal to 864000") for verb in (["wait", "--timeout", "inf"], ["down", "-t", "1e9"])),
+        (["top", "-d", "1e300"], 2, "less than or equal to 864000"),
+        (["logs", "-n", "99999999999999999999"], 2, "less than or equal to 1000000000"),
     ],
 )
 def test_without_a_fleet(lab: Lab, arguments: list[str], code: int, said: str) -> None:

@@ -159,7 +159,7 @@ BROKEN = {
             "2:7: name: 'Demo_4' is not a name: use lower-case letters, digits and '-', at most 63 (such as 'demo-4')",
             "3:7: host: expected an address without scheme or port, such as 127.0.0.1 or 0.0.0.0, got 'http://x:1'",
             "4:16: start_timeout: expected a duration such as 90s, 15m or 2h, got 'soon'",
-            "5:15: stop_timeout: expected a duration above zero, got 0",
+            "5:15: stop_timeout: expected a duration above zero and of at most 240h, got 0",
             "6:10: secrets: expected a list of names of variables, such as [HF_TOKEN]",
             "7:14: engines.a: expected 'key: value' lines (a mapping), got a list",
             "7:28: engines.b.port: expected a port from 1024 to 65535, got 80",

@@ -41,17 +41,19 @@ class Load:
     slo_ttft: Annotated[str, typer.Option(metavar="TIME", help="1s, 850ms; else twice the cold TTFT here.")] = ""
     slo_share: Annotated[str, typer.Option(metavar="SHARE", help="Of all requests sent.")] = "90%"
     rate: Annotated[str, typer.Option(metavar="R1,R2,...|search", help="Requests a second.")] = "search"
-    documents: Annotated[int, typer.Option(min=1, help="Documents that have been read before.")] = 10
+    documents: Annotated[int, typer.Option(min=1, max=10**6, help="Documents that have been read before.")] = 10
     document_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each; else as the profile's document.")] = 0
     reuse: Annotated[str, typer.Option(metavar="SHARE", help="Of requests on documents that were read before.")] = (
         "100%"
     )
     popularity: Annotated[Literal["uniform", "zipf"], typer.Option(help="Which document is asked about.")] = "uniform"
-    turns: Annotated[int, typer.Option(min=1, help="Questions in a conversation about a document.")] = 1
+    turns: Annotated[int, typer.Option(min=1, max=10**6, help="Questions in a conversation about a document.")] = 1
     duration: Annotated[
         str, typer.Option(metavar="TIME", help="Of each phase; else 30 requests' time, 15 s or more.")
     ] = ""
-    engines: Annotated[int, typer.Option(min=0, help="Engines of each side; else as many as all sides have.")] = 0
+    engines: Annotated[
+        int, typer.Option(min=0, max=10**5, help="Engines of each side; else as many as all sides have.")
+    ] = 0
     repetitions: Annotated[int, typer.Option(min=1, help="Of everything, with other arrivals.")] = 1
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 24
     expected_capacity_gain: Annotated[float | None, typer.Option(metavar="X", help="Exit 3 below this ratio.")] = None
@@ -136,8 +138,10 @@ def seconds(text: str, option: str) -> float:
     if not text:
         return 0.0
     value = float(match[1]) * {"ms": 0.001, "m": 60, "min": 60}.get(match[2] or "", 1) if match else 0.0
-    if value <= 0:
-        raise UsageError(f"{option}: {text!r} is no time", f"for example {option} 1s or {option} 850ms")
+    if not 1e-6 <= value <= units.LONGEST:
+        raise UsageError(
+            f"{option}: {text!r} is no time that can be kept", f"for example {option} 1s or {option} 850ms"
+        )
     return value
 
 

@@ -9,6 +9,7 @@ import typer
 
 from kvdemo import __version__, backends
 from kvdemo.commands import completion
+from kvdemo.units import LONGEST
 
 
 def _version(show: bool) -> None:
@@ -66,7 +67,9 @@ Services = Annotated[
     list[str] | None,
     typer.Argument(metavar="SERVICE", help="Only these.", show_default=False, autocompletion=completion.services),
 ]
-TimeoutOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1)]
+TimeoutOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Give up after this long.", min=1, max=LONGEST)
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Also where the time goes, limit, costs and noise.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
@@ -102,11 +105,15 @@ Output = Annotated[
 Nodes = Annotated[int, typer.Option(min=1, help="For slurm, and a profile with `on: ray`: so many nodes.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Redraw every two seconds until Ctrl-C.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit 7 unless every service is ready.")]
-Tail = Annotated[int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines.")]
+Tail = Annotated[
+    int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, max=10**9, help="Only the last lines.")
+]
 Since = Annotated[
     str, typer.Option(metavar="TIME", help="Only lines from then on: an age (5m, 1h30m) or a time (2026-11-30T07:15).")
 ]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="The report; else beside the samples.")]
 Volumes = Annotated[bool, typer.Option("--volumes", "-v", help="Delete the KV store too (only one kvdemo made).")]
-KillTimeout = Annotated[float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0)]
+KillTimeout = Annotated[
+    float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Then kill.", min=0, max=LONGEST)
+]
 AllProjects = Annotated[bool, typer.Option("--all", help="Every project of this user.")]

@@ -16,6 +16,7 @@ import typer
 from kvdemo.commands import options
 from kvdemo.commands.options import ProjectOption, Services
 from kvdemo.errors import UsageError
+from kvdemo.units import LONGEST
 
 if TYPE_CHECKING:
     from kvdemo.fleet.gauges import Gauges
@@ -26,7 +27,9 @@ Target = Annotated[
     typer.Option(metavar="NAME=URL", help="An engine that something else started; repeat it. Instead of a project."),
 ]
 CacheUrl = Annotated[str, typer.Option(metavar="URL", help="With --target: HTTP address of their cache server.")]
-Interval = Annotated[float, typer.Option("--interval", "-d", metavar="SECONDS", min=0.2, help="Between two looks.")]
+Interval = Annotated[
+    float, typer.Option("--interval", "-d", metavar="SECONDS", min=0.2, max=LONGEST, help="Between two looks.")
+]
 Count = Annotated[
     int | None, typer.Option("--count", "-n", metavar="N", min=1, help="End after so many; else when told to.")
 ]

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from kvdemo import backends
+from kvdemo import backends, units
 
 SMALLEST_SIZE = 1 << 20
 
@@ -127,8 +127,8 @@ def seconds(value: Any) -> float:
         result = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION.findall(result))
     if isinstance(result, bool) or not isinstance(result, int | float):
         refuse(f"expected a duration such as 90s, 15m or 2h, got {describe(value)}")
-    if not 0 < result < 1e9:
-        refuse(f"expected a duration above zero, got {describe(value)}")
+    if not 0 < result <= units.LONGEST:
+        refuse(f"expected a duration above zero and of at most {units.LONGEST / 3600:g}h, got {describe(value)}")
     return float(result)
 
 
