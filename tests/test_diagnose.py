@@ -121,7 +121,7 @@ def test_warnings_of_lmcache_are_no_cause() -> None:
     ("code", "number", "line"),
     [
         (None, 11, "ended by signal 11"),
-        (3, None, "exit code 3; its last line: it wrote nothing"),
+        (3, None, "exit code 3; it wrote nothing"),
         (None, None, "it wrote nothing"),
     ],
 )

@@ -278,10 +278,11 @@ def _by_pointer(clues: Evidence) -> Cause | None:
 
 
 def _by_status(clues: Evidence, code: int | None) -> Cause:
-    last = clues.lines[-1].text.strip() if clues.lines else "it wrote nothing"
+    last = clues.lines[-1].text.strip() if clues.lines else ""
     if code is None:
-        return Cause(last, code=STATUS, logged=False)
-    return Cause(f"exit code {code}; its last line: {last}", code=STATUS, logged=False)
+        return Cause(last or "it wrote nothing", code=STATUS, logged=False)
+    words = f"its last line: {last}" if last else "it wrote nothing"
+    return Cause(f"exit code {code}; {words}", code=STATUS, logged=False)
 
 
 # A line that ends one phase names the next; the last one seen in the log is the phase. vLLM mentions torch.compile also
