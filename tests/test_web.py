@@ -443,6 +443,8 @@ def test_load_from_the_page(fleet: Fleet, tab: Tab) -> None:
     tab.page.locator("#load-start").click()
     expect(tab.page.locator("#bench-start")).to_be_disabled()
     panel = tab.page.get_by_label("Load", exact=True)
+    expect(panel.locator(".note")).to_contain_text("Now: ")
+    assert not panel.locator(".bar").is_visible(), "it does not tell how far it is"
     report = panel.frame_locator("iframe.report")
     expect(report.get_by_text("every rate that was tried kept the limit").first).to_be_visible(timeout=PATIENCE * 2000)
     expect(report.get_by_role("img", name="curves")).to_be_visible()

@@ -72,7 +72,8 @@ class Panel:
         running = run is not None and run.code is None
         change(self.go, disabled=busy or None)
         change(self.halt, disabled=not running or None)
-        self.progress.set_visibility(running)
+        # Load does not tell how far it is: no bar is better than one that stands still.
+        self.progress.set_visibility(run is not None and running and run.share > 0)
         if run is not None:
             self.bar.style(f"width: {100 * run.share:.1f}%")
             change(self.progress, aria_valuenow=f"{100 * run.share:.0f}")

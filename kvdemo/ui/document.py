@@ -42,7 +42,7 @@ class DocumentPanel:
             self.prompts_box = box("div", "known")
             with box("div"):
                 with box("div", "bits"):
-                    button("Cold again", self._cool, "plain", id="cold")
+                    button("Cold again", self._cool, "plain", id="cold", title="Under a salt that no cache has seen")
                     button("Other document…", self.picker.open, "plain", id="another")
                 with box("details"):
                     text("Instruction", "", "summary")
