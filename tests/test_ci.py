@@ -219,9 +219,10 @@ def test_a_run_that_cannot_begin_is_told_too(lab: Lab) -> None:
     assert "::error title=kvdemo bench::nothing is up" in done.stdout
     suite = check((lab.path / "junit.xml").read_text())
     assert (suite.attrib["tests"], suite.attrib["errors"]) == ("1", "1")
-    refused = lab.run("bench", "--junit", "no/such/dir.xml")
-    assert refused.returncode == 2
-    assert "cannot be written" in refused.stderr
+    for path in ("no/such/dir.xml", "junit.xml/in-a-file.xml"):
+        refused = lab.run("bench", "--junit", path)
+        assert refused.returncode == 2
+        assert "cannot be written" in refused.stderr
     assert lab.run("bench", "--json", "--format", "github").returncode == 2
 
 

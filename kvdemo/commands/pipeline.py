@@ -38,7 +38,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Raises UsageError before anything is measured if the JUnit file cannot be written."""
-        if self.junit and (self.junit.is_dir() or not os.access(self.junit.parent, os.W_OK)):
+        if self.junit and (self.junit.is_dir() or not os.access(f"{self.junit.parent}/", os.W_OK)):
             raise UsageError(f"{self.junit} cannot be written", "name a file in a directory that is there")
 
     def note_result(self, result: Result, saved: Saved) -> None:

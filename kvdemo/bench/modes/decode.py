@@ -15,6 +15,7 @@ from kvdemo.bench.events import Doing
 from kvdemo.bench.modes.mode import Mode, Work
 from kvdemo.bench.session import Session
 from kvdemo.bench.workload import Roles, Step
+from kvdemo.errors import UsageError
 from kvdemo.judge.sample import Sample
 from kvdemo.planning.plan import ServiceSpec
 
@@ -28,25 +29,27 @@ class Decode(Mode):
     section = "costs"
     beside = True
 
+    def check(self, session: Session) -> None:
+        """Somebody has to compute without storing, where the writer computes."""
+        if not busy(session.roles):
+            text = f"no plain engine of this model runs where the writer {session.roles.writer.name} does"
+            raise UsageError(f"--costs: {text}: nothing to compare its storing with", "leave --costs out")
+
     def work(self, session: Session) -> Work:
         """The document is computed once a trial by each engine that works meanwhile."""
-        busy = len(_busy(session))
-        return Work(busy, busy, busy * session.prompt.tokens).times(session.options.trials)
+        number = len(busy(session.roles))
+        return Work(number, number, number * session.prompt.tokens).times(session.options.trials)
 
     def samples(self, session: Session) -> Generator[Doing | Sample]:
         """One sample for each engine that works meanwhile, with the gaps of all requests in that time."""
         most = session.options.trials
         for trial in range(1, most + 1):
-            for other in _busy(session):
+            for other in busy(session.roles):
                 reader = session.roles.reader
                 text = f"decode {trial}: {reader.name} answers while {other.name} reads the document"
                 yield Doing(text, 1.0, trial, most, reader.name, "decode")
                 if sample := _while_busy(session, trial, other):
                     yield sample
-
-
-def _busy(session: Session) -> Sequence[ServiceSpec]:
-    return busy(session.roles)
 
 
 def busy(roles: Roles) -> Sequence[ServiceSpec]:
