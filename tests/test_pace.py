@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from conftest import Lab
 from kvdemo import units
-from kvdemo.bench import pace
+from kvdemo.bench import measure, pace
 from kvdemo.bench.client import Reply
 from kvdemo.bench.events import Doing, Estimate, Event, Failure, Notice, Saved, to_json
+from kvdemo.bench.modes import retention
 from kvdemo.bench.modes.mode import Work
 from kvdemo.bench.pace import Pace
 from kvdemo.commands.benchmark import short_answers
@@ -63,6 +65,19 @@ def test_an_estimate_adds_up() -> None:
     assert forecast.sentence(estimate) == words
     # An engine's first prompt pays for what comes once: what follows from it is no forecast of the others.
     assert "20 s here for the first, which pays for what comes once" in forecast.sentence(replace(estimate, first=True))
+
+
+@pytest.mark.parametrize(("forgets", "floods"), [(True, 0), (False, 3)])
+def test_a_flood_is_a_part_of_the_work(monkeypatch: pytest.MonkeyPatch, forgets: bool, floods: int) -> None:
+    """An engine that cannot be told to forget computes as many tokens as its KV cache holds, in each trial."""
+    plain, reader = (SimpleNamespace(cache=cache, context=8192) for cache in ("", "shared"))
+    roles = SimpleNamespace(baseline=plain, plain=[plain], pairs=[SimpleNamespace(reader=reader)])
+    prompt, options = SimpleNamespace(tokens=1000), SimpleNamespace(trials=2)
+    session: Any = SimpleNamespace(roles=roles, prompt=prompt, options=options, meter=SimpleNamespace(key=""))
+    monkeypatch.setattr(retention, "_reset", lambda *_: forgets)
+    monkeypatch.setattr(measure, "own_tokens", lambda *_: 20_000)
+    asked, control, flood = Work(4, 3, 3000), Work(2, 1, 1000), Work(1, 1, 8191).times(2 * floods)
+    assert retention.Evicted().work(session) == (asked + flood).times(2) + control
 
 
 @pytest.mark.parametrize(

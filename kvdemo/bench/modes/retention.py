@@ -7,6 +7,7 @@ cache server too, as the requests of others would; an L1 that holds less than an
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from itertools import cycle, islice
@@ -40,10 +41,11 @@ class _Retention(Mode):
         return (session.roles.baseline, *(pair.reader for pair in session.roles.pairs))
 
     def work(self, session: Session) -> Work:
-        """Everybody computes once, plain engines twice."""
+        """Everybody computes once, plain engines twice; then the control."""
         engines, tokens = self.engines(session), session.prompt.tokens
-        computed = len(engines) + sum(not engine.cache for engine in engines)
-        return Work(2 * len(engines), computed, computed * tokens).times(session.options.trials)
+        computed, controls = len(engines) + sum(not engine.cache for engine in engines), len(trials.controls(session))
+        asked = Work(2 * len(engines), computed, computed * tokens).times(session.options.trials)
+        return asked + Work(2 * controls, controls, controls * tokens)
 
     def samples(self, session: Session) -> Generator[Doing | Sample]:
         """Each second trial asks the engines in the opposite order."""
@@ -81,12 +83,18 @@ class Evicted(_Retention):
             if measure.own_tokens(engine, session.meter.key) is None and not _reset(session, engine):
                 raise UsageError(f"--evicted: {engine.name} does not tell the size of its KV cache")
 
+    def work(self, session: Session) -> Work:
+        """Also the floods, most of it. Nothing has been asked yet: to forget now costs an engine nothing."""
+        floods = [_flood(session, engine) for engine in self.engines(session) if not _reset(session, engine)]
+        each = sum((Work(count, count, count * piece) for count, piece in floods), Work())
+        return super().work(session) + each.times(session.options.trials)
+
     def take_away(self, session: Session, engines: Sequence[ServiceSpec], trial: int) -> Generator[Doing]:
         """Told to forget where it can be told, else flooded."""
         for engine in engines:
             yield Doing(f"emptying the prefix cache of {engine.name}", trial=trial, engine=engine.name)
             if not _reset(session, engine):
-                _flood(session, engine, trial)
+                _fill(session, engine, trial)
             if server := session.meter.cache(engine):
                 cacheserver.settle(server)
 
@@ -128,13 +136,17 @@ def _reset(session: Session, engine: ServiceSpec) -> bool:
     return health.request(engine.url, RESET, timeout=30, key=session.meter.key, body={})[0] == 200
 
 
-def _flood(session: Session, engine: ServiceSpec, trial: int) -> None:
-    """As many tokens as its KV cache holds, each request under a salt of its own."""
-    left, number = measure.own_tokens(engine, session.meter.key) or 0, 0
+def _flood(session: Session, engine: ServiceSpec) -> tuple[int, int]:
+    """How many requests of how many tokens come to as many as its KV cache holds."""
     piece = min(PIECE, (engine.context or PIECE) - 1)
-    while left > 0:
-        ids = list(islice(cycle(session.prompt.ids), piece))
+    return math.ceil((measure.own_tokens(engine, session.meter.key) or 0) / piece), piece
+
+
+def _fill(session: Session, engine: ServiceSpec, trial: int) -> None:
+    """Flood an engine, each request under a salt of its own."""
+    count, piece = _flood(session, engine)
+    ids = list(islice(cycle(session.prompt.ids), piece))
+    for number in range(count):
         salt = session.salt(f"flood-{trial}-{number}")
         body = workload.body(engine.model, {"prompt": ids}, max_tokens=1, salt=salt, logprobs=None)
         session.meter.client(engine).stream("/v1/completions", body)
-        left, number = left - piece, number + 1
