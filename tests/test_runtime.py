@@ -170,7 +170,9 @@ def test_a_broken_config(tmp_path: Path, config: str) -> None:
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     """A directory that is missing, and one whose weights lead nowhere (a cleaned-up download)."""
-    assert runtime.model(str(tmp_path / "x"), {}).problem.startswith("no such directory")
+    absent = runtime.model(str(tmp_path / "x"), {})
+    assert (absent.problem, absent.fix) == ("no such directory", "check `model`")
+    assert runtime.model(str(tmp_path / ".cache" / "smollm2"), {}).fix == "scripts/setup makes it"
     path = model(tmp_path / "m")
     (path / "more.safetensors").symlink_to(tmp_path / "gone")
     assert "its weights cannot be read" in runtime.model(str(path), {}).problem

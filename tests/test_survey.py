@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from subprocess import PIPE
 
 import pytest
 
@@ -27,6 +30,18 @@ def holder() -> Iterator[int]:
     """A port on which this process listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+def test_the_holder_of_a_port_is_one_line() -> None:
+    """A program given in the command line itself has line breaks, which a line of `plan` must not."""
+    program = "import socket\ns = socket.create_server(('', 0))\nprint(s.getsockname()[1], flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        words = survey.holder("127.0.0.1", int(process.stdout.readline()))
+        process.communicate("\n")
+    assert f"pid {process.pid} (" in words
+    assert "-c import" in words
+    assert "\n" not in words
 
 
 def test_what_is_known(lab: Lab) -> None:

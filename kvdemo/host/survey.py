@@ -218,7 +218,8 @@ def holder(host: str, port: int) -> str:
     names = []
     for pid in process.listeners(port):
         try:
-            names.append(f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:80]})")
+            command = " ".join(" ".join(psutil.Process(pid).cmdline()).split())  # `python -c` has line breaks
+            names.append(f"pid {pid} ({command[:80]})")
         except psutil.Error:
             names.append(f"pid {pid}")
     return ", ".join(names) or "a process that cannot be seen from here"
