@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdemo.bench import workload
+from kvdemo.bench import session, workload
 from kvdemo.bench.modes import decode
+from kvdemo.config.benchmark import Bench
 from kvdemo.errors import UsageError
 from kvdemo.planning.plan import Plan, ServiceSpec
 from runs import CALM
@@ -69,6 +70,19 @@ def test_of_several_caches_the_named_engines_decide() -> None:
     with pytest.raises(UsageError, match="p is not one of") as refused:
         workload.roles(two, reader="p")
     assert refused.value.hint == "they are a, b; or x, y"
+
+
+def test_what_an_l2_cannot_do_is_refused() -> None:
+    """There is none, or it is a server that has no files here."""
+    disk = Bench().with_values({"tier": "l2", "drop_page_cache": True})
+    cache = replace(FOUR.engines[0], name="c", kind="cache", store="/kv")
+    session.check_tier(disk, cache)
+    with pytest.raises(UsageError, match="c: there is no L2 to read from"):
+        session.check_tier(disk, replace(cache, store=""))
+    server = replace(cache, store="redis://kv:6379")
+    with pytest.raises(UsageError, match="--drop-page-cache: L2 of c is redis://kv:6379"):
+        session.check_tier(disk, server)
+    session.check_tier(Bench().with_values({"tier": "l2"}), server)
 
 
 def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:

@@ -50,6 +50,15 @@ class Prompt:
         )
 
 
+def check_tier(options: Bench, cache: ServiceSpec) -> None:
+    """Raises UsageError if this cache cannot be read from as these options say."""
+    if options.tier == "l2" and not cache.store:
+        hint = "give the cache one: caches.*.l2 in the profile; or measure another alone: --writer, --reader"
+        raise UsageError(f"{cache.name}: there is no L2 to read from", hint)
+    if options.drop_page_cache and not cache.directory:
+        raise UsageError(f"--drop-page-cache: L2 of {cache.name} is {cache.store}", "leave it out: no files are here")
+
+
 class Session:
     """A fleet that is up, what to ask it, and the connections to it; use it under ``with``.
 
@@ -101,10 +110,8 @@ class Session:
                 f"the context is too short to share: {tokens:,} tokens, a chunk is {self.chunk}",
                 "use a longer context, or lower chunk_size in the profile",
             )
-        for pair in self.roles.pairs if self.options.tier == "l2" else ():
-            if not self.plan.service(pair.writer.cache).store:
-                hint = "give the cache one: caches.*.l2 in the profile; or measure another alone: --writer, --reader"
-                raise UsageError(f"{pair.writer.cache}: there is no L2 to read from", hint)
+        for pair in self.roles.pairs:
+            check_tier(self.options, self.plan.service(pair.writer.cache))
         return {
             "prompt_tokens": tokens,
             "expected_hit_tokens": self.reusable(tokens),
