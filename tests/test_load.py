@@ -700,5 +700,6 @@ def test_what_a_simulation_cannot_use_is_refused(lab: Lab) -> None:
         assert (done.returncode, "holds no times of single requests" in done.stderr) == (2, True)
     assert "L1 is taken to hold all of them" in lab.run("load", "--what-if", run).stdout
     assert "L1 holds 2 of them" in lab.run("load", "--what-if", run, "--l1", "2500tokens", "--documents", "9").stdout
+    assert "1 engine, 1 document, L1" in lab.run("load", "--what-if", run, "--engines", "1", "--documents", "1").stdout
     document = json.loads(lab.run("load", "--what-if", run, "--l1", "2500tokens", "--json").stdout)
     assert (document["engines"], document["documents"], document["l1_documents"]) == (2, 10, 2)

@@ -51,8 +51,8 @@ def simulate(path: Path, settings: Options, l1: str, *, as_json: bool) -> None:
     if room is None and not l1:
         fits = "is taken to hold all of them (the run does not tell its size)"
     typer.echo(
-        f"Simulated, not measured: {engines:,} engines, {settings.documents:,} documents, L1 {fits}, an engine's "
-        f"own cache the last one; single requests take {service.cold:.3g} s cold, {service.shared:.3g} s shared, "
+        f"Simulated, not measured: {units.count(engines, 'engine')}, {units.count(settings.documents, 'document')}, L1 "
+        f"{fits}, an engine's own cache the last one; single requests take {service.cold:.3g} s cold, {service.shared:.3g} s shared, "
         f"{service.local:.3g} s local (from {path.name}); first token within {limit.ttft:.3g} s for {limit.share:.0%}."
     )
     for row in rows:
