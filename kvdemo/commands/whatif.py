@@ -52,8 +52,9 @@ def simulate(path: Path, settings: Options, l1: str, *, as_json: bool) -> None:
         fits = "is taken to hold all of them (the run does not tell its size)"
     typer.echo(
         f"Simulated, not measured: {units.count(engines, 'engine')}, {units.count(settings.documents, 'document')}, L1 "
-        f"{fits}, an engine's own cache the last one; single requests take {service.cold:.3g} s cold, {service.shared:.3g} s shared, "
-        f"{service.local:.3g} s local (from {path.name}); first token within {limit.ttft:.3g} s for {limit.share:.0%}."
+        f"{fits}, an engine's own cache the last one; single requests take {service.cold:.3g} s cold, "
+        f"{service.shared:.3g} s shared, {service.local:.3g} s local (from {path.name}); first token within "
+        f"{limit.ttft:.3g} s for {limit.share:.0%}."
     )
     for row in rows:
         words = [_rate(row["plain"]), _rate(row["shared"]), "-" if row["gain"] is None else units.ratio(row["gain"])]
