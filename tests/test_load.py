@@ -695,8 +695,10 @@ def test_what_a_simulation_cannot_use_is_refused(lab: Lab) -> None:
         done = lab.run("load", "--what-if", run, *arguments)
         assert done.returncode == 2
         assert said in " ".join(done.stderr.split())
-    for single in (None, {}, {"plain": SINGLE}, {"plain": SINGLE, "shared": {"cold": 1.0, "shared": None}}):
-        done = lab.run("load", "--what-if", saved(lab.path / "bare.jsonl", 8, single_ttft=single))
+    single: tuple[Any, ...] = (None, {}, {"plain": SINGLE}, {"plain": SINGLE, "shared": {"cold": 1.0, "shared": None}})
+    alone: dict[str, Any] = {"sides": {"plain": ["p"], "shared": ["a"]}}  # it loads nothing: it has what it stored
+    for changes in (*({"single_ttft": one} for one in single), alone):
+        done = lab.run("load", "--what-if", saved(lab.path / "bare.jsonl", 8, **changes))
         assert (done.returncode, "holds no times of single requests" in done.stderr) == (2, True)
     assert "L1 is taken to hold all of them" in lab.run("load", "--what-if", run).stdout
     assert "L1 holds 2 of them" in lab.run("load", "--what-if", run, "--l1", "2500tokens", "--documents", "9").stdout

@@ -134,7 +134,8 @@ class Traffic:
             # Three times around: the first requests pay for what comes once, and the median does not.
             for number in range(max(SINGLES, len(engines))):
                 writer, reader = engines[number % len(engines)], engines[(number + 1) % len(engines)]
-                yield Doing(f"{side}: single requests to {writer.name} and {reader.name}")
+                names = " and ".join(dict.fromkeys([writer.name, reader.name]))
+                yield Doing(f"{side}: single requests to {names}")
                 cold.append(self._single(writer, number, "single"))
                 self._settle(side)
                 shared.append(self._single(reader, number, "single"))
