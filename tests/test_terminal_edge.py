@@ -158,3 +158,12 @@ except SystemExit:
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(peak.split()[1], file=sys.stderr)
 """
+
+
+def test_a_service_is_as_old_in_a_line_as_in_the_table() -> None:
+    """`up` and `ps` tell the same age in the same words."""
+    event = Event("a", State.UNCHANGED, elapsed=1296.4)
+    console = terminal.PlainConsole(width=80, record=True)
+    console.print(terminal.table([event]))
+    assert "21m36s" in console.export_text()
+    assert terminal.line(event).plain == "a              unchanged 21m36s"

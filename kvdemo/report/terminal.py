@@ -99,7 +99,7 @@ def line(event: Event) -> Text:
     """One event as one line of plain text."""
     phase = f" ({event.phase})" if event.phase and event.state is State.STARTING else ""
     detail = f"  {units.printable(event.detail)}" if event.detail else ""
-    elapsed = f" {event.elapsed:.0f}s" if event.elapsed else ""
+    elapsed = f" {duration(event.elapsed)}" if event.elapsed else ""
     text = f"{event.service:<14} {event.state.value}{phase}{elapsed} {f'{event.node} {event.at}'.strip()}{detail}"
     return Text(text.rstrip(), style=STYLES.get(event.state, ""))
 
