@@ -222,6 +222,13 @@ def test_a_rate_beyond_a_miss_does_not_count() -> None:
     assert judge(ABOUT, phases).capacities[0].rate == traffic.Spread(1, 1, 1, 1)
 
 
+def test_an_engine_alone_on_its_cache_is_told() -> None:
+    """Its side shows what storing costs, not what sharing buys."""
+    alone = "a is alone on shared: it can load only what it has stored itself."
+    assert alone in words.notes(judge({**ABOUT, "sides": {"plain": ["p"], "shared": ["a"]}}, []))
+    assert not any("alone" in note for note in words.notes(judge(ABOUT, [])))
+
+
 def test_bounds_are_told_as_bounds() -> None:
     """No rate kept, none missed, nothing tried: "less than", "at least", "unknown"; a ratio only where it is one."""
     result = judge(ABOUT, [phase("plain", 2, MISSED), phase("shared", 2, KEPT), phase("shared", 4, KEPT)])

@@ -214,4 +214,7 @@ def notes(result: TrafficResult) -> list[str]:
             "every request completed."
         )
     lines += [line for line in [estimates(result)] if line]
+    for side, engines in result.conditions["sides"].items():
+        if side != PLAIN and len(engines) == 1:
+            lines.append(f"{engines[0]} is alone on {side}: it can load only what it has stored itself.")
     return lines + [str(note) for note in result.conditions.get("notes", [])]
