@@ -81,7 +81,7 @@ def test_a_part_of_a_profile_that_is_up_is_measured(lab: Lab) -> None:
     assert json.loads(done.stdout)["baseline"] == "a"
     refused = lab.run("bench", "--context", "context.txt", "--costs")
     assert refused.returncode == 2
-    assert "--costs: no plain engine of this model runs where the writer a does" in refused.stderr
+    assert "--costs: no plain engine of this model is placed like the writer a" in refused.stderr
 
 
 def test_load_measures_what_is_up(lab: Lab) -> None:

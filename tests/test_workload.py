@@ -91,14 +91,16 @@ def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:
 
 
 def test_decoding_is_compared_beside_the_writer() -> None:
-    """The engine that only computes is on the writer's GPU: on the reader's own it would slow it as storing cannot."""
+    """The engine that only computes is placed like the writer: beside the reader it would slow it as storing cannot."""
     first, second = (0,), (1,)
     one = [replace(spec, gpus=first) for spec in FOUR.engines]
     assert [spec.name for spec in decode.busy(workload.roles(fleet(*one)))] == ["q", "a"]
     two = [replace(spec, gpus=gpus) for spec, gpus in zip(FOUR.engines, (first, second) * 2, strict=True)]
     assert [spec.name for spec in decode.busy(workload.roles(fleet(*two)))] == ["p", "a"]
     four = [replace(spec, gpus=(number,)) for number, spec in enumerate(FOUR.engines)]
-    assert decode.busy(workload.roles(fleet(*four))) == ()
+    assert [spec.name for spec in decode.busy(workload.roles(fleet(*four)))] == ["q", "a"], "neither with the reader"
+    beside_reader = [replace(spec, gpus=first if spec.name == "a" else second) for spec in FOUR.engines]
+    assert decode.busy(workload.roles(fleet(*beside_reader))) == ()
     assert decode.busy(workload.roles(fleet(engine("a", "c"), engine("b", "c")))) == ()
 
 

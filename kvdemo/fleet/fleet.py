@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -288,23 +287,10 @@ def restart(
     if not (selection := {*names, *(spec.name for spec in plan.services if spec.cache in names)} or started):
         raise NotReadyError("no service is up", f"kvdemo start -p {project.name}")
     precheck.check(project, [spec for spec in plan.services if spec.name in selection], environ, launcher)
-    with plan_kept(project):
+    with teardown.plan_kept(project):
         yield from teardown.stop(launcher, selection, plan)
         launcher.tidy()
         yield from up(plan, project, environ, lock_fd, names=sorted(selection), timeout=timeout)
-
-
-@contextmanager
-def plan_kept(project: Project) -> Generator[None]:
-    """An ``up`` that fails forgets what it was to start; of who starts by a saved plan, that plan stays."""
-    document = project.load()
-    try:
-        yield
-    except (Exception, KeyboardInterrupt, GeneratorExit):
-        if document and project.load(strict=False) is None:
-            with teardown.ignore_signals():
-                project.save(document)
-        raise
 
 
 def wait(

@@ -57,7 +57,7 @@ def start(
     needed = set(targets) | {plan.service(name).server for name in targets}
     specs = [spec for spec in plan.services if spec.name in needed - running]
     precheck.check(project, specs, environ, launcher, "nothing was started")
-    with fleet.plan_kept(project):
+    with teardown.plan_kept(project):
         yield from fleet.up(plan, project, environ, lock_fd, names=targets, timeout=timeout)
     _note(project, _stopped_services(project) - needed)
 

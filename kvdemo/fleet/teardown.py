@@ -63,3 +63,16 @@ def down(project: Project, *, remove_store: bool = False, timeout: float | None 
             project.clear()
     remains.checked |= {"services": len(names), **deleted}
     yield remains
+
+
+@contextmanager
+def plan_kept(project: Project) -> Generator[None]:
+    """An ``up`` that fails forgets what it was to start; of who starts by a saved plan, that plan stays."""
+    document = project.load()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        if document and project.load(strict=False) is None:
+            with ignore_signals():
+                project.save(document)
+        raise

@@ -30,9 +30,9 @@ class Decode(Mode):
     beside = True
 
     def check(self, session: Session) -> None:
-        """Somebody has to compute without storing, where the writer computes."""
+        """Somebody has to compute without storing, as near to the reader as the writer does."""
         if not busy(session.roles):
-            text = f"no plain engine of this model runs where the writer {session.roles.writer.name} does"
+            text = f"no plain engine of this model is placed like the writer {session.roles.writer.name}"
             raise UsageError(f"--costs: {text}: nothing to compare its storing with", "leave --costs out")
 
     def work(self, session: Session) -> Work:
@@ -53,13 +53,21 @@ class Decode(Mode):
 
 
 def busy(roles: Roles) -> Sequence[ServiceSpec]:
-    """A plain engine, and the writer: on the same GPUs, or the reader would share its own with one of them only.
+    """A plain engine, and the writer, which are placed alike: on the same GPUs, else neither on a GPU of the reader.
 
-    None of them if there is no such pair: nothing could be compared.
+    If one of them shared the reader's GPU and the other did not, the two could not be compared. None of them if there
+    is no such pair.
     """
-    place = (roles.writer.node, roles.writer.gpus)
-    neighbours = [spec for spec in reversed(roles.plain) if (spec.node, spec.gpus) == place]
-    return (neighbours[0], roles.writer) if neighbours else ()
+    writer = roles.writer
+    near = [spec for spec in reversed(roles.plain) if spec.node == writer.node]
+    alike = [spec for spec in near if spec.gpus == writer.gpus]
+    if not _share_gpus(writer, roles.reader):
+        alike += [spec for spec in near if not _share_gpus(spec, roles.reader)]
+    return (alike[0], writer) if alike else ()
+
+
+def _share_gpus(one: ServiceSpec, other: ServiceSpec) -> bool:
+    return one.node == other.node and bool(set(one.gpus) & set(other.gpus))
 
 
 def _while_busy(session: Session, trial: int, other: ServiceSpec) -> Sample | None:
