@@ -89,8 +89,8 @@ def model(name: str, environ: Mapping[str, str], revision: str = "main", form: F
     local = name.startswith("/")
     directory = Path(name) if local else _snapshot(name, environ, revision)
     if local and (directory is None or not directory.is_dir()):
-        ours = Path(name).parent.name == ".cache"  # where the shipped profiles look for the models without a GPU
-        return Model(name, problem="no such directory", fix="scripts/setup makes it" if ours else "check `model`")
+        shipped = Path(name).parent.name == ".cache"  # where the shipped profiles look for the models without a GPU
+        return Model(name, problem="no such directory", fix="scripts/setup makes it" if shipped else "check `model`")
     if directory is None:
         return Model(name)
     own = _is_mistral(directory, form)

@@ -44,8 +44,8 @@ class _Retention(Mode):
         """Everybody computes once, plain engines twice; then the control."""
         engines, tokens = self.engines(session), session.prompt.tokens
         computed, controls = len(engines) + sum(not engine.cache for engine in engines), len(trials.controls(session))
-        asked = Work(2 * len(engines), computed, computed * tokens).times(session.options.trials)
-        return asked + Work(2 * controls, controls, controls * tokens)
+        requests = Work(2 * len(engines), computed, computed * tokens).times(session.options.trials)
+        return requests + Work(2 * controls, controls, controls * tokens)
 
     def samples(self, session: Session) -> Generator[Doing | Sample]:
         """Each second trial asks the engines in the opposite order."""
