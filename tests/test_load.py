@@ -22,6 +22,7 @@ from rich.console import Console
 
 from conftest import Lab
 from kvdemo.commands.load import _gate as gate
+from kvdemo.commands.load import _show_finishing as show_finishing
 from kvdemo.errors import GateError, ServiceError, UsageError
 from kvdemo.host import health, survey
 from kvdemo.judge import traffic, trafficfile
@@ -583,6 +584,16 @@ def test_a_lost_rate_is_cut_while_it_is_sent(lab: Lab, load: Load) -> None:
     assert plain.kept == 0
     assert plain.cut > 0
     assert plain.sent < 900
+
+
+def test_what_nobody_waits_for_is_not_told() -> None:
+    """Ctrl-C while a plain side works: no engine with a cache has anything to finish."""
+    told: list[Any] = []
+    follow: Any = told.append
+    for number in (0, 1):
+        for interrupted in (False, True):
+            show_finishing(follow, number, interrupted)
+    assert [event.text.split(" at ")[0] for event in told] == ["no more are sent; 1 request", "interrupted: 1 request"]
 
 
 def slow_down(lab: Lab, *engines: str) -> None:

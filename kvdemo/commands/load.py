@@ -218,13 +218,15 @@ def measure(project: Project, settings: Options, options: Load, follow: progress
 
 
 def _show_finishing(follow: progress.Follower, number: int, interrupted: bool) -> None:
-    """Say what is waited for."""
+    """Say what is waited for, if anything is."""
     from kvdemo.bench.events import Doing, Notice
 
+    if not number:
+        return
     text = f"{units.count(number, 'request')} at engines with a cache: finished first"
     if interrupted:
         follow(Notice(f"interrupted: {text} (Ctrl-C again hangs up)"))
-    elif number:
+    else:
         follow(Doing(f"no more are sent; {text}"))
 
 
