@@ -57,3 +57,10 @@ def test_wide_processors(tmp_path: Path) -> None:
     ):
         (tmp_path / "cpuinfo").write_text(text)
         assert machine.has_avx512(tmp_path / "cpuinfo") is wide
+
+
+def test_what_has_no_disk_below_it(tmp_path: Path) -> None:
+    """Shared memory has none; what is not there is on none."""
+    assert machine.is_in_memory("/dev/shm")
+    assert not machine.is_in_memory("/proc")
+    assert not machine.is_in_memory(tmp_path / "missing")

@@ -73,7 +73,7 @@ def test_of_several_caches_the_named_engines_decide() -> None:
 
 
 def test_what_an_l2_cannot_do_is_refused() -> None:
-    """There is none, or it is a server that has no files here."""
+    """There is none, it is a server that has no files here, or it has no disk below it."""
     disk = Bench().with_values({"tier": "l2", "drop_page_cache": True})
     cache = replace(FOUR.engines[0], name="c", kind="cache", store="/kv")
     session.check_tier(disk, cache)
@@ -83,6 +83,8 @@ def test_what_an_l2_cannot_do_is_refused() -> None:
     with pytest.raises(UsageError, match="--drop-page-cache: L2 of c is redis://kv:6379"):
         session.check_tier(disk, server)
     session.check_tier(Bench().with_values({"tier": "l2"}), server)
+    with pytest.raises(UsageError, match=r"--drop-page-cache: L2 of c is in memory \(/dev/shm, a tmpfs\)"):
+        session.check_tier(disk, replace(cache, store="/dev/shm"))
 
 
 def test_without_a_plain_engine_the_writer_is_the_baseline() -> None:

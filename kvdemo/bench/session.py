@@ -18,7 +18,7 @@ from kvdemo.bench.measure import Meter
 from kvdemo.bench.workload import Roles
 from kvdemo.config.benchmark import Bench
 from kvdemo.errors import NotReadyError, ServiceError, UsageError
-from kvdemo.host import health
+from kvdemo.host import health, machine
 from kvdemo.planning.plan import Plan, ServiceSpec
 
 
@@ -57,6 +57,9 @@ def check_tier(options: Bench, cache: ServiceSpec) -> None:
         raise UsageError(f"{cache.name}: there is no L2 to read from", hint)
     if options.drop_page_cache and not cache.directory:
         raise UsageError(f"--drop-page-cache: L2 of {cache.name} is {cache.store}", "leave it out: no files are here")
+    if options.drop_page_cache and machine.is_in_memory(cache.directory):
+        text = f"--drop-page-cache: L2 of {cache.name} is in memory ({cache.directory}, a tmpfs)"
+        raise UsageError(text, "leave it out, or give the cache an l2 on a disk")
 
 
 class Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
 from pathlib import Path
@@ -46,6 +47,19 @@ def free(path: str | Path) -> int:
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def is_in_memory(directory: str | Path) -> bool:
+    """Whether a directory lies on a file system that has no disk below it; False if it is not there."""
+    try:
+        device = Path(directory).stat().st_dev
+    except OSError:
+        return False
+    for mount in psutil.disk_partitions(all=True):
+        with contextlib.suppress(OSError):
+            if mount.fstype in {"tmpfs", "ramfs"} and Path(mount.mountpoint).stat().st_dev == device:
+                return True
+    return False
 
 
 def shared_memory() -> tuple[int, int]:
