@@ -326,6 +326,27 @@ def test_the_script_starts_and_stops_the_fleet(lab: Lab, number: signal.Signals)
     assert not [one for one in sockets if one.exists()]
 
 
+@pytest.mark.usefixtures("script")
+def test_the_script_knows_its_services_while_other_processes_end(lab: Lab) -> None:
+    """Debian's awk ends at the first file that is gone, as that of a process that has just ended is."""
+    awk = lab.path / "bin" / "awk"
+    awk.parent.mkdir()
+    awk.write_text(
+        f'#!/bin/sh\nfor one; do case $one in /proc/[0-9]*) exit 2;; esac; done\nexec {shutil.which("awk")} "$@"\n'
+    )
+    awk.chmod(0o755)
+    lab.environ["PATH"] = f"{awk.parent}:{os.environ['PATH']}"
+    process = start(lab)
+    liveness = threading.Timer(PATIENCE, process.kill)
+    liveness.start()
+    assert process.stdout is not None
+    assert "all ready; Ctrl-C stops them\n" in process.stdout, process.stderr.read() if process.stderr else ""
+    liveness.cancel()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    until(lambda: not lab.pids())
+
+
 def test_the_script_ends_what_it_started_when_a_cache_fails(lab: Lab) -> None:
     """The second cache dies before its engine started: the first one is ended, nothing hangs."""
     engines = {"a": {"cache": "good"}, "b": {"cache": "bad"}}

@@ -67,8 +67,9 @@ free() {{ # free NAME PORT...: before it starts, nobody may listen on its ports
 }}
 ours() {{ # ours PID PORT: whether the service of this process listens there, not another program
   local pid inode
-  for pid in $(awk -v session="$1" \
-    '{{ pid = $1; sub(/^.*[)] /, ""); if ($4 == session) print pid }}' /proc/[0-9]*/stat 2>/dev/null || true); do
+  # Not awk itself reads them: it ends at the first process that has ended meanwhile.
+  for pid in $(cat /proc/[0-9]*/stat 2>/dev/null | awk -v session="$1" \
+    '{{ pid = $1; sub(/^.*[)] /, ""); if ($4 == session) print pid }}' || true); do
     for inode in $(listening "$2"); do
       [[ -z $(find "/proc/$pid/fd" -lname "socket:\\[$inode\\]" -print -quit 2>/dev/null) ]] || return 0
     done
