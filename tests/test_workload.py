@@ -101,6 +101,8 @@ def test_decoding_is_compared_beside_the_writer() -> None:
     assert [spec.name for spec in decode.busy(workload.roles(fleet(*two)))] == ["p", "a"]
     four = [replace(spec, gpus=(number,)) for number, spec in enumerate(FOUR.engines)]
     assert [spec.name for spec in decode.busy(workload.roles(fleet(*four)))] == ["q", "a"], "neither with the reader"
+    wider = [replace(spec, gpus=(4, 5)) if spec.name in "pq" else spec for spec in four]
+    assert decode.busy(workload.roles(fleet(*wider))) == (), "two GPUs compute otherwise than one"
     beside_reader = [replace(spec, gpus=first if spec.name == "a" else second) for spec in FOUR.engines]
     assert decode.busy(workload.roles(fleet(*beside_reader))) == ()
     assert decode.busy(workload.roles(fleet(engine("a", "c"), engine("b", "c")))) == ()

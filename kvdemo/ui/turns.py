@@ -39,7 +39,7 @@ class TurnCard:
         with box("article", "card turn", data_turn=turn.number):
             text(turn.question, "question", "h2")
             follow = f"after {len(turn.earlier)} earlier turns" if turn.earlier else ""
-            facts = [turn.document.name, order(turn), follow, "seconds to the first token"]
+            facts = [turn.document.name, order(turn), follow, "one request each, seconds to the first token"]
             text(" · ".join(filter(None, facts)), "dim small wrap")
             if pool.meaningless:
                 text(exchange.MEANINGLESS, "warn small", "p")

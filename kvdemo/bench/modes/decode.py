@@ -53,7 +53,7 @@ class Decode(Mode):
 
 
 def busy(roles: Roles) -> Sequence[ServiceSpec]:
-    """A plain engine, and the writer, which are placed alike: on the same GPUs, else neither on a GPU of the reader.
+    """A plain engine, and the writer, which are placed alike: on the same GPUs, else on as many, none the reader's.
 
     If one of them shared the reader's GPU and the other did not, the two could not be compared. None of them if there
     is no such pair.
@@ -62,7 +62,8 @@ def busy(roles: Roles) -> Sequence[ServiceSpec]:
     near = [spec for spec in reversed(roles.plain) if spec.node == writer.node]
     alike = [spec for spec in near if spec.gpus == writer.gpus]
     if not _share_gpus(writer, roles.reader):
-        alike += [spec for spec in near if not _share_gpus(spec, roles.reader)]
+        apart = [spec for spec in near if not _share_gpus(spec, roles.reader)]
+        alike += [spec for spec in apart if len(spec.gpus) == len(writer.gpus)]
     return (alike[0], writer) if alike else ()
 
 
